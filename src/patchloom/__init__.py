@@ -1,0 +1,65 @@
+"""patchloom: training patches from images too big for one machine.
+
+The walk, each arrow one value::
+
+    open_images -> [Image] -> plan -> Plan -> materialize -> RunReport + store
+    open_patches -> PatchStore
+
+This face re-exports nouns and verbs lazily and defines nothing: ``import patchloom`` imports
+neither Dask nor Zarr.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchloom import errors as errors
+    from patchloom import patching as patching
+    from patchloom.errors import PatchloomError as PatchloomError
+    from patchloom.image import Image as Image
+    from patchloom.planning.plans import Plan as Plan
+    from patchloom.run.drafting import plan as plan
+    from patchloom.run.materializing import materialize as materialize
+    from patchloom.run.reports import RunReport as RunReport
+    from patchloom.run.surveying import statistics as statistics
+    from patchloom.sources.opening import open_images as open_images
+    from patchloom.store.patch_store import PatchStore as PatchStore
+    from patchloom.store.patch_store import open_patches as open_patches
+
+try:
+    __version__ = version("patchloom")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "Image": "patchloom.image",
+    "PatchStore": "patchloom.store.patch_store",
+    "PatchloomError": "patchloom.errors",
+    "Plan": "patchloom.planning.plans",
+    "RunReport": "patchloom.run.reports",
+    "materialize": "patchloom.run.materializing",
+    "open_images": "patchloom.sources.opening",
+    "open_patches": "patchloom.store.patch_store",
+    "plan": "patchloom.run.drafting",
+    "statistics": "patchloom.run.surveying",
+}
+_ROOMS = {"errors", "patching"}
+
+__all__ = [*sorted(_HOME), "__version__", "errors", "patching"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f"patchloom.{name}")
+    raise AttributeError(f"module 'patchloom' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,170 @@
+"""Coverage: how much of each patch a mask covers, exactly, at any ratio of resolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Alignment", "coverage", "threshold"]
+
+Ints = npt.NDArray[np.int64]
+_SAFE = 2**62
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where the pixels of another array lie on the pixels of an image, axis by axis.
+
+    Pixel ``k`` of the other array covers ``[offset + k * scale, offset + (k + 1) * scale)``,
+    in pixels of the image.
+    """
+
+    scale: tuple[Fraction, ...]
+    """Extent of one pixel of the other array, in pixels of the image; above 0."""
+
+    offset: tuple[Fraction, ...]
+    """Where the other array begins, in pixels of the image."""
+
+    @classmethod
+    def of_shapes(cls, shape: Sequence[int], other: Sequence[int]) -> Alignment:
+        """The alignment of two arrays that show the same field: the ratio of their shapes."""
+        scale = tuple(Fraction(s, o) for s, o in zip(shape, other, strict=True))
+        return cls(scale, tuple(Fraction(0) for _ in scale))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether both have the same pixels."""
+        return all(s == 1 for s in self.scale) and all(o == 0 for o in self.offset)
+
+    def window(
+        self, start: Sequence[int], stop: Sequence[int], shape: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
+        """The pixels of the other array that touch a box of the image, clipped to it.
+
+        Parameters
+        ----------
+        start, stop
+            The box, half open, in pixels of the image.
+        shape
+            Extent of the other array, in its pixels.
+
+        Returns
+        -------
+        ((first, last + 1), ...)
+            Empty ranges where nothing touches.
+        """
+        found = []
+        for a, b, s, o, n in zip(start, stop, self.scale, self.offset, shape, strict=True):
+            low = min(max(math.floor((a - o) / s), 0), n)
+            found.append((low, max(low, min(n, math.ceil((b - o) / s)))))
+        return tuple(found)
+
+
+def coverage(
+    block: npt.NDArray[np.bool_],
+    origin: Sequence[int],
+    alignment: Alignment,
+    corners: Ints,
+    size: Sequence[int],
+) -> tuple[npt.NDArray[np.object_] | Ints, int]:
+    """Area of each patch that a mask covers, as exact integers.
+
+    The mask is constant on each of its pixels, so its integral is multilinear between the
+    entries of a summed-area table (Crow, "Summed-area tables for texture mapping", SIGGRAPH
+    1984). With a rational scale everything is an integer over a common denominator.
+
+    Parameters
+    ----------
+    block
+        A block of the mask, bool[*block]; what lies outside it counts as not covered.
+    origin
+        Index of the block's first pixel in the whole mask.
+    alignment
+        Where the mask's pixels lie on the image.
+    corners
+        First pixel of each patch, int64[n, ndim], in pixels of the image.
+    size
+        Extent of a patch, in pixels of the image.
+
+    Returns
+    -------
+    int[n], int
+        Covered area of each patch and the area of a whole patch, in the same unit;
+        their ratio is the coverage.
+    """
+    ndim = block.ndim
+    # On each axis positions are integers in units of 1 / (scale.numerator * unit) mask pixels.
+    units, weights = [], []
+    for axis in range(ndim):
+        scale, offset = alignment.scale[axis], alignment.offset[axis]
+        common = math.lcm(scale.numerator, offset.denominator * scale.numerator)
+        units.append(common)
+        # A patch extends size / scale mask pixels.
+        weights.append(int(Fraction(size[axis]) / scale * common))
+    whole = math.prod(weights)
+    table = np.zeros(tuple(n + 1 for n in block.shape), np.int64)
+    table[(slice(1, None),) * ndim] = block
+    for axis in range(ndim):
+        np.cumsum(table, axis=axis, out=table)
+    if int(table[(-1,) * ndim]) * math.prod(units) >= _SAFE:
+        table = table.astype(object)
+    total: npt.NDArray[np.object_] | Ints = np.zeros(len(corners), table.dtype)
+    ends = [_places(corners, size, block.shape, origin, alignment, units, a) for a in range(ndim)]
+    for sign, picks in _vertices(ndim):
+        term: npt.NDArray[np.object_] | Ints = np.zeros(len(corners), table.dtype)
+        for _, uppers in _vertices(ndim):
+            index, weight = [], np.ones(len(corners), table.dtype)
+            for axis in range(ndim):
+                low, part = ends[axis][picks[axis]]
+                up = uppers[axis]
+                index.append(np.minimum(low + up, block.shape[axis]))
+                weight = weight * (part if up else units[axis] - part)
+            term = term + table[tuple(index)] * weight
+        total = total + sign * term
+    return total, whole
+
+
+def threshold(fraction: float | Fraction, whole: int) -> int:
+    """The smallest covered area that is at least a fraction of the whole.
+
+    A float means the decimal that it prints as: 0.1 is one tenth.
+    """
+    exact = fraction if isinstance(fraction, Fraction) else Fraction(str(fraction))
+    return math.ceil(exact * whole)
+
+
+def _places(
+    corners: Ints,
+    size: Sequence[int],
+    shape: Sequence[int],
+    origin: Sequence[int],
+    alignment: Alignment,
+    units: Sequence[int],
+    axis: int,
+) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
+    """Both ends of each patch on one axis: mask pixel in the block, and part of it."""
+    scale, offset = alignment.scale[axis], alignment.offset[axis]
+    unit = units[axis]
+    found = []
+    for edge in (0, int(size[axis])):
+        # (pixel - offset) / scale * unit is an integer by the choice of unit.
+        slope = Fraction(unit) / scale
+        base = (edge - offset) * slope - origin[axis] * unit
+        position = corners[:, axis] * int(slope) + int(base)
+        position = np.clip(position, 0, shape[axis] * unit)
+        low, part = np.divmod(position, unit)
+        found.append((low, part))
+    return found[0], found[1]
+
+
+def _vertices(ndim: int) -> list[tuple[int, tuple[int, ...]]]:
+    """The corners of a cube as 0/1 on each axis, with the sign of inclusion-exclusion."""
+    return [
+        ((-1) ** (ndim - sum(bits)), bits)
+        for bits in (tuple((n >> a) & 1 for a in range(ndim)) for n in range(2**ndim))
+    ]

@@ -1,0 +1,417 @@
+"""Image: a small, picklable description of one chunked array and its roles."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.axes import Axes
+from patchloom.coverage import Alignment
+from patchloom.errors import SourceError
+from patchloom.grid import ChunkGrid
+from patchloom.randomness import digest
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["ROLES", "ChunkReader", "Image", "Layout", "Reads", "Role", "Source"]
+
+Ints = npt.NDArray[np.int64]
+
+ROLES = ("mask", "labels", "target")
+"""What else can lie over the field of an image."""
+
+# A saved plan names the kind of each source; kinds are found here by name, so that reading a
+# plan loads no code that the plan chooses.
+_HOMES = {
+    "array": ("patchloom.sources.arrays", "ArraySource"),
+    "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
+}
+
+
+@dataclass
+class Reads:
+    """What a reader really did; counted where it happens."""
+
+    chunks: int = 0
+    """Chunks decoded; an absent one counts, it was asked for and filled."""
+    requests: int = 0
+    """Reads sent to the store (files opened, HTTP requests, ranges)."""
+    nbytes: int = 0
+    """Bytes that came back."""
+
+
+class ChunkReader(Protocol):
+    """Reads whole chunks; made on the worker, never shipped."""
+
+    reads: Reads
+
+    def read(self, chunks: Ints) -> list[npt.NDArray[Any]]:
+        """Decode chunks: int64[n, ndim] indices -> arrays in stored axis order.
+
+        Each array is clipped to the image and in native byte order.
+        """
+
+
+class Source(Protocol):
+    """Where an image's chunks come from: a small value that opens on the worker."""
+
+    def reader(self) -> ChunkReader:
+        """A fresh reader."""
+
+    def lazy(self, image: Image) -> Any:
+        """A Dask array of the whole image."""
+
+    @property
+    def addressable(self) -> bool:
+        """Whether a worker can read chunks by itself (else Dask hands them over)."""
+
+    def to_document(self) -> dict[str, Any]:
+        """What it is, for JSON, without credentials; `kind` names its home."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An image seen by a planner: samples, channels and the spatial chunk grid.
+
+    A *block* is one spatial chunk with all its channels and all the samples that are stored
+    in the same chunks: the unit that is decoded together. A *cell* is one sample of a block:
+    the unit that owns patches.
+    """
+
+    samples: ChunkGrid
+    """Sample axes, in stored order; zero axes means one sample."""
+    channels: ChunkGrid
+    """The channel axis; zero axes means one channel."""
+    space: ChunkGrid
+    """Spatial axes, in the order z, y, x."""
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in all."""
+        return math.prod(self.samples.shape)
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of a patch."""
+        return math.prod(self.channels.shape)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape as ``SC(Z)YX``."""
+        return (self.n_samples, self.n_channels, *self.space.shape)
+
+    @property
+    def n_cells(self) -> int:
+        """Cells in all."""
+        return self.n_samples * self.space.n_chunks
+
+    @property
+    def chunks_per_block(self) -> int:
+        """Stored chunks that make up one block."""
+        return self.channels.n_chunks
+
+    def block_shape(self) -> tuple[int, ...]:
+        """Extent of a whole block: samples, channels, space."""
+        samples = math.prod(
+            min(c, s) for c, s in zip(self.samples.chunks, self.samples.shape, strict=True)
+        )
+        space = (min(c, s) for c, s in zip(self.space.chunks, self.space.shape, strict=True))
+        return (samples, self.n_channels, *space)
+
+    def blocks_of(self, samples: Ints, chunks: Ints) -> Ints:
+        """Flat block of each (flat sample, spatial chunk index[..., ndim])."""
+        group = self.samples.flat(self.samples.chunk_of(self._sample_index(samples)))
+        flat: Ints = group * self.space.n_chunks + self.space.flat(chunks)
+        return flat
+
+    def samples_of(self, blocks: Ints) -> tuple[Ints, Ints]:
+        """All samples stored in each block: (position in `blocks`, flat sample), int64[n] each."""
+        groups = self.samples.unflat(np.asarray(blocks, np.int64) // self.space.n_chunks)
+        position = np.arange(len(groups), dtype=np.int64)
+        flat = np.zeros(len(groups), np.int64)
+        for axis, (extent, chunk) in enumerate(
+            zip(self.samples.shape, self.samples.chunks, strict=True)
+        ):
+            start = groups[:, axis] * chunk
+            n = np.minimum(start + chunk, extent) - start
+            repeat = n[position]
+            within = _ramp(repeat)
+            flat = np.repeat(flat * extent, repeat) + np.repeat(start[position], repeat) + within
+            position = np.repeat(position, repeat)
+        return position, flat
+
+    def sample_in_block(self, sample: int) -> int:
+        """Position of a sample inside its block."""
+        index = self._sample_index(np.asarray(sample))
+        group = self.samples.chunk_of(index)
+        start, stop = self.samples.box(group.tolist())
+        inside = [int(i) - a for i, a in zip(index.tolist(), start, strict=True)]
+        extent = [b - a for a, b in zip(start, stop, strict=True)]
+        return int(np.ravel_multi_index(inside, extent)) if inside else 0
+
+    def _sample_index(self, samples: Ints) -> Ints:
+        return self.samples.unflat(samples)
+
+
+@dataclass(frozen=True)
+class Role:
+    """Another array over the same field: a mask, labels or a target."""
+
+    image: Image
+    alignment: Alignment
+    """Where its pixels lie on the image's, on the spatial axes they share."""
+    axes: str
+    """The image's spatial axes that it has; a mask without z holds for every z."""
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One array to take patches from. Holds no open file and no pixel of a stored array.
+
+    Sizes are pixels of the level that was opened.
+    """
+
+    id: str
+    uri: str
+    """Where it came from, without credentials; ``""`` for an array in memory."""
+    axes: Axes
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    grid: ChunkGrid
+    """The smallest separately decodable units, in stored axis order."""
+    source: Source = field(repr=False)
+    shards: tuple[int, ...] | None = None
+    """Extent of the stored objects where several chunks share one."""
+    level: int = 0
+    spacing: Mapping[str, float] = field(default_factory=dict)
+    """Physical extent of a pixel on each spatial axis; empty if unknown."""
+    origin: Mapping[str, float] = field(default_factory=dict)
+    """Physical coordinate of the first pixel's centre on each spatial axis."""
+    unit: Mapping[str, str] = field(default_factory=dict)
+    """Physical unit on each spatial axis."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels; empty if unknown."""
+    metadata: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """One value a column; they ride along in the manifest."""
+    mask: Role | None = None
+    labels: Role | None = None
+    target: Role | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Stored dimensions."""
+        return len(self.shape)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Samples, channels and space of this image."""
+        axes = self.axes
+        return Layout(
+            samples=self.grid.pick(axes.pick(axes.sample)),
+            channels=self.grid.pick(axes.pick("c" if axes.has_channel else "")),
+            space=self.grid.pick(axes.pick(axes.spatial)),
+        )
+
+    @property
+    def key(self) -> bytes:
+        """128 bits fixed by the identity of the image and its level."""
+        return digest("image", self.id, self.level)
+
+    @property
+    def data(self) -> xarray.DataArray:
+        """The whole image, lazily: an xarray.DataArray over a chunked Dask array."""
+        import xarray
+
+        dims = tuple(self.axes.names)
+        coords: dict[str, Any] = {}
+        if self.channels and self.axes.has_channel:
+            coords["c"] = list(self.channels)
+        return xarray.DataArray(
+            self.source.lazy(self),
+            dims=dims,
+            coords=coords,
+            name=self.id,
+            attrs={
+                "spacing": dict(self.spacing),
+                "origin": dict(self.origin),
+                "unit": dict(self.unit),
+                "uri": self.uri,
+                "level": self.level,
+            },
+        )
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> npt.NDArray[Any]:
+        """Exactly the pixels of a box, in stored axis order.
+
+        Parameters
+        ----------
+        start, stop
+            Half-open box in pixels of this level, one number a stored axis.
+
+        Raises
+        ------
+        SourceError
+            If the box leaves the image.
+        """
+        bounds = list(zip(start, stop, self.shape, strict=True))
+        if any(not 0 <= a <= b <= n for a, b, n in bounds):
+            raise SourceError(
+                f"a box lies inside its image, got {tuple(start)} to {tuple(stop)} in "
+                f"{self.id!r} of shape {self.shape}"
+            )
+        out = np.zeros([b - a for a, b, _ in bounds], self.dtype)
+        if not out.size:
+            return out
+        low = self.grid.chunk_of(np.asarray(start))
+        high = self.grid.chunk_of(np.asarray(stop) - 1)
+        ranges = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
+        index = np.stack([m.ravel() for m in np.meshgrid(*ranges, indexing="ij")], -1)
+        for chunk, pixels in zip(index, self.source.reader().read(index), strict=True):
+            first, _ = self.grid.box(chunk.tolist())
+            into, of = overlap(first, pixels.shape, start, out.shape)
+            out[into] = pixels[of]
+        return out
+
+    def to_document(self) -> dict[str, Any]:
+        """A JSON-ready description without pixels and credentials."""
+        roles = {
+            name: {
+                "image": role.image.to_document(),
+                "axes": role.axes,
+                "scale": [str(v) for v in role.alignment.scale],
+                "offset": [str(v) for v in role.alignment.offset],
+            }
+            for name in ROLES
+            if (role := getattr(self, name)) is not None
+        }
+        return {
+            "id": self.id,
+            "uri": self.uri,
+            "axes": self.axes.names,
+            "shape": list(self.shape),
+            "dtype": self.dtype.str.replace(">", "<"),
+            "chunks": list(self.grid.chunks),
+            "shards": None if self.shards is None else list(self.shards),
+            "level": self.level,
+            "spacing": dict(self.spacing),
+            "origin": dict(self.origin),
+            "unit": dict(self.unit),
+            "channels": list(self.channels),
+            "metadata": dict(self.metadata),
+            "roles": roles,
+            "source": self.source.to_document(),
+        }
+
+    @classmethod
+    def from_document(
+        cls, document: Mapping[str, Any], options: Mapping[str, Any] | None = None
+    ) -> Image:
+        """Inverse of `to_document`; opens nothing.
+
+        Parameters
+        ----------
+        document
+            What `to_document` gave.
+        options
+            Storage options for its sources.
+        """
+        kind = document["source"]["kind"]
+        if kind not in _HOMES:
+            raise SourceError(f"a source is one of {sorted(_HOMES)}, got {kind!r}")
+        module, name = _HOMES[kind]
+        home = getattr(importlib.import_module(module), name)
+        roles = {
+            role: Role(
+                cls.from_document(item["image"], options),
+                Alignment(
+                    tuple(Fraction(v) for v in item["scale"]),
+                    tuple(Fraction(v) for v in item["offset"]),
+                ),
+                item["axes"],
+            )
+            for role, item in document["roles"].items()
+            if role in ROLES
+        }
+        shards = document["shards"]
+        return cls(
+            id=document["id"],
+            uri=document["uri"],
+            axes=Axes(document["axes"]),
+            shape=tuple(document["shape"]),
+            dtype=np.dtype(document["dtype"]),
+            grid=ChunkGrid(tuple(document["shape"]), tuple(document["chunks"])),
+            source=home.from_document(document["source"], options or {}),
+            shards=None if shards is None else tuple(shards),
+            level=document["level"],
+            spacing=document["spacing"],
+            origin=document["origin"],
+            unit=document["unit"],
+            channels=tuple(document["channels"]),
+            metadata=document["metadata"],
+            **roles,
+        )
+
+    def with_role(self, name: str, role: Role | None) -> Image:
+        """The same image with one role set: ``mask``, ``labels`` or ``target``."""
+        return replace(self, **{name: role})  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        extents = " x ".join(f"{a}={n}" for a, n in zip(self.axes.names, self.shape, strict=True))
+        roles = "".join(f", {r}" for r in ROLES if getattr(self, r))
+        return f"<Image {self.id!r} {extents} {self.dtype}, level {self.level}{roles}>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = {
+            "axes": str(self.axes),
+            "shape": self.shape,
+            "dtype": self.dtype,
+            "chunks": self.grid.chunks,
+            "shards": self.shards or "-",
+            "spacing": ", ".join(
+                f"{a} {v:g} {self.unit.get(a, '')}" for a, v in self.spacing.items()
+            ),
+            "channels": ", ".join(self.channels),
+            "uri": self.uri or "in memory",
+        }
+        cells = "".join(
+            f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items()
+        )
+        return f"<table><caption>Image {escape(self.id)}</caption>{cells}</table>"
+
+
+def overlap(
+    first: Sequence[int], extent: Sequence[int], start: Sequence[int], shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where one box lies in another: slices into the other, slices of the one.
+
+    Parameters
+    ----------
+    first, extent
+        The one box: first pixel and extent.
+    start, shape
+        The other box.
+    """
+    into, of = [], []
+    for f, e, s, n in zip(first, extent, start, shape, strict=True):
+        low, high = max(f, s), min(f + e, s + n)
+        high = max(low, high)
+        into.append(slice(low - s, high - s))
+        of.append(slice(low - f, high - f))
+    return tuple(into), tuple(of)
+
+
+def _ramp(counts: Ints) -> Ints:
+    """0, 1, ..., n - 1 for each count, one after the other."""
+    total = int(counts.sum())
+    return np.arange(total, dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)

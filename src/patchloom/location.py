@@ -1,0 +1,195 @@
+"""Location: a URL and how to reach it, without ever showing a secret.
+
+All bytes go in and out through fsspec here: local paths, ``s3://``, ``gs://``,
+``http(s)://``, ``memory://`` and the rest of its protocols, chained ones included.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from patchloom.errors import SourceMissingError, WriteError
+
+__all__ = ["Location", "StorageOptions", "is_local"]
+
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_QUERY = re.compile(r"\?.*$")
+
+
+class StorageOptions(dict[str, Any]):
+    """Options for a file system; they work like a dict and never print their values."""
+
+    def __repr__(self) -> str:
+        return f"StorageOptions({', '.join(f'{k}=...' for k in sorted(self))})"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> tuple[type[StorageOptions], tuple[dict[str, Any]]]:
+        return StorageOptions, (dict(self),)
+
+
+@dataclass(frozen=True)
+class Location:
+    """One place that bytes come from or go to.
+
+    >>> Location("s3://key:secret@bucket/a06.ome.zarr").shown
+    's3://bucket/a06.ome.zarr'
+    >>> Location("data/a06.ome.zarr/").stem
+    'a06'
+    """
+
+    url: str
+    """Path or URL; without a trailing slash."""
+
+    options: StorageOptions = field(default_factory=StorageOptions, compare=False)
+    """Handed to fsspec; may hold credentials, so it is never shown or saved."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", os.fspath(self.url).rstrip("/") or "/")
+        if not isinstance(self.options, StorageOptions):
+            object.__setattr__(self, "options", StorageOptions(self.options or {}))
+
+    @classmethod
+    def of(cls, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Location:
+        """A location from a path or URL and storage options."""
+        return cls(os.fspath(url), StorageOptions(options or {}))
+
+    @property
+    def shown(self) -> str:
+        """The URL without user, password, token or query: fit for logs and manifests."""
+        return _QUERY.sub("", _USERINFO.sub("", self.url))
+
+    @property
+    def stem(self) -> str:
+        """The last name of the path, up to its first dot."""
+        name = PurePosixPath(_QUERY.sub("", self.url)).name
+        return name.split(".")[0] or name
+
+    @property
+    def scheme(self) -> str:
+        """The protocol in front of ``://``; ``file`` for a plain path."""
+        return self.url.split("://")[0].split("::")[0] if "://" in self.url else "file"
+
+    def open(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """The file system and the path in it. fsspec keeps one instance a process."""
+        try:
+            fs, path = fsspec.core.url_to_fs(self.url, **self.options)
+        except ImportError as error:
+            extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure"}
+            way = extra.get(self.scheme, "all")
+            raise SourceMissingError(
+                f"{self.scheme}:// needs a package that is not installed ({error}); "
+                f"pip install 'patchloom[{way}]'"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise SourceMissingError(
+                f"a URL is a path or fsspec protocol://path, got {self.shown!r} ({error})"
+            ) from None
+        return fs, path.rstrip("/") if path != "/" else path
+
+    def __truediv__(self, name: str) -> Location:
+        head, mark, tail = self.url.partition("?")
+        return Location(f"{head.rstrip('/')}/{name}{mark}{tail}", self.options)
+
+    def beside(self, suffix: str) -> Location:
+        """The location with `suffix` added to its last name."""
+        return Location(self.url + suffix, self.options)
+
+    def read(self, name: str = "") -> bytes | None:
+        """The whole object, or None if it does not exist."""
+        fs, path = self.open()
+        try:
+            data: bytes = fs.cat_file(f"{path}/{name}" if name else path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        return data
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write one whole object: it exists entirely or not at all.
+
+        Raises
+        ------
+        WriteError
+            If the target refuses (disk full, permission, network); what stood there stays.
+        """
+        fs, root = self.open()
+        path = f"{root}/{name}"
+        try:
+            if isinstance(fs, LocalFileSystem):
+                _write_local(path, data)
+            else:
+                fs.pipe_file(path, bytes(data))
+        except (OSError, PermissionError) as error:
+            raise WriteError(
+                f"every object of a store must be writable, but {self.shown}/{name} "
+                f"({len(data):,} bytes) was refused: {type(error).__name__}: "
+                f"{error.strerror or error}; free space or mend the permission, then run the same "
+                "call again: finished shards are kept"
+            ) from error
+
+    def list(self, name: str = "") -> dict[str, int]:
+        """Objects below a folder: path relative to it -> size in bytes. One listing."""
+        fs, root = self.open()
+        folder = f"{root}/{name}".rstrip("/") if name else root
+        fs.invalidate_cache(folder)
+        try:
+            found = fs.find(folder, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        skip = len(fs._strip_protocol(folder).rstrip("/")) + 1
+        return {p[skip:]: int(info.get("size") or 0) for p, info in found.items() if len(p) > skip}
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove objects by their names."""
+        fs, root = self.open()
+        for name in names:
+            fs.rm_file(f"{root}/{name}")
+
+    def abort_uploads(self) -> int:
+        """Abort multipart uploads that a killed writer left below here; returns how many.
+
+        Only S3 keeps them; other stores forget an upload that nobody finishes.
+        """
+        fs, root = self.open()
+        if "s3" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+            return 0
+        bucket, _, prefix = root.partition("/")
+        found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
+        stale = found.get("Uploads", ())
+        for upload in stale:
+            fs.call_s3(
+                "abort_multipart_upload",
+                Bucket=bucket,
+                Key=upload["Key"],
+                UploadId=upload["UploadId"],
+            )
+        return len(stale)
+
+
+def is_local(location: Location) -> bool:
+    """Whether the bytes lie in the local file system."""
+    return isinstance(location.open()[0], LocalFileSystem)
+
+
+def _write_local(path: str, data: bytes | memoryview) -> None:
+    # A rename is atomic where a write is not: a killed process leaves a ".part" file,
+    # which the next run removes, and never half an object under the final name.
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.{uuid.uuid4().hex}.part"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise

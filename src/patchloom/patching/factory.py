@@ -1,0 +1,100 @@
+"""From a configuration to a strategy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from patchloom.errors import ConfigError
+from patchloom.patching.config import PatchingConfig, RandomConfig, SequentialConfig
+from patchloom.patching.protocol import Edge, GridPatching
+from patchloom.patching.random import RandomPatching
+from patchloom.patching.sequential import SequentialPatching
+
+__all__ = ["create_patching", "parse_patching"]
+
+_MODELS: dict[str, type[BaseModel]] = {"sequential": SequentialConfig, "random": RandomConfig}
+
+
+def parse_patching(config: Mapping[str, Any] | BaseModel) -> SequentialConfig | RandomConfig:
+    """A checked configuration from a mapping or a pydantic model (CAREamics' included).
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, what it got and the nearest right key.
+    """
+    given = config.model_dump(exclude_none=True) if isinstance(config, BaseModel) else config
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            "patching is a mapping such as {'name': 'sequential', 'patch_size': [256, 256]}, got "
+            f"{type(config).__name__}"
+        )
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+    name = str(given.get("name"))
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, 1)
+        raise ConfigError(
+            f"a patching has a name out of {sorted(_MODELS)}, got {given.get('name')!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    adapter: TypeAdapter[SequentialConfig | RandomConfig] = TypeAdapter(PatchingConfig)
+    try:
+        return adapter.validate_python(given)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentences(error, name))) from None
+
+
+def create_patching(
+    data_shapes: Sequence[Sequence[int]],
+    config: Mapping[str, Any] | BaseModel,
+    *,
+    seed: int | None = None,
+    edge: Edge | None = None,
+    chunks: Sequence[Sequence[int]] | None = None,
+    keys: Sequence[int] | None = None,
+) -> GridPatching:
+    """The strategy that a configuration names.
+
+    Parameters
+    ----------
+    data_shapes
+        Shape of each image as ``SC(Z)YX``, in pixels.
+    config
+        For example ``{"name": "random", "patch_size": [64, 64]}``.
+    seed, edge, chunks, keys
+        See the strategies; `edge` None is each strategy's own default.
+
+    Examples
+    --------
+    >>> create_patching([(1, 1, 64, 64)], {"name": "sequential", "patch_size": [32, 32]}).n_patches
+    4
+    """
+    model = parse_patching(config)
+    common: dict[str, Any] = {"chunks": chunks, "keys": keys}
+    if edge is not None:
+        common["edge"] = edge
+    if isinstance(model, SequentialConfig):
+        return SequentialPatching(data_shapes, model.patch_size, model.overlaps, **common)
+    return RandomPatching(
+        data_shapes, model.patch_size, seed, n_patches=model.n_patches, **common
+    )
+
+
+def _sentences(error: ValidationError, name: str) -> list[str]:
+    known = list(_MODELS[name].model_fields)
+    found = []
+    for item in error.errors():
+        key = str(item["loc"][1] if len(item["loc"]) > 1 else item["loc"][-1])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, known, 1)
+            found.append(
+                f"patching {name!r} has the keys {known}, got {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        else:
+            found.append(f"patching.{key}: {item['msg']}, got {item.get('input')!r}")
+    return found

@@ -1,0 +1,197 @@
+"""The protocols of a patching strategy, and the index arithmetic that all of ours share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.errors import PatchSizeError
+from patchloom.grid import ChunkGrid
+
+__all__ = ["ChunkedPatching", "Edge", "GridPatching", "PatchSpecs", "Patching"]
+
+Edge = Literal["drop", "shift", "pad"]
+Ints = npt.NDArray[np.int64]
+
+
+class PatchSpecs(TypedDict):
+    """One patch, as CAREamics names its parts."""
+
+    data_idx: int
+    """Which image."""
+    sample_idx: int
+    """Which sample of the image."""
+    coords: tuple[int, ...]
+    """First pixel of the patch on each spatial axis."""
+    patch_size: tuple[int, ...]
+    """Extent of the patch on each spatial axis, in pixels."""
+
+
+class Patching(Protocol):
+    """What CAREamics asks of a strategy."""
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches; indices run from 0 to it, exclusive."""
+
+    def get_patch_spec(self, index: int) -> Any:
+        """The patch of one index."""
+
+    def get_patch_indices(self, data_idx: int) -> Sequence[int]:
+        """The indices of one image's patches."""
+
+
+class ChunkedPatching(Patching, Protocol):
+    """What a plan asks besides: whole columns, chunk by chunk.
+
+    A *cell* is one chunk of one sample: cell ``sample * n_chunks + chunk`` (C order) of an
+    image owns the patches whose first pixel lies in that chunk.
+    """
+
+    patch_size: tuple[int, ...]
+
+    def counts(self, image: int) -> Ints:
+        """Patches that each cell of an image owns: int64[n_samples * n_chunks]."""
+
+    def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
+        """First pixels of the patches of some cells, and how many each cell owns.
+
+        Parameters
+        ----------
+        image
+            Which image.
+        cells
+            Cell indices, int[k], in any order.
+
+        Returns
+        -------
+        int64[n, ndim], int64[k]
+            Corners in pixels of the image, cell after cell; patches of each cell.
+        """
+
+
+class GridPatching(ABC):
+    """Index arithmetic over `counts` and `corners`: a strategy adds only these two.
+
+    Parameters
+    ----------
+    data_shapes
+        Shape of each image as ``SC(Z)YX``, in pixels.
+    patch_size
+        Extent on each spatial axis, in pixels.
+    edge
+        What happens at the border of an image: ``"drop"`` leaves out what does not fit,
+        ``"shift"`` moves the last patch inward, ``"pad"`` lets it stick out.
+    chunks
+        Chunk extents of each image on its spatial axes; by default one chunk is the image.
+    keys
+        A 64-bit address for each image's randomness; by default its position.
+    """
+
+    def __init__(
+        self,
+        data_shapes: Sequence[Sequence[int]],
+        patch_size: Sequence[int],
+        *,
+        edge: Edge,
+        chunks: Sequence[Sequence[int]] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> None:
+        self.patch_size = tuple(int(p) for p in patch_size)
+        self.edge: Edge = edge
+        self.data_shapes = tuple(tuple(int(s) for s in shape) for shape in data_shapes)
+        _check_size(self.patch_size, self.data_shapes)
+        if edge not in ("drop", "shift", "pad"):
+            raise PatchSizeError(f"an edge policy is 'drop', 'shift' or 'pad', got {edge!r}")
+        spatial = [shape[2:] for shape in self.data_shapes]
+        extents = spatial if chunks is None else [tuple(int(c) for c in row) for row in chunks]
+        self.grids = tuple(
+            ChunkGrid(shape, tuple(max(1, c) for c in row))
+            for shape, row in zip(spatial, extents, strict=True)
+        )
+        self.keys = tuple(range(len(self.grids))) if keys is None else tuple(keys)
+
+    @abstractmethod
+    def counts(self, image: int) -> Ints:
+        """Patches that each cell of an image owns: int64[n_samples * n_chunks]."""
+
+    @abstractmethod
+    def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
+        """First pixels of the patches of some cells, and how many each cell owns."""
+
+    def n_samples(self, image: int) -> int:
+        """Samples of an image."""
+        return self.data_shapes[image][0]
+
+    @cached_property
+    def _first(self) -> Ints:
+        totals = [int(self.counts(i).sum()) for i in range(len(self.grids))]
+        return np.concatenate([[0], np.cumsum(totals, dtype=np.int64)]).astype(np.int64)
+
+    @cached_property
+    def _first_of_cell(self) -> dict[int, Ints]:
+        return {}
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches over all images."""
+        return int(self._first[-1])
+
+    def get_patch_indices(self, data_idx: int) -> range:
+        """The indices of one image's patches: a range, however many they are."""
+        return range(int(self._first[data_idx]), int(self._first[data_idx + 1]))
+
+    def get_patch_spec(self, index: int) -> PatchSpecs:
+        """The patch of one index.
+
+        Raises
+        ------
+        IndexError
+            If the index is not in ``range(n_patches)``.
+        """
+        if not 0 <= index < self.n_patches:
+            raise IndexError(f"a patch index is in range({self.n_patches}), got {index}")
+        image = int(np.searchsorted(self._first, index, side="right")) - 1
+        first = self._first_of_cell.get(image)
+        if first is None:
+            first = np.concatenate([[0], np.cumsum(self.counts(image))]).astype(np.int64)
+            self._first_of_cell[image] = first
+        inside = index - int(self._first[image])
+        cell = int(np.searchsorted(first, inside, side="right")) - 1
+        corners, _ = self.corners(image, [cell])
+        return PatchSpecs(
+            data_idx=image,
+            sample_idx=cell // max(1, self.grids[image].n_chunks),
+            coords=tuple(int(v) for v in corners[inside - int(first[cell])]),
+            patch_size=self.patch_size,
+        )
+
+    def _split(self, image: int, cells: npt.ArrayLike) -> Ints:
+        """Chunk indices of cells: int64[k, ndim]."""
+        grid = self.grids[image]
+        return grid.unflat(np.asarray(cells, np.int64) % max(1, grid.n_chunks))
+
+
+def _check_size(patch_size: tuple[int, ...], shapes: Sequence[Sequence[int]]) -> None:
+    if not patch_size or any(p < 1 for p in patch_size):
+        raise PatchSizeError(
+            f"a patch extends at least 1 pixel on each spatial axis, got {patch_size}"
+        )
+    for shape in shapes:
+        if len(shape) - 2 != len(patch_size):
+            raise PatchSizeError(
+                f"patch_size has one number a spatial axis, got {len(patch_size)} "
+                f"({list(patch_size)}) for an image with {len(shape) - 2} "
+                f"(SC(Z)YX shape {list(shape)}); give as many, or name other axes"
+            )
+
+
+def volume(extents: Sequence[Ints]) -> Ints:
+    """Outer product of per-axis numbers, raveled in C order."""
+    return math.prod(np.ix_(*extents), start=np.int64(1)).ravel()  # type: ignore[no-any-return]

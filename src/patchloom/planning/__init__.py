@@ -1,0 +1,1 @@
+"""Plans: what to take, in what order and at what cost, as pure values."""

@@ -1,0 +1,61 @@
+"""Patch ids: 128 bits fixed by the content of a patch, never by its place in a plan."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.image import Image
+from patchloom.planning.incidence import Patches
+from patchloom.planning.plans import Plan
+from patchloom.randomness import digest, philox
+
+__all__ = ["patch_ids"]
+
+Ints = npt.NDArray[np.int64]
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def patch_ids(plan: Plan, patches: Patches) -> list[str]:
+    """Ids of some patches of one image: 32 hexadecimal digits each.
+
+    An id is a function of image id, level, sample, corner and size; within an image distinct
+    boxes have distinct ids by construction (Philox is a bijection), between images they
+    differ like 128 random bits. A box that a random strategy drew twice gets a second id.
+    """
+    image = plan.images[patches.image]
+    occurrence = _occurrence(plan, patches) if plan.config.name == "random" else None
+    return _ids(image, plan.patch_size, patches, occurrence)
+
+
+def _ids(
+    image: Image, size: Sequence[int], patches: Patches, occurrence: Ints | None
+) -> list[str]:
+    seed = digest("patch", image.id, image.level, tuple(size), size=24)
+    key = np.uint64(int.from_bytes(seed[:8], "little"))
+    mask = np.frombuffer(seed[8:], "<u4")
+    # The key of a first occurrence is the image's own, so its ids never collide.
+    keys = key if occurrence is None else key + occurrence.astype(np.uint64) * _ODD
+    words = philox(keys, patches.sample, *patches.corner.T)
+    table = np.stack(words, -1).astype("<u4") ^ mask
+    text = binascii.hexlify(table.tobytes()).decode("ascii")
+    return [text[k : k + 32] for k in range(0, len(text), 32)]
+
+
+def _occurrence(plan: Plan, patches: Patches) -> Ints:
+    """How often the same box was drawn before, in row order."""
+    # Equal boxes have the same owner, so looking at whole cells is enough.
+    [full] = plan.owned_by(np.unique(patches.cell))
+    keys = (full.row, *full.corner.T, full.cell)
+    order = np.lexsort(keys)
+    same = np.ones(len(order), np.bool_)
+    for column in keys[1:]:
+        same[1:] &= column[order[1:]] == column[order[:-1]]
+    same[:1] = False
+    begin = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - begin
+    return rank[np.searchsorted(full.row, patches.row)]

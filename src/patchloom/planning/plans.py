@@ -1,0 +1,441 @@
+"""Plan: which patches to take, in what order and in which shards, as a value."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchloom.errors import PlanError, SourceError
+from patchloom.image import ROLES, Image
+from patchloom.location import Location
+from patchloom.patching.config import RandomConfig, SequentialConfig
+from patchloom.patching.factory import create_patching, parse_patching
+from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
+from patchloom.planning.cells import Cells
+from patchloom.planning.incidence import Patches, reach, touches
+from patchloom.planning.runs import Runs, arrange
+from patchloom.randomness import digest, key_of
+
+__all__ = ["FORMAT", "Plan", "patching_of"]
+
+FORMAT = 1
+"""Version of a saved plan, and of what its fingerprint covers."""
+
+Ints = npt.NDArray[np.int64]
+_BATCH = 2**20
+"""Patches that a pass over a whole plan looks at together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to take: a promise that can be read, saved, compared and priced.
+
+    Rows are numbered from 0 in the order in which they are written. Memory grows with
+    chunks, not with patches: corners are computed anew wherever they are needed.
+    """
+
+    images: tuple[Image, ...]
+    config: SequentialConfig | RandomConfig
+    """The strategy, as it was asked for."""
+    cells: Cells = field(repr=False)
+    edge: Edge = "drop"
+    min_coverage: Fraction = Fraction(0)
+    order: str = "spatial"
+    seed: int = 0
+    rows_per_shard: int = 1
+    """Patches of one output shard; the last one may hold fewer."""
+    window: int | None = None
+    memory: int = 2**30
+    """Bytes that one task may use."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """Candidates that were left out, by reason; they add up with the kept ones."""
+
+    # -- what it is ---------------------------------------------------------------------
+
+    @cached_property
+    def patching(self) -> GridPatching:
+        """The strategy over these images, before selection."""
+        return patching_of(self.images, self.config, self.edge, self.seed)
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Extent of a patch on each spatial axis, in pixels."""
+        return tuple(self.config.patch_size)
+
+    @property
+    def n_patches(self) -> int:
+        """Patches that are kept."""
+        return int(self.cells.first[-1])
+
+    @property
+    def n_shards(self) -> int:
+        """Output shards."""
+        return -(-self.n_patches // self.rows_per_shard)
+
+    @cached_property
+    def runs(self) -> Runs:
+        """How shards are dealt out to tasks."""
+        return arrange(self)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks that materialise it; the number of workers plays no part."""
+        return len(self.runs)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Pixel type of all images."""
+        return self.images[0].dtype
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """Shape of one patch: channels, then space."""
+        return (self.images[0].layout.n_channels, *self.patch_size)
+
+    @property
+    def spatial(self) -> str:
+        """The spatial axes, in order."""
+        return self.images[0].axes.spatial
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """128 bits, in hex, fixed by what is asked of which images; no path, no credential.
+
+        Equal on every machine for equal image ids, shapes, dtypes, chunk grids,
+        configuration, seed and mask.
+        """
+        images = [_identity(image) for image in self.images]
+        columns = [
+            np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<")).tobytes()
+            for column in (
+                self.cells.image,
+                self.cells.cell,
+                self.cells.kept,
+                self.cells.bit,
+                self.cells.bits,
+            )
+        ]
+        return digest(
+            json.dumps([FORMAT, images, self._settings()], sort_keys=True),
+            *(digest(column.hex()).hex() for column in columns),
+        ).hex()
+
+    # -- patches ------------------------------------------------------------------------
+
+    def get_patch_spec(self, index: int) -> PatchSpecs:
+        """The patch of one row.
+
+        Raises
+        ------
+        IndexError
+            If the index is not in ``range(n_patches)``.
+        """
+        if not 0 <= index < self.n_patches:
+            raise IndexError(f"a patch index is in range({self.n_patches}), got {index}")
+        [patches] = self.patches(index, index + 1)
+        return PatchSpecs(
+            data_idx=patches.image,
+            sample_idx=int(patches.sample[0]),
+            coords=tuple(int(v) for v in patches.corner[0]),
+            patch_size=self.patch_size,
+        )
+
+    def get_patch_indices(self, data_idx: int) -> range:
+        """The rows of one image's patches: a range."""
+        low, high = np.searchsorted(self.cells.image, [data_idx, data_idx + 1])
+        return range(int(self.cells.first[low]), int(self.cells.first[high]))
+
+    def patches(self, start: int, stop: int) -> list[Patches]:
+        """The patches of rows [start, stop), image by image."""
+        if start >= stop:
+            return []
+        first = self.cells.first
+        low = int(np.searchsorted(first, start, side="right")) - 1
+        high = int(np.searchsorted(first, stop, side="left"))
+        found = []
+        for part in self.owned_by(np.arange(low, high)):
+            inside = (part.row >= start) & (part.row < stop)
+            found.append(part if inside.all() else part.take(inside))
+        return found
+
+    def owned_by(self, positions: Ints) -> list[Patches]:
+        """The patches of some cells (ascending positions in the plan), image by image."""
+        images = self.cells.image[positions]
+        cuts = np.flatnonzero(np.diff(images)) + 1
+        return [self._of_image(part) for part in np.split(positions, cuts) if len(part)]
+
+    def _of_image(self, positions: Ints) -> Patches:
+        cells = self.cells
+        image = int(cells.image[positions[0]])
+        ids = cells.cell[positions]
+        corners, counts = self.patching.corners(image, ids)
+        owner = np.repeat(np.arange(len(ids)), counts)
+        if (cells.bit[positions] >= 0).any():
+            flags = cells.flags(positions, counts)
+            corners, owner = corners[flags], owner[flags]
+        kept = cells.kept[positions]
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(kept) - kept, kept)
+        return Patches(
+            image,
+            cells.first[positions][owner] + within,
+            (ids // self.images[image].layout.space.n_chunks)[owner],
+            corners,
+            positions[owner],
+        )
+
+    def touching(self, image: int, blocks: Ints) -> Ints:
+        """Positions of all cells whose patches may extend into some blocks."""
+        layout = self.images[image].layout
+        space = layout.space
+        which, sample = layout.samples_of(blocks)
+        chunk = space.unflat(np.asarray(blocks) % space.n_chunks)[which]
+        steps = [np.arange(r + 1) for r in reach(space.chunks, self.patch_size)]
+        back = np.stack([m.ravel() for m in np.meshgrid(*steps, indexing="ij")], -1)
+        owners = chunk[:, None, :] - back[None]
+        inside = (owners >= 0).all(-1)
+        cells = (sample[:, None] * space.n_chunks + space.flat(owners))[inside]
+        return self.cells.find(image, np.unique(cells))
+
+    def walk(self) -> Iterator[Patches]:
+        """All patches in batches of bounded size, in order."""
+        first, n = self.cells.first, len(self.cells)
+        low = 0
+        while low < n:
+            high = max(low + 1, int(np.searchsorted(first, first[low] + _BATCH, side="right")) - 1)
+            yield from self.owned_by(np.arange(low, high))
+            low = high
+
+    # -- cost ---------------------------------------------------------------------------
+
+    @cached_property
+    def chunks_needed(self) -> int:
+        """Distinct stored chunks that the kept patches touch, images' only."""
+        total = 0
+        for index, image in enumerate(self.images):
+            layout = image.layout
+            flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
+            low, high = np.searchsorted(self.cells.image, [index, index + 1])
+            first = self.cells.first
+            while low < high:
+                stop = int(np.searchsorted(first, first[low] + _BATCH, side="right")) - 1
+                stop = min(high, max(low + 1, stop))
+                patches = self._of_image(np.arange(low, stop))
+                flags[touches(layout, patches.sample, patches.corner, self.patch_size)[1]] = True
+                low = stop
+            total += int(flags.sum()) * layout.chunks_per_block
+        return total
+
+    @cached_property
+    def chunk_reads(self) -> int:
+        """Chunk decodes that an undisturbed run makes: chunks at run borders count again."""
+        total = 0
+        for start, stop in self.runs.rows():
+            for patches in self.patches(start, stop):
+                layout = self.images[patches.image].layout
+                _, blocks = touches(layout, patches.sample, patches.corner, self.patch_size)
+                total += len(np.unique(blocks)) * layout.chunks_per_block
+        return total
+
+    def summary(self) -> dict[str, Any]:
+        """What it takes and what it will cost, in the words of `RunReport`. Reads nothing."""
+        size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
+        needed, reads = self.chunks_needed, self.chunk_reads
+        return {
+            "n_images": len(self.images),
+            "n_candidates": self.n_patches + sum(self.rejected.values()),
+            "n_patches": self.n_patches,
+            "rejected": dict(self.rejected),
+            "n_shards": self.n_shards,
+            "rows_per_shard": self.rows_per_shard,
+            "n_tasks": self.n_tasks,
+            "chunks_needed": needed,
+            "chunk_reads": reads,
+            "read_amplification": reads / needed if needed else 1.0,
+            "bytes_output": self.n_patches * size,
+            "peak_memory": self.runs.peak_memory,
+            "memory": self.memory,
+            "fingerprint": self.fingerprint,
+        }
+
+    # -- saving -------------------------------------------------------------------------
+
+    def save(self, url: str, *, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Save as ``plan.json`` and ``cells.parquet`` in a folder at any fsspec URL.
+
+        Credentials are not saved, and neither are the pixels of arrays in memory.
+        """
+        location = Location.of(url, storage_options)
+        table = pa.table(
+            {
+                "image": self.cells.image,
+                "cell": self.cells.cell,
+                "kept": self.cells.kept,
+                "bit": self.cells.bit,
+            }
+        ).replace_schema_metadata({b"bits": self.cells.bits.tobytes()})
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        location.write("cells.parquet", sink.getvalue())
+        document = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "settings": self._settings(),
+            "rejected": dict(self.rejected),
+            "images": [image.to_document() for image in self.images],
+        }
+        location.write("plan.json", json.dumps(document, indent=1).encode())
+
+    @classmethod
+    def load(
+        cls,
+        url: str,
+        *,
+        images: Sequence[Image] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Load a saved plan; opens no image.
+
+        Parameters
+        ----------
+        url
+            Where `save` wrote it.
+        images
+            The images themselves, for those that were arrays in memory.
+        storage_options
+            For the plan and its images.
+
+        Raises
+        ------
+        PlanError
+            If nothing is there, it is of a newer format, or it was changed.
+        SourceError
+            If an array in memory is needed and not given.
+        """
+        location = Location.of(url, storage_options)
+        head, body = location.read("plan.json"), location.read("cells.parquet")
+        if head is None or body is None:
+            raise PlanError(
+                f"a saved plan has plan.json and cells.parquet, but {location.shown!r} has not; "
+                "save it there with plan.save(url)"
+            )
+        try:
+            document = json.loads(head)
+            version = int(document["format"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanError(f"{location.shown}/plan.json is not a saved plan: {error}") from error
+        if version != FORMAT:
+            raise PlanError(
+                f"this version reads plans of format {FORMAT}, got format {version} in "
+                f"{location.shown!r}; plan anew"
+            )
+        given = {image.id: image for image in images or ()}
+        found = []
+        for item in document["images"]:
+            image = Image.from_document(item, storage_options)
+            if item["source"]["kind"] == "array":
+                own = given.get(image.id)
+                if own is None or own.shape != image.shape or own.dtype != image.dtype:
+                    raise SourceError(
+                        f"{image.id!r} ({image.shape}, {image.dtype}) was an array in memory, which "
+                        "a saved plan does not hold; pass it: Plan.load(url, images=[...])"
+                    )
+                image = own
+            found.append(image)
+        table = pq.read_table(io.BytesIO(body))
+        columns = {name: table[name].to_numpy().astype(np.int64) for name in table.column_names}
+        bits = np.frombuffer((table.schema.metadata or {}).get(b"bits", b""), np.uint8)
+        settings = dict(document["settings"])
+        plan = cls(
+            images=tuple(found),
+            config=parse_patching(settings.pop("patching")),
+            cells=Cells(**columns, bits=bits),
+            min_coverage=Fraction(settings.pop("min_coverage")),
+            rejected=document["rejected"],
+            **settings,
+        )
+        if plan.fingerprint != document["fingerprint"]:
+            raise PlanError(
+                f"a saved plan is not edited by hand, but the fingerprint of {location.shown!r} "
+                "does not fit its content; save it anew"
+            )
+        return plan
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "patching": self.config.model_dump(),
+            "edge": self.edge,
+            "min_coverage": str(self.min_coverage),
+            "order": self.order,
+            "seed": self.seed,
+            "rows_per_shard": self.rows_per_shard,
+            "window": self.window,
+            "memory": self.memory,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan {self.n_patches:,} patches of {'x'.join(map(str, self.patch_size))} from "
+            f"{len(self.images)} images, {self.n_shards:,} shards, {self.n_tasks:,} tasks, "
+            f"{self.fingerprint[:8]}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>"
+            for k, v in self.summary().items()
+        )
+        return f"<table><caption>Plan</caption>{rows}</table>"
+
+    def with_images(self, images: Sequence[Image]) -> Plan:
+        """The same plan over other handles of the same images."""
+        return replace(self, images=tuple(images))
+
+
+def patching_of(
+    images: Sequence[Image], config: SequentialConfig | RandomConfig, edge: Edge, seed: int
+) -> GridPatching:
+    """The strategy of a configuration over the chunk grids of some images."""
+    return create_patching(
+        [image.layout.data_shape for image in images],
+        config,
+        seed=seed,
+        edge=edge,
+        chunks=[image.layout.space.chunks for image in images],
+        keys=[key_of("image", image.id, image.level) for image in images],
+    )
+
+
+def _identity(image: Image) -> dict[str, Any]:
+    roles = {
+        name: [
+            _identity(role.image),
+            role.axes,
+            [str(v) for v in (*role.alignment.scale, *role.alignment.offset)],
+        ]
+        for name in ROLES
+        if (role := getattr(image, name)) is not None
+    }
+    return {
+        "id": image.id,
+        "level": image.level,
+        "axes": image.axes.names,
+        "shape": image.shape,
+        "dtype": image.dtype.newbyteorder("<").str,
+        "chunks": image.grid.chunks,
+        "shards": image.shards,
+        "roles": roles,
+        "metadata": {k: image.metadata[k] for k in sorted(image.metadata)},
+    }

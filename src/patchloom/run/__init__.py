@@ -1,0 +1,1 @@
+"""What reads and writes: surveys, the worker's functions, the graph and its execution."""

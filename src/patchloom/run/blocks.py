@@ -1,0 +1,201 @@
+"""Blocks on a worker: decoded once, kept while a later step needs them, then forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.image import ChunkReader, Image, Ints, Reads, overlap
+from patchloom.planning.runs import FETCH
+
+__all__ = ["BlockCache", "Meter", "Supplied", "stored_chunks"]
+
+Pixels = npt.NDArray[Any]
+
+
+class Meter:
+    """Bytes held by a task: now and at most."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.peak = 0
+
+    def take(self, nbytes: int) -> None:
+        """Hold so many bytes more."""
+        self.now += nbytes
+        self.peak = max(self.peak, self.now)
+
+    def give(self, nbytes: int) -> None:
+        """Hold so many bytes less."""
+        self.now -= nbytes
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """Chunks that Dask hands to a task, for arrays that only a graph can read."""
+
+    chunks: dict[tuple[int, ...], Pixels]
+    counted: int
+    """How many of them this task counts as read; others are counted by another task."""
+
+    def reader(self) -> ChunkReader:
+        """A reader over them."""
+        return _SuppliedReader(self)
+
+
+class _SuppliedReader:
+    def __init__(self, supplied: Supplied) -> None:
+        self._chunks = supplied.chunks
+        nbytes = sum(p.nbytes for p in supplied.chunks.values()) if supplied.counted else 0
+        self.reads = Reads(supplied.counted, supplied.counted, nbytes)
+
+    def read(self, chunks: Ints) -> list[Pixels]:
+        return [np.asarray(self._chunks[tuple(row)]) for row in np.asarray(chunks).tolist()]
+
+
+def stored_chunks(image: Image, blocks: Ints) -> Ints:
+    """The stored chunks of some blocks, block after block: int64[n * per_block, ndim]."""
+    layout, axes = image.layout, image.axes
+    group, flat = np.divmod(np.asarray(blocks, np.int64), layout.space.n_chunks)
+    n = layout.chunks_per_block
+    index = np.zeros((len(flat), n, image.ndim), np.int64)
+    index[..., axes.pick(axes.sample)] = layout.samples.unflat(group)[:, None]
+    index[..., axes.pick(axes.spatial)] = layout.space.unflat(flat)[:, None]
+    if axes.has_channel:
+        index[..., axes.names.index("c")] = np.arange(n)
+    return index.reshape(-1, image.ndim)
+
+
+class BlockCache:
+    """The blocks of one array over one task.
+
+    Every block has a first and a last step that need it. It is read with the batch of its
+    first step and forgotten after its last, so that nothing is decoded twice and nothing is
+    held longer than needed.
+
+    Parameters
+    ----------
+    image
+        The array.
+    steps, blocks
+        All pairs of a step and a block that it needs: int64[n] each.
+    reader
+        Reads its chunks.
+    meter
+        Counts the bytes held.
+    on_load
+        Called once with each block when it arrives: (block, pixels).
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        steps: Ints,
+        blocks: Ints,
+        reader: ChunkReader,
+        meter: Meter,
+        on_load: Callable[[int, Pixels], None] | None = None,
+    ) -> None:
+        self._image = image
+        self._reader = reader
+        self._meter = meter
+        self._on_load = on_load
+        self._held: dict[int, Pixels] = {}
+        ids, place = np.unique(blocks, return_inverse=True)
+        first = np.full(len(ids), np.iinfo(np.int64).max)
+        last = np.full(len(ids), -1)
+        np.minimum.at(first, place, steps)
+        np.maximum.at(last, place, steps)
+        order = np.argsort(first, kind="stable")
+        self._queue, self._due = ids[order], first[order]
+        self._next = 0
+        ends = np.argsort(last, kind="stable")
+        self._leaving, self._ends = ids[ends], last[ends]
+        self._gone = 0
+        layout = image.layout
+        size = math.prod(layout.block_shape()) * image.dtype.itemsize
+        self._batch = max(1, FETCH // max(1, size))
+
+    @property
+    def reads(self) -> Reads:
+        """What the reader did so far."""
+        return self._reader.reads
+
+    def enter(self, step: int) -> None:
+        """Have every block that a step needs."""
+        while self._next < len(self._queue) and self._due[self._next] <= step:
+            stop = self._next + self._batch
+            self._load(self._queue[self._next : stop])
+            self._next = min(stop, len(self._queue))
+
+    def leave(self, step: int) -> None:
+        """Forget the blocks that no later step needs."""
+        while self._gone < len(self._leaving) and self._ends[self._gone] <= step:
+            block = self._held.pop(int(self._leaving[self._gone]))
+            self._meter.give(block.nbytes)
+            self._gone += 1
+
+    def windows(self, sample: int, corner: Ints, size: Sequence[int]) -> Pixels:
+        """Pixels of patches of one sample: [n, channels, *space]; 0 outside the image.
+
+        Parameters
+        ----------
+        sample
+            Flat sample.
+        corner
+            First pixel of each patch: int64[n, ndim].
+        size
+            Extent of a patch.
+        """
+        space = self._image.layout.space
+        start = corner.min(0)
+        stop = corner.max(0) + np.asarray(size)
+        region, origin = self._region(sample, start, stop, space.shape)
+        view = np.lib.stride_tricks.sliding_window_view(
+            region, tuple(size), axis=tuple(range(1, region.ndim))
+        )
+        view = np.moveaxis(view, 0, len(size))
+        return view[tuple((corner - np.asarray(origin)).T)]
+
+    def _region(
+        self, sample: int, start: Ints, stop: Ints, shape: Sequence[int]
+    ) -> tuple[Pixels, Sequence[int]]:
+        """Pixels that hold a spatial box, and where they begin."""
+        layout = self._image.layout
+        inside = layout.sample_in_block(sample) if layout.samples.shape else 0
+        low = layout.space.chunk_of(start)
+        high = layout.space.chunk_of(np.minimum(stop, np.asarray(shape)) - 1)
+        one = np.asarray([sample])
+        if (low == high).all() and (stop <= np.asarray(shape)).all():
+            block = self._held[int(layout.blocks_of(one, low[None])[0])]
+            return block[inside], layout.space.box(low.tolist())[0]
+        region = np.zeros((layout.n_channels, *(stop - start)), self._image.dtype)
+        for step in np.ndindex(*(high - low + 1).tolist()):
+            at = low + np.asarray(step)
+            block = self._held.get(int(layout.blocks_of(one, at[None])[0]))
+            if block is None:
+                continue  # no patch of this step reaches into it
+            first, _ = layout.space.box(at.tolist())
+            into, of = overlap(first, block.shape[2:], start.tolist(), region.shape[1:])
+            region[(slice(None), *into)] = block[(inside, slice(None), *of)]
+        return region, start.tolist()
+
+    def _load(self, blocks: Ints) -> None:
+        layout, axes = self._image.layout, self._image.axes
+        chunks = self._reader.read(stored_chunks(self._image, blocks))
+        n = layout.chunks_per_block
+        channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
+        for k, block in enumerate(blocks.tolist()):
+            parts = [chunk.transpose(axes.order) for chunk in chunks[k * n : (k + 1) * n]]
+            whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
+            space = whole.shape[whole.ndim - len(axes.spatial) :]
+            pixels = whole.reshape(-1, layout.n_channels, *space)
+            self._held[block] = pixels
+            self._meter.take(pixels.nbytes)
+            if self._on_load is not None:
+                self._on_load(block, pixels)

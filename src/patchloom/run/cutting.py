@@ -1,0 +1,384 @@
+"""What a worker does: read each block once, cut, count, encode and write whole shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numcodecs.blosc
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.errors import ChunkError
+from patchloom.image import Image, Layout
+from patchloom.location import Location
+from patchloom.planning.identity import patch_ids
+from patchloom.planning.incidence import Patches, touches
+from patchloom.planning.plans import Plan
+from patchloom.planning.runs import GATHER
+from patchloom.run.blocks import BlockCache, Meter, Supplied
+from patchloom.run.masks import covered_area
+from patchloom.run.normalizing import Scaling
+from patchloom.run.reports import TaskReport
+from patchloom.run.union import union
+from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
+from patchloom.store.schema import ArraySpec, manifest_name, shard_name, summary_name
+from patchloom.store.shards import ShardBuilder
+from patchloom.summaries import Summary, Tally
+
+__all__ = ["Job", "cut_run", "write_run"]
+
+Ints = npt.NDArray[np.int64]
+Pixels = npt.NDArray[Any]
+ArrayKey = tuple[int, str]
+"""Position of an image and the role of the array: "image", "labels" or "target"."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task of a run needs besides the plan."""
+
+    target: Location | None
+    """Where shards go; None only counts (a survey)."""
+    specs: Mapping[str, ArraySpec] = field(default_factory=dict)
+    """Arrays of the store by name."""
+    scaling: Scaling | None = None
+    skip: bool = False
+    """Whether a chunk that cannot be read costs its shards instead of the run."""
+
+
+@dataclass
+class _Shard:
+    """A shard in the making."""
+
+    number: int
+    parts: list[Patches]
+    builders: dict[str, ShardBuilder]
+    tallies: dict[tuple[int, int], Tally] = field(default_factory=dict)
+    left: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+@dataclass
+class _Run:
+    """A task while it works."""
+
+    plan: Plan
+    job: Job
+    supplied: Mapping[ArrayKey, Supplied]
+    meter: Meter = field(default_factory=Meter)
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("chunk_reads", "role_reads", "bytes_read", "requests", "bytes_written"), 0
+        )
+    )
+
+
+def write_run(
+    plan: Plan,
+    job: Job,
+    shards: Sequence[int],
+    supplied: Mapping[ArrayKey, Supplied] | None = None,
+) -> TaskReport:
+    """Write some shards of one run. Doing it twice is doing it once.
+
+    Parameters
+    ----------
+    plan, job
+        The same values in every task.
+    shards
+        Numbers of the shards, ascending.
+    supplied
+        Chunks of the arrays that only Dask can read.
+
+    Raises
+    ------
+    ChunkError
+        If a needed chunk cannot be read, with the patches that it costs.
+    WriteError
+        If the target refuses an object.
+    """
+    begun = time.perf_counter()
+    # Blosc's own threads write blocks in the order in which they finish: bytes would differ
+    # from run to run. Dask's threads are the parallelism here.
+    numcodecs.blosc.use_threads = False
+    report = _attempt(plan, job, list(shards), supplied or {})
+    return TaskReport(**{**report, "seconds": time.perf_counter() - begun})
+
+
+def cut_run(
+    plan: Plan, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied] | None = None
+) -> tuple[TaskReport, dict[tuple[int, int], Summary]]:
+    """Summarize the pixels of some shards' patches, each once, without writing."""
+    begun = time.perf_counter()
+    run = _Run(plan, Job(None), supplied or {})
+    found: dict[tuple[int, int], Summary] = {}
+    for shard in _walk(run, shards):
+        for key, tally in shard.tallies.items():
+            found[key] = found.get(key, Summary.empty()) + tally.summary()
+    report = TaskReport(
+        **run.counts, peak_memory=run.meter.peak, seconds=time.perf_counter() - begun
+    )
+    return report, found
+
+
+def _attempt(
+    plan: Plan, job: Job, shards: list[int], supplied: Mapping[ArrayKey, Supplied]
+) -> dict[str, Any]:
+    run = _Run(plan, job, supplied)
+    done: list[_Shard] = []
+    skipped: list[tuple[int, int, str]] = []
+    try:
+        for shard in _walk(run, shards):
+            _commit(run, shard)
+            done.append(shard)
+    except ChunkError as error:
+        if not job.skip:
+            raise
+        if len(shards) == 1:
+            rows = sum(len(part) for part in _rows_of(plan, shards[0]))
+            skipped.append((shards[0], rows, str(error)))
+        else:
+            # One at a time: only the shards that need the chunk are left out.
+            written = {shard.number for shard in done}
+            for number in (n for n in shards if n not in written):
+                more = _attempt(plan, job, [number], supplied)
+                skipped += more["skipped"]
+                for name in run.counts:
+                    run.counts[name] += more[name]
+                done += [_Shard(number, [], {})] * more["n_shards"]
+                run.meter.peak = max(run.meter.peak, more["peak_memory"])
+    n_patches = sum(
+        sum(len(part) for part in _rows_of(plan, shard.number)) for shard in done
+    )
+    return {
+        **run.counts,
+        "n_patches": n_patches,
+        "n_shards": len(done),
+        "peak_memory": run.meter.peak,
+        "skipped": tuple(skipped),
+    }
+
+
+def _rows_of(plan: Plan, shard: int) -> list[Patches]:
+    start = shard * plan.rows_per_shard
+    return plan.patches(start, min(start + plan.rows_per_shard, plan.n_patches))
+
+
+def _walk(run: _Run, shards: Sequence[int]) -> Any:
+    """Cut the shards in order, yielding each as soon as it is full."""
+    plan, job = run.plan, run.job
+    begun: dict[int, _Shard] = {}
+    groups: list[tuple[int, list[tuple[int, Patches]]]] = []
+    for number in shards:
+        parts = _rows_of(plan, number)
+        builders = {
+            name: ShardBuilder(spec, sum(len(part) for part in parts))
+            for name, spec in job.specs.items()
+        }
+        begun[number] = _Shard(number, parts, builders, left=sum(len(part) for part in parts))
+        for part in parts:
+            if not groups or groups[-1][0] != part.image:
+                groups.append((part.image, []))
+            groups[-1][1].append((number, part))
+    for image, pieces in groups:
+        yield from _cut_image(run, image, pieces, begun)
+
+
+def _cut_image(
+    run: _Run, index: int, pieces: Sequence[tuple[int, Patches]], begun: dict[int, _Shard]
+) -> Any:
+    """Cut the patches that some shards take from one image."""
+    plan, image = run.plan, run.plan.images[index]
+    shard = np.concatenate([np.full(len(part), number) for number, part in pieces])
+    sample = np.concatenate([part.sample for _, part in pieces])
+    corner = np.concatenate([part.corner for _, part in pieces])
+    cell = np.concatenate([part.cell for _, part in pieces])
+    step = _steps(cell, shard, plan)
+    caches: dict[str, BlockCache] = {}
+    for name, array in _arrays(image).items():
+        which = sample if array.layout.n_samples > 1 else np.zeros_like(sample)
+        patch, block = touches(array.layout, which, corner, plan.patch_size)
+        counter = _counter(run, index, image, np.unique(block), begun) if name == "image" else None
+        supplied = run.supplied.get((index, name))
+        reader = supplied.reader() if supplied is not None else array.source.reader()
+        caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter)
+    bounds = np.flatnonzero(np.diff(step)) + 1
+    starts = np.concatenate([[0], bounds])
+    stops = np.concatenate([bounds, [len(step)]])
+    try:
+        for k, (a, b) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+            current = begun[int(shard[a])]
+            for name, cache in caches.items():
+                cache.enter(k)
+                if run.job.target is not None:
+                    which = int(sample[a]) if _arrays(image)[name].layout.n_samples > 1 else 0
+                    pixels = cache.windows(which, corner[a:b], plan.patch_size)
+                    _store(run, current, name, index, pixels)
+                cache.leave(k)
+            current.left -= b - a
+            if not current.left:
+                yield current
+                for builder in current.builders.values():
+                    run.meter.give(builder.nbytes)
+                current.builders.clear()
+    except ChunkError as error:
+        cost = ", ".join(f"{n}" for n in sorted({number for number, _ in pieces}))
+        raise ChunkError(
+            f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
+            "it; on_error='skip' goes on without the shards that need it)"
+        ) from error
+    finally:
+        for name, cache in caches.items():
+            reads = cache.reads
+            run.counts["chunk_reads" if name == "image" else "role_reads"] += reads.chunks
+            run.counts["bytes_read"] += reads.nbytes
+            run.counts["requests"] += reads.requests
+
+
+def _arrays(image: Image) -> dict[str, Image]:
+    """The arrays that are cut: the image, and labels and target where it has them."""
+    roles = {name: getattr(image, name) for name in ("labels", "target")}
+    return {
+        "image": image,
+        **{name: role.image for name, role in roles.items() if role is not None},
+    }
+
+
+_ARRAY_NAMES = {"image": "images", "labels": "labels", "target": "targets"}
+
+
+def _steps(cell: Ints, shard: Ints, plan: Plan) -> Ints:
+    """Number the steps of a walk: one cell of one shard, in pieces of bounded size."""
+    change = np.ones(len(cell), np.bool_)
+    change[1:] = (np.diff(cell) != 0) | (np.diff(shard) != 0)
+    begin = np.maximum.accumulate(np.where(change, np.arange(len(cell)), 0))
+    size = int(np.prod(plan.patch_shape)) * plan.dtype.itemsize
+    limit = max(1, GATHER // max(1, size))
+    change |= (np.arange(len(cell)) - begin) % limit == 0
+    return np.cumsum(change) - 1
+
+
+def _store(run: _Run, shard: _Shard, name: str, image: int, pixels: Pixels) -> None:
+    if name == "image" and run.job.scaling is not None:
+        pixels = run.job.scaling.apply(image, pixels)
+    run.meter.take(pixels.nbytes)
+    builder = shard.builders[_ARRAY_NAMES[name]]
+    before = builder.nbytes
+    builder.add(pixels)
+    run.meter.take(builder.nbytes - before)
+    run.meter.give(pixels.nbytes)
+
+
+def _counter(
+    run: _Run, index: int, image: Image, blocks: Ints, begun: dict[int, _Shard]
+) -> Any:
+    """A function that counts a block's pixels when it arrives, each pixel once.
+
+    A block belongs to the shard of the first row that touches it, wherever that row is
+    written; only that shard's task counts it, over the union of all patches of the plan.
+    """
+    plan = run.plan
+    layout = image.layout
+    [patches] = plan.owned_by(plan.touching(index, blocks))
+    patch, block = touches(layout, patches.sample, patches.corner, plan.patch_size)
+    order = np.lexsort((patch, block))
+    patch, block = patch[order], block[order]
+    begin = np.searchsorted(block, blocks)
+    end = np.searchsorted(block, blocks, side="right")
+    # Rows ascend with the position of a patch, so the first of each block is its first row.
+    owner = patches.row[patch[begin]] // plan.rows_per_shard
+    place = {int(b): k for k, b in enumerate(blocks)}
+
+    def count(flat: int, pixels: Pixels) -> None:
+        k = place[flat]
+        shard = begun.get(int(owner[k]))
+        if shard is None:
+            return
+        members = patch[begin[k] : end[k]]
+        _tally(shard, index, layout, flat, pixels, patches.take(members), plan.patch_size)
+
+    return count
+
+
+def _tally(
+    shard: _Shard,
+    index: int,
+    layout: Layout,
+    block: int,
+    pixels: Pixels,
+    patches: Patches,
+    size: Sequence[int],
+) -> None:
+    first, _ = layout.space.box(layout.space.unflat(block % layout.space.n_chunks).tolist())
+    extent = pixels.shape[2:]
+    _, samples = layout.samples_of(np.asarray([block]))
+    low = np.clip(patches.corner - np.asarray(first), 0, extent)
+    high = np.clip(patches.corner + np.asarray(size) - np.asarray(first), 0, extent)
+    for inside, sample in enumerate(samples.tolist()):
+        mine = patches.sample == sample
+        if not mine.any():
+            continue
+        covered = union(low[mine], high[mine], extent)
+        for channel in range(layout.n_channels):
+            tally = shard.tallies.get((index, channel))
+            if tally is None:
+                tally = shard.tallies[index, channel] = Tally(pixels.dtype)
+            plane = pixels[inside, channel]
+            tally.add(plane if covered is None else plane[covered])
+
+
+def _commit(run: _Run, shard: _Shard) -> None:
+    """Write a full shard: pixels, its part of the statistics, then the manifest part."""
+    plan, job = run.plan, run.job
+    target = job.target
+    assert target is not None
+    for name, builder in shard.builders.items():
+        data = builder.finish()
+        run.meter.take(len(data))
+        target.write(shard_name(job.specs[name], shard.number), data)
+        run.counts["bytes_written"] += len(data)
+        run.meter.give(len(data))
+    summaries = {key: tally.summary() for key, tally in shard.tallies.items()}
+    for name, data in (
+        (summary_name(shard.number), summary_bytes(summaries)),
+        (manifest_name(shard.number), manifest_bytes(_manifest(plan, shard.parts))),
+    ):
+        target.write(name, data)
+        run.counts["bytes_written"] += len(data)
+
+
+def _manifest(plan: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
+    """The columns of one shard's part of the manifest."""
+    axes = plan.spatial
+    names = check_columns([image.metadata for image in plan.images])
+    ids: list[str] = []
+    image_ids: list[str] = []
+    coverage: list[npt.NDArray[np.float64]] = []
+    metadata: dict[str, list[Any]] = {name: [] for name in names}
+    for part in parts:
+        image = plan.images[part.image]
+        ids += patch_ids(plan, part)
+        image_ids += [image.id] * len(part)
+        area, whole = covered_area(image, part.sample, part.corner, plan.patch_size)
+        coverage.append((area / whole).astype(np.float64))
+        for name in names:
+            metadata[name] += [image.metadata.get(name)] * len(part)
+    corner = np.concatenate([part.corner for part in parts])
+    row = np.concatenate([part.row for part in parts])
+    return {
+        "patch_id": ids,
+        "image_id": image_ids,
+        "sample": np.concatenate([part.sample for part in parts]),
+        **{f"start_{a}": corner[:, k] for k, a in enumerate(axes)},
+        "coverage": np.concatenate(coverage),
+        # A plan without splits is training data.
+        "split": ["train"] * len(row),
+        "row": row,
+        **metadata,
+    }

@@ -1,0 +1,249 @@
+"""plan: from images and a strategy to a Plan; reads nothing but masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from dask.utils import parse_bytes
+from pydantic import BaseModel
+
+from patchloom.coverage import threshold
+from patchloom.errors import ConfigError, PatchSizeError, PlanError
+from patchloom.image import Image
+from patchloom.patching.factory import parse_patching
+from patchloom.patching.protocol import Edge, GridPatching
+from patchloom.planning.cells import Cells, spatial_order
+from patchloom.planning.plans import Plan, patching_of
+from patchloom.planning.runs import shard_rows
+from patchloom.run.masks import covered_area
+from patchloom.store.manifest import check_columns
+
+__all__ = ["plan"]
+
+_BATCH = 2**20
+"""Candidates whose coverage is computed together."""
+
+
+def plan(
+    images: Image | Sequence[Image],
+    patching: Mapping[str, Any] | BaseModel,
+    *,
+    min_coverage: float | Fraction = 0.0,
+    edge: Edge = "drop",
+    order: str = "spatial",
+    seed: int = 0,
+    rows_per_shard: int | None = None,
+    window: int | None = None,
+    memory: str | int = "1 GiB",
+) -> Plan:
+    """Decide which patches to take. Masks are read; pixels of images are not.
+
+    Parameters
+    ----------
+    images
+        From `open_images`. All have the same dtype, spatial axes and number of channels.
+    patching
+        A strategy, for example ``{"name": "sequential", "patch_size": [256, 256],
+        "overlaps": [0, 0]}`` or ``{"name": "random", "patch_size": [64, 64], "n_patches": 500}``.
+        Sizes are pixels of the opened level, on the axes (z,) y, x.
+    min_coverage
+        Share of a patch that its mask must cover, in [0, 1]; 1 means wholly covered, 0 keeps
+        all. The comparison is exact: 0.1 means one tenth.
+    edge
+        What happens at the border of an image: ``"drop"`` leaves out what does not fit,
+        ``"shift"`` moves the last patch inward, ``"pad"`` lets it stick out (filled with 0).
+    order
+        ``"spatial"``: along a locality-keeping curve of chunks.
+    seed
+        Fixes every random draw.
+    rows_per_shard
+        Patches of one output shard; by default near 32 MiB before compression.
+    window
+        Reserved for shuffled orders; must be None for ``"spatial"``.
+    memory
+        Bytes that one task may use, as a number or text such as ``"512 MiB"``.
+
+    Returns
+    -------
+    Plan
+        Possibly empty, with the reasons in ``summary()["rejected"]``.
+
+    Raises
+    ------
+    PatchSizeError
+        If the patch does not fit the axes, or is larger than every image.
+    ConfigError
+        If a setting is none of the above.
+    PlanError
+        If the images cannot stand in one store.
+    BudgetError
+        If one shard does not fit into the memory.
+
+    Examples
+    --------
+    >>> import numpy as np, patchloom
+    >>> images = patchloom.open_images(np.zeros((100, 100), "uint8"))
+    >>> patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]}).n_patches
+    9
+    """
+    images = (images,) if isinstance(images, Image) else tuple(images)
+    config = parse_patching(patching)
+    coverage = _check(images, min_coverage, edge, order, window)
+    _check_patch(images, config.patch_size, edge)
+    check_columns([image.metadata for image in images])
+    strategy = patching_of(images, config, edge, seed)
+    parts, rejected = [], dict.fromkeys(("outside the mask",), 0)
+    for index, image in enumerate(images):
+        cells, left_out = _select(strategy, index, image, coverage)
+        rejected["outside the mask"] += left_out
+        parts.append(cells.take(spatial_order(cells.cell, image.layout)))
+    too_small = [
+        image.id
+        for image in images
+        if edge != "pad" and _is_smaller(image, config.patch_size)
+    ]
+    reasons = {k: v for k, v in rejected.items() if v}
+    if too_small:
+        # Such an image offers no candidate; it is named so that an empty plan says why.
+        reasons[f"image smaller than the patch: {', '.join(too_small[:20])}"] = 0
+    cells = Cells.join(parts)
+    shape = (images[0].layout.n_channels, *config.patch_size)
+    patch_bytes = math.prod(shape) * images[0].dtype.itemsize
+    n_patches = int(cells.kept.sum())
+    if rows_per_shard is not None and rows_per_shard < 1:
+        raise ConfigError(f"rows_per_shard is at least 1, got {rows_per_shard}")
+    found = Plan(
+        images=images,
+        config=config,
+        cells=cells,
+        edge=edge,
+        min_coverage=coverage,
+        order=order,
+        seed=int(seed),
+        rows_per_shard=rows_per_shard or shard_rows(patch_bytes, n_patches),
+        window=window,
+        memory=_bytes(memory),
+        rejected=reasons,
+    )
+    # Dealing out the shards also checks the memory: what cannot fit says so now.
+    _ = found.runs
+    return found
+
+
+def _select(
+    strategy: GridPatching, index: int, image: Image, minimum: Fraction
+) -> tuple[Cells, int]:
+    """The cells of one image that keep patches, and how many candidates they leave out."""
+    counts = strategy.counts(index)
+    cells = np.flatnonzero(counts)
+    counts = counts[cells]
+    if image.mask is None or minimum <= 0:
+        return Cells.of(index, cells, counts, None), 0
+    upto = np.cumsum(counts)
+    parts, left_out, low = [], 0, 0
+    while low < len(cells):
+        begin = int(upto[low - 1]) if low else 0
+        high = max(low + 1, int(np.searchsorted(upto, begin + _BATCH, side="right")))
+        some, n = cells[low:high], counts[low:high]
+        corners, _ = strategy.corners(index, some)
+        sample = np.repeat(some // image.layout.space.n_chunks, n)
+        area, whole = covered_area(image, sample, corners, strategy.patch_size)
+        keep = np.asarray(area >= threshold(minimum, whole), np.bool_)
+        parts.append(Cells.of(index, some, n, keep))
+        left_out += int(len(keep) - keep.sum())
+        low = high
+    return Cells.join(parts), left_out
+
+
+def _check(
+    images: Sequence[Image],
+    min_coverage: float | Fraction,
+    edge: str,
+    order: str,
+    window: int | None,
+) -> Fraction:
+    if not images or not all(isinstance(image, Image) for image in images):
+        raise PlanError("a plan is over at least one Image; open them with open_images")
+    if edge not in ("drop", "shift", "pad"):
+        raise ConfigError(f"edge= is 'drop', 'shift' or 'pad', got {edge!r}")
+    if order != "spatial":
+        raise ConfigError(f"order= is 'spatial' in this version, got {order!r}")
+    if window is not None:
+        raise ConfigError(f"window= belongs to shuffled orders, got {window!r} for 'spatial'")
+    try:
+        coverage = Fraction(str(min_coverage))
+    except ValueError:
+        coverage = Fraction(-1)
+    if not 0 <= coverage <= 1:
+        raise ConfigError(
+            f"min_coverage is a share from 0 to 1 (1: wholly covered), got {min_coverage!r}"
+        )
+    first = images[0]
+    for image in images[1:]:
+        for what, a, b in (
+            ("dtype", first.dtype, image.dtype),
+            ("spatial axes", first.axes.spatial, image.axes.spatial),
+            ("number of channels", first.layout.n_channels, image.layout.n_channels),
+            ("roles", _roles(first), _roles(image)),
+        ):
+            if a != b:
+                raise PlanError(
+                    f"the images of one plan have the same {what}, got {a} for {first.id!r} and "
+                    f"{b} for {image.id!r}; plan them apart"
+                )
+    for image in images:
+        for name in ("labels", "target"):
+            role = getattr(image, name)
+            if role is None:
+                continue
+            same = role.image.layout.space.shape == image.layout.space.shape
+            if not same or not role.alignment.is_identity or role.axes != image.axes.spatial:
+                raise PlanError(
+                    f"{name} are cut on the pixels of their image, got "
+                    f"{role.image.layout.space.shape} for {image.layout.space.shape} in "
+                    f"{image.id!r}; open the level that has its shape"
+                )
+    return coverage
+
+
+def _roles(image: Image) -> dict[str, tuple[Any, ...]]:
+    return {
+        name: (role.image.dtype, role.image.layout.n_channels)
+        for name in ("labels", "target")
+        if (role := getattr(image, name)) is not None
+    }
+
+
+def _is_smaller(image: Image, size: Sequence[int]) -> bool:
+    return any(n < p for n, p in zip(image.layout.space.shape, size, strict=True))
+
+
+def _check_patch(images: Sequence[Image], size: Sequence[int], edge: str) -> None:
+    spatial = images[0].axes.spatial
+    if len(size) != len(spatial):
+        raise PatchSizeError(
+            f"patch_size has one number a spatial axis, got {list(size)} for the axes "
+            f"{spatial!r} of {images[0].id!r} (axes {images[0].axes}); give {len(spatial)} numbers, "
+            "or open the images with other axes=, for example sample='z' for planes"
+        )
+    if edge != "pad" and all(_is_smaller(image, size) for image in images):
+        raise PatchSizeError(
+            f"a patch fits into its image, got {list(size)} for {images[0].id!r} of "
+            f"{dict(zip(spatial, images[0].layout.space.shape, strict=True))}"
+            f"{' and all others' if len(images) > 1 else ''}; take a smaller patch, a finer level, "
+            "or edge='pad'"
+        )
+
+
+def _bytes(memory: str | int) -> int:
+    try:
+        found = int(parse_bytes(memory))
+    except (ValueError, TypeError):
+        found = 0
+    if found < 1:
+        raise ConfigError(f"memory= is a number of bytes or text like '512 MiB', got {memory!r}")
+    return found

@@ -1,0 +1,151 @@
+"""From a plan to a Dask graph: one task a run, O(tasks), no large object inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dask.highlevelgraph import HighLevelGraph
+
+from patchloom.image import Image
+from patchloom.planning.incidence import touches
+from patchloom.planning.plans import Plan
+from patchloom.run.blocks import Supplied, stored_chunks
+from patchloom.run.cutting import ArrayKey, Job, cut_run, write_run
+
+__all__ = ["Graph", "run_graph"]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A Dask graph and the keys of its results, in order."""
+
+    dsk: Any
+    keys: list[tuple[str, int]]
+
+
+def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) -> Graph:
+    """The graph that writes some shards of a plan, or counts them.
+
+    The plan and the job are each one value of the graph; a task holds the numbers of its
+    shards. Arrays that only a Dask graph can read keep their own tasks, and each of ours
+    depends on the blocks that it needs.
+
+    Parameters
+    ----------
+    plan, job
+        What to write; no job counts pixels instead.
+    shards
+        Numbers of the shards to write, ascending.
+    token
+        Makes the keys unique.
+    """
+    name = f"{'patchloom-write' if job is not None else 'patchloom-count'}-{token}"
+    plan_key, job_key = f"patchloom-plan-{token}", f"patchloom-job-{token}"
+    layer: dict[Any, Any] = {plan_key: plan}
+    if job is not None:
+        layer[job_key] = job
+    lazies = _lazy_arrays(plan, job)
+    keys: list[tuple[str, int]] = []
+    counted: set[Any] = set()
+    for task in range(plan.n_tasks):
+        wanted = sorted(set(plan.runs.shards(task)) & set(shards))
+        if not wanted:
+            continue
+        key = (name, task)
+        ids, dependencies = _supplies(plan, wanted, lazies, counted)
+        if job is None:
+            layer[key] = (_count, plan_key, wanted, ids, dependencies)
+        else:
+            layer[key] = (_write, plan_key, job_key, wanted, ids, dependencies)
+        keys.append(key)
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=list(lazies.values()))
+    return Graph(graph, keys)
+
+
+def _write(plan: Plan, job: Job, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
+    return write_run(plan, job, shards, _supplied(ids, blocks))
+
+
+def _count(plan: Plan, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
+    return cut_run(plan, shards, _supplied(ids, blocks))
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Which chunks a task is handed: an opaque value, so that Dask does not look inside."""
+
+    arrays: tuple[ArrayKey, ...]
+    chunks: tuple[tuple[tuple[int, ...], ...], ...]
+    counted: tuple[int, ...]
+
+
+def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:
+    found, at = {}, 0
+    for key, chunks, counted in zip(ids.arrays, ids.chunks, ids.counted, strict=True):
+        mine = blocks[at : at + len(chunks)]
+        at += len(chunks)
+        pixels = {c: _native(np.asarray(b)) for c, b in zip(chunks, mine, strict=True)}
+        found[key] = Supplied(pixels, counted)
+    return found
+
+
+def _native(pixels: Any) -> Any:
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _cut_arrays(image: Image, job: Job | None) -> dict[str, Image]:
+    found = {"image": image}
+    for name in ("labels", "target"):
+        role = getattr(image, name)
+        if role is not None and job is not None:
+            found[name] = role.image
+    return found
+
+
+def _lazy_arrays(plan: Plan, job: Job | None) -> dict[ArrayKey, Any]:
+    """The Dask arrays of everything that a worker cannot read by itself."""
+    return {
+        (index, name): array.source.lazy(array)
+        for index, image in enumerate(plan.images)
+        for name, array in _cut_arrays(image, job).items()
+        if not array.source.addressable
+    }
+
+
+def _supplies(
+    plan: Plan, shards: Sequence[int], lazies: Mapping[ArrayKey, Any], counted: set[Any]
+) -> tuple[_Ids, list[Any]]:
+    """The chunks that a task needs of the lazy arrays, and their keys."""
+    arrays: list[ArrayKey] = []
+    chunks: list[tuple[tuple[int, ...], ...]] = []
+    fresh: list[int] = []
+    keys: list[Any] = []
+    if not lazies:
+        return _Ids((), (), ()), []
+    start = shards[0] * plan.rows_per_shard
+    stop = min((shards[-1] + 1) * plan.rows_per_shard, plan.n_patches)
+    for patches in plan.patches(start, stop):
+        image = plan.images[patches.image]
+        for name in ("image", "labels", "target"):
+            lazy = lazies.get((patches.image, name))
+            if lazy is None:
+                continue
+            array = image if name == "image" else getattr(image, name).image
+            layout = array.layout
+            sample = patches.sample if layout.n_samples > 1 else np.zeros_like(patches.sample)
+            _, blocks = touches(layout, sample, patches.corner, plan.patch_size)
+            rows = [tuple(row) for row in stored_chunks(array, np.unique(blocks)).tolist()]
+            arrays.append((patches.image, name))
+            chunks.append(tuple(rows))
+            mine = [(lazy.name, *row) for row in rows]
+            # Dask computes a block once however many tasks need it: the first one counts it.
+            fresh.append(sum(key not in counted for key in mine))
+            counted.update(mine)
+            keys += mine
+    return _Ids(tuple(arrays), tuple(chunks), tuple(fresh)), keys
+
+
+Callback = Callable[[int, int, Any], None]

@@ -1,0 +1,113 @@
+"""RunReport: what a run really did, counted where the work happened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["RunReport", "TaskReport"]
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """What one task did; made on the worker."""
+
+    n_patches: int = 0
+    n_shards: int = 0
+    chunk_reads: int = 0
+    """Decodes of the images' chunks."""
+    role_reads: int = 0
+    """Decodes of chunks of labels and targets."""
+    bytes_read: int = 0
+    requests: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+    """Most bytes of pixels and encoded patches held at once."""
+    skipped: tuple[tuple[int, int, str], ...] = ()
+    """Shards left out: (shard, patches, reason)."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did, summed over its tasks.
+
+    Counts are of this run alone: a run that finds everything done reads and writes nothing.
+    """
+
+    url: str
+    n_patches: int
+    """Patches written by this run."""
+    n_shards: int
+    n_tasks: int
+    """Tasks of this run; a resumed one has fewer than its plan."""
+    chunks_needed: int
+    """Distinct chunks of the images that the patches of this run touch."""
+    chunk_reads: int
+    """Decodes of the images' chunks that really happened."""
+    role_reads: int
+    survey_reads: int
+    """Decodes by passes before the writing one (normalisation, statistics over the image)."""
+    bytes_read: int
+    requests: int
+    bytes_written: int
+    seconds: float
+    peak_memory: int
+    """Most bytes that one task held at once, in pixels and encoded patches."""
+    projected_memory: int
+    """What the plan had projected for it."""
+    complete: bool
+    already_done: int
+    """Shards found finished."""
+    skipped: tuple[dict[str, Any], ...] = field(default=())
+
+    @property
+    def read_amplification(self) -> float:
+        """Chunk reads over needed chunks; 1.0 is every chunk once."""
+        return self.chunk_reads / self.chunks_needed if self.chunks_needed else 1.0
+
+    @classmethod
+    def of(cls, tasks: Sequence[TaskReport], **known: Any) -> RunReport:
+        """Sum the reports of tasks."""
+        totals = {
+            name: sum(getattr(task, name) for task in tasks)
+            for name in (
+                "n_patches",
+                "n_shards",
+                "chunk_reads",
+                "role_reads",
+                "bytes_read",
+                "requests",
+                "bytes_written",
+            )
+        }
+        skipped = tuple(
+            {"shard": shard, "n_patches": n, "reason": reason}
+            for task in tasks
+            for shard, n, reason in task.skipped
+        )
+        peak = max((task.peak_memory for task in tasks), default=0)
+        return cls(**totals, peak_memory=peak, n_tasks=len(tasks), skipped=skipped, **known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, JSON-ready."""
+        return {**asdict(self), "read_amplification": self.read_amplification}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_patches:,} patches in {self.n_shards:,} shards by {self.n_tasks:,} tasks, "
+            f"{self.chunk_reads:,} chunk reads for {self.chunks_needed:,} needed "
+            f"({self.read_amplification:.2f}x), {self.bytes_read / 1e6:,.1f} MB read in "
+            f"{self.requests:,} requests, {self.bytes_written / 1e6:,.1f} MB written, "
+            f"{self.seconds:.1f} s, peak {self.peak_memory / 2**20:,.0f} MiB a task"
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>"
+            for k, v in self.to_dict().items()
+        )
+        return f"<table><caption>Run</caption>{rows}</table>"

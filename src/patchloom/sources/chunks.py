@@ -1,0 +1,465 @@
+"""Reading chunks of a Zarr array without the overhead of reading arrays.
+
+`DirectReader` fetches the bytes of the asked chunks in one batch and calls the codecs
+itself; `ZarrReader` asks zarr-python chunk by chunk and serves whatever codec it knows.
+`reader_for` takes the first where every codec is one that it understands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from patchloom.errors import ChunkError
+from patchloom.grid import ChunkGrid
+from patchloom.image import ChunkReader, Ints, Reads
+from patchloom.location import Location
+
+__all__ = ["ArrayMetadata", "reader_for"]
+
+Pixels = npt.NDArray[Any]
+Bytes = bytes | memoryview
+_ABSENT = np.uint64(2**64 - 1)
+_GAP = 64 * 1024
+"""Ranges of one object that lie closer than this are fetched as one."""
+
+
+@dataclass(frozen=True)
+class ArrayMetadata:
+    """The metadata document of one Zarr array, as stored."""
+
+    format: int
+    document: dict[str, Any] = field(compare=False)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Extent of the smallest separately decodable unit."""
+        if self.format == 2:
+            return tuple(self.document["chunks"])
+        codecs = _described(self.document["codecs"])
+        if len(codecs) == 1 and codecs[0][0] == "sharding_indexed":
+            return tuple(codecs[0][1]["chunk_shape"])
+        return self._outer
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Extent of a stored object that holds several chunks, if that is how it is stored."""
+        return self._outer if self.format == 3 and self._outer != self.chunks else None
+
+    @property
+    def _outer(self) -> tuple[int, ...]:
+        return tuple(self.document["chunk_grid"]["configuration"]["chunk_shape"])
+
+    def parsed(self) -> Any:
+        """zarr-python's own metadata object."""
+        import warnings
+
+        from zarr.core.metadata.v2 import ArrayV2Metadata
+        from zarr.core.metadata.v3 import ArrayV3Metadata
+
+        kind = ArrayV2Metadata if self.format == 2 else ArrayV3Metadata
+        with warnings.catch_warnings():
+            # Codecs outside the v3 specification are read as far as zarr-python can.
+            warnings.simplefilter("ignore")
+            return kind.from_dict(dict(self.document))
+
+
+def reader_for(location: Location, metadata: ArrayMetadata) -> ChunkReader:
+    """The fastest reader that understands every codec of an array."""
+    parsed = metadata.parsed()
+    inner = metadata.chunks
+    decoder = (
+        _decoder_v2(metadata.document, parsed)
+        if metadata.format == 2
+        else _decoder_v3(metadata.document, parsed)
+    )
+    if decoder is None:
+        return ZarrReader(location, parsed, inner)
+    return DirectReader(location, parsed, inner, *decoder)
+
+
+Decode = Callable[[Bytes], Pixels]
+
+
+@dataclass(frozen=True)
+class _Sharding:
+    """How inner chunks lie in a shard."""
+
+    inner: tuple[int, ...]
+    counts: tuple[int, ...]
+    at_end: bool
+    checked: bool
+
+    @property
+    def n(self) -> int:
+        return math.prod(self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        return 16 * self.n + (4 if self.checked else 0)
+
+    def index(self, data: Bytes) -> npt.NDArray[np.uint64]:
+        """Offset and length of each inner chunk: uint64[n, 2]."""
+        if len(data) != self.nbytes:
+            raise ValueError(f"a shard's index has {self.nbytes} bytes, got {len(data)}")
+        body = bytes(data[: 16 * self.n])
+        if self.checked:
+            _check_crc32c(body, bytes(data[16 * self.n :]))
+        return np.frombuffer(body, "<u8").reshape(self.n, 2)
+
+
+class DirectReader:
+    """Fetch a batch of chunks, then call the codecs."""
+
+    def __init__(
+        self,
+        location: Location,
+        parsed: Any,
+        inner: tuple[int, ...],
+        decode: Decode,
+        sharding: _Sharding | None,
+    ) -> None:
+        self.reads = Reads()
+        self._shown = location.shown
+        self._fs, self._root = location.open()
+        self._parsed = parsed
+        self._decode = decode
+        self._sharding = sharding
+        self._grid = ChunkGrid(tuple(parsed.shape), inner)
+        self._dtype = parsed.dtype.to_native_dtype().newbyteorder("=")
+        fill = parsed.fill_value
+        self._fill = np.zeros((), self._dtype) if fill is None else np.asarray(fill, self._dtype)
+        self._indices: dict[tuple[int, ...], npt.NDArray[np.uint64] | None] = {}
+
+    def read(self, chunks: Ints) -> list[Pixels]:
+        """Decode chunks: int64[n, ndim] indices -> clipped arrays in stored axis order."""
+        rows = [tuple(row) for row in np.asarray(chunks).tolist()]
+        fetched = self._fetch_shards(rows) if self._sharding else self._fetch_plain(rows)
+        return [
+            self._finish(row, data, key) for row, (data, key) in zip(rows, fetched, strict=True)
+        ]
+
+    def _finish(self, row: tuple[int, ...], data: Bytes | None, key: str) -> Pixels:
+        start, stop = self._grid.box(row)
+        extent = tuple(b - a for a, b in zip(start, stop, strict=True))
+        self.reads.chunks += 1
+        if data is None:
+            return np.full(extent, self._fill)
+        try:
+            pixels = self._decode(data)
+        except Exception as error:
+            raise ChunkError(
+                f"every chunk that a patch needs must decode, but chunk {row} of {self._shown} "
+                f"(object {key}, {len(data):,} bytes) does not: {type(error).__name__}: {error}; "
+                "restore that object from its source"
+            ) from error
+        if pixels.dtype != self._dtype:
+            pixels = pixels.astype(self._dtype)
+        if pixels.shape != extent:
+            pixels = pixels[tuple(slice(n) for n in extent)]
+        return pixels
+
+    def _fetch_plain(self, rows: Sequence[tuple[int, ...]]) -> list[tuple[Bytes | None, str]]:
+        keys = [self._parsed.encode_chunk_key(row) for row in rows]
+        return list(zip(self._get([(key, None, None) for key in keys]), keys, strict=True))
+
+    def _fetch_shards(self, rows: Sequence[tuple[int, ...]]) -> list[tuple[Bytes | None, str]]:
+        sharding = self._sharding
+        assert sharding is not None
+        split = [
+            tuple(divmod(i, n) for i, n in zip(row, sharding.counts, strict=True)) for row in rows
+        ]
+        shards = [tuple(q for q, _ in pair) for pair in split]
+        inner = [
+            int(np.ravel_multi_index([r for _, r in pair], sharding.counts)) for pair in split
+        ]
+        keys = [self._parsed.encode_chunk_key(shard) for shard in shards]
+        self._load_indices({s: k for s, k in zip(shards, keys, strict=True)})
+        wanted: dict[str, list[tuple[int, int, int]]] = {}
+        for position, (shard, slot, key) in enumerate(zip(shards, inner, keys, strict=True)):
+            index = self._indices[shard]
+            if index is not None and index[slot, 0] != _ABSENT:
+                offset, length = int(index[slot, 0]), int(index[slot, 1])
+                wanted.setdefault(key, []).append((offset, offset + length, position))
+        found: list[Bytes | None] = [None] * len(rows)
+        ranges, members = [], []
+        for key, spans in wanted.items():
+            for start, stop, parts in _merged(sorted(spans)):
+                ranges.append((key, start, stop))
+                members.append((start, parts))
+        for data, (start, parts), (key, _, _) in zip(
+            self._get(ranges), members, ranges, strict=True
+        ):
+            if data is None:
+                raise ChunkError(f"shard {key} of {self._shown} vanished while it was read")
+            view = memoryview(data)
+            for a, b, position in parts:
+                found[position] = view[a - start : b - start]
+        return list(zip(found, keys, strict=True))
+
+    def _load_indices(self, shards: dict[tuple[int, ...], str]) -> None:
+        sharding = self._sharding
+        assert sharding is not None
+        new = {s: k for s, k in shards.items() if s not in self._indices}
+        n = sharding.nbytes
+        span = (-n, None) if sharding.at_end else (0, n)
+        for (shard, key), data in zip(
+            new.items(), self._get([(key, *span) for key in new.values()]), strict=True
+        ):
+            try:
+                self._indices[shard] = None if data is None else sharding.index(data)
+            except ValueError as error:
+                raise ChunkError(
+                    f"every shard that a patch needs must be whole, but {key} of {self._shown} "
+                    f"is not: {error}; restore that object from its source"
+                ) from error
+
+    def _get(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[Bytes | None]:
+        """One batch of reads; None where the object does not exist."""
+        self.reads.requests += len(ranges)
+        paths = [f"{self._root}/{key}" for key, _, _ in ranges]
+        found: list[Bytes | None]
+        if isinstance(self._fs, LocalFileSystem):
+            found = [
+                _get_local(path, a, b) for path, (_, a, b) in zip(paths, ranges, strict=True)
+            ]
+        elif paths:
+            found = [
+                self._checked(item, path)
+                for item, path in zip(_get_remote(self._fs, paths, ranges), paths, strict=True)
+            ]
+        else:
+            found = []
+        self.reads.nbytes += sum(len(data) for data in found if data is not None)
+        return found
+
+    def _checked(self, item: Any, path: str) -> Bytes | None:
+        if isinstance(item, FileNotFoundError | KeyError):
+            return None
+        if isinstance(item, Exception):
+            raise ChunkError(
+                f"every chunk that a patch needs must be readable, but {path} is not: "
+                f"{type(item).__name__}: {item}; mend the access and run the same call again"
+            ) from item
+        data: Bytes = item
+        return data
+
+
+class ZarrReader:
+    """Ask zarr-python, one chunk a call: slower, but it knows every codec it can load."""
+
+    def __init__(self, location: Location, parsed: Any, inner: tuple[int, ...]) -> None:
+        import zarr
+        from zarr.core.array import AsyncArray
+        from zarr.storage import StorePath
+
+        self.reads = Reads()
+        self._shown = location.shown
+        store = _counting(location, self.reads)
+        self._array = zarr.Array(AsyncArray(parsed, StorePath(store)))
+        self._grid = ChunkGrid(tuple(parsed.shape), inner)
+
+    def read(self, chunks: Ints) -> list[Pixels]:
+        """Decode chunks: int64[n, ndim] indices -> clipped arrays in stored axis order."""
+        found = []
+        for row in np.asarray(chunks).tolist():
+            start, stop = self._grid.box(row)
+            where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+            self.reads.chunks += 1
+            try:
+                pixels = np.asarray(self._array[where])
+            except Exception as error:
+                raise ChunkError(
+                    f"every chunk that a patch needs must decode, but chunk {tuple(row)} of "
+                    f"{self._shown} does not: {type(error).__name__}: {error}; restore that object "
+                    "from its source"
+                ) from error
+            found.append(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+        return found
+
+
+def _counting(location: Location, reads: Reads) -> Any:
+    from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+    class Counting(WrapperStore[Any]):
+        async def get(self, *args: Any, **kwargs: Any) -> Any:
+            reads.requests += 1
+            found = await self._store.get(*args, **kwargs)
+            reads.nbytes += 0 if found is None else len(found)
+            return found
+
+    fs, root = location.open()
+    if isinstance(fs, LocalFileSystem):
+        return Counting(LocalStore(root, read_only=True))
+    store = FsspecStore.from_url(
+        location.url, storage_options=dict(location.options), read_only=True
+    )
+    return Counting(store)
+
+
+def _get_local(path: str, start: int | None, stop: int | None) -> Bytes | None:
+    try:
+        with open(path, "rb") as file:
+            if start is None:
+                return file.read()
+            file.seek(start, 2 if start < 0 else 0)
+            return file.read() if stop is None else file.read(stop - start)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _get_remote(
+    fs: AbstractFileSystem,
+    paths: Sequence[str],
+    ranges: Sequence[tuple[str, int | None, int | None]],
+) -> list[Any]:
+    starts, stops = [a for _, a, _ in ranges], [b for _, _, b in ranges]
+    if getattr(fs, "async_impl", False):
+        # One batch: the file system sends them concurrently.
+        found: list[Any] = fs.cat_ranges(list(paths), starts, stops, on_error="return")
+        return found
+    found = []
+    for path, a, b in zip(paths, starts, stops, strict=True):
+        try:
+            found.append(fs.cat_file(path, start=a, end=b))
+        except (OSError, KeyError, asyncio.TimeoutError) as error:
+            found.append(error)
+    return found
+
+
+def _merged(
+    spans: Sequence[tuple[int, int, int]],
+) -> list[tuple[int, int, list[tuple[int, int, int]]]]:
+    """Join spans of one object that lie close together."""
+    found: list[tuple[int, int, list[tuple[int, int, int]]]] = []
+    for span in spans:
+        if found and span[0] - found[-1][1] <= _GAP:
+            start, stop, parts = found[-1]
+            found[-1] = (start, max(stop, span[1]), [*parts, span])
+        else:
+            found.append((span[0], span[1], [span]))
+    return found
+
+
+def _decoder_v2(document: Mapping[str, Any], parsed: Any) -> tuple[Decode, None]:
+    stored = parsed.dtype.to_native_dtype()
+    described = [document.get("compressor"), *reversed(document.get("filters") or ())]
+    codecs = [numcodecs.get_codec(dict(item)) for item in described if item is not None]
+    shape, order = tuple(document["chunks"]), document.get("order", "C")
+
+    def decode(data: Bytes) -> Pixels:
+        value: Any = data
+        for codec in codecs:
+            value = codec.decode(value)
+        return _as_pixels(value, stored).reshape(shape, order=order)
+
+    return decode, None
+
+
+def _decoder_v3(
+    document: Mapping[str, Any], parsed: Any
+) -> tuple[Decode, _Sharding | None] | None:
+    if document["chunk_grid"]["name"] != "regular":
+        return None
+    outer = tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
+    codecs = _described(document["codecs"])
+    native = parsed.dtype.to_native_dtype().newbyteorder("=")
+    if len(codecs) == 1 and codecs[0][0] == "sharding_indexed":
+        config = codecs[0][1]
+        checked = _plain_index(_described(config["index_codecs"]))
+        if checked is None:
+            return None
+        inner = tuple(config["chunk_shape"])
+        counts = tuple(o // i for o, i in zip(outer, inner, strict=True))
+        at_end = config.get("index_location", "end") == "end"
+        decode = _chain_v3(_described(config["codecs"]), inner, native)
+        return None if decode is None else (decode, _Sharding(inner, counts, at_end, checked))
+    decode = _chain_v3(codecs, outer, native)
+    return None if decode is None else (decode, None)
+
+
+_Described = list[tuple[str, Mapping[str, Any]]]
+
+
+def _described(codecs: Sequence[Any]) -> _Described:
+    """Name and configuration of each codec; the short form is a name alone."""
+    return [
+        (item, {}) if isinstance(item, str) else (item["name"], item.get("configuration") or {})
+        for item in codecs
+    ]
+
+
+def _plain_index(codecs: _Described) -> bool | None:
+    """Whether a shard's index carries a checksum; None if it is stored in another way."""
+    names = [name for name, _ in codecs]
+    if names[:1] != ["bytes"] or codecs[0][1].get("endian") == "big":
+        return None
+    return {(): False, ("crc32c",): True}.get(tuple(names[1:]))
+
+
+def _chain_v3(
+    codecs: _Described, shape: tuple[int, ...], native: np.dtype[Any]
+) -> Decode | None:
+    """The inverse of a codec chain, or None if one of them is not known here."""
+    order = list(range(len(shape)))
+    stored = native
+    unpack: list[Callable[[Any], Any]] = []
+    stage = "array"
+    for name, config in codecs:
+        if name == "transpose" and stage == "array" and isinstance(config["order"], list):
+            order = [order[int(i)] for i in config["order"]]
+        elif name == "bytes" and stage == "array":
+            stage = "bytes"
+            if native.itemsize > 1 and config.get("endian") == "big":
+                stored = native.newbyteorder(">")
+        elif stage == "bytes" and name in _UNPACK:
+            unpack.append(_UNPACK[name])
+        else:
+            return None
+    if stage != "bytes":
+        return None
+    stored_shape = tuple(shape[i] for i in order)
+    inverse = tuple(int(i) for i in np.argsort(order))
+
+    def decode(data: Bytes) -> Pixels:
+        value: Any = data
+        for step in reversed(unpack):
+            value = step(value)
+        return _as_pixels(value, stored).reshape(stored_shape).transpose(inverse)
+
+    return decode
+
+
+def _as_pixels(value: Any, stored: np.dtype[Any]) -> Pixels:
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value).view(stored).ravel()
+    return np.frombuffer(value, stored)
+
+
+def _check_crc32c(body: bytes, stored: bytes) -> None:
+    if google_crc32c.value(body) != int.from_bytes(stored, "little"):
+        raise ValueError("its checksum (crc32c) does not match")
+
+
+def _strip_crc32c(data: Any) -> Bytes:
+    whole = bytes(data)
+    _check_crc32c(whole[:-4], whole[-4:])
+    return memoryview(whole)[:-4]
+
+
+_UNPACK: dict[str, Callable[[Any], Any]] = {
+    "blosc": numcodecs.Blosc().decode,
+    "crc32c": _strip_crc32c,
+    "gzip": numcodecs.GZip().decode,
+    "zstd": numcodecs.Zstd().decode,
+}

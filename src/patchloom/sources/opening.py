@@ -1,0 +1,464 @@
+"""open_images: anything chunked, by path, glob, list, URL or array."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from patchloom.axes import Axes
+from patchloom.errors import (
+    AxesError,
+    IdentityError,
+    NotAnArrayError,
+    SourceError,
+    SourceMissingError,
+)
+from patchloom.grid import ChunkGrid
+from patchloom.image import Image, Role
+from patchloom.location import Location
+from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
+from patchloom.sources.ome_zarr import Level, label_names, levels_of
+from patchloom.sources.roles import join, role_axes
+from patchloom.sources.zarrs import Node, ZarrSource, open_node
+
+__all__ = ["open_images"]
+
+_MAGIC = set("*?[")
+_DIM_NAMES = {"time": "t", "channel": "c", "band": "c", "sample": "s"}
+
+
+def open_images(
+    urls: Any,
+    *,
+    mask: Any = None,
+    labels: Any = None,
+    target: Any = None,
+    axes: str | None = None,
+    level: int | str = 0,
+    sample: Any = None,
+    storage_options: Mapping[str, Any] | None = None,
+    ids: Sequence[str] | None = None,
+) -> list[Image]:
+    """Open images lazily: their metadata are read, no pixel is.
+
+    Parameters
+    ----------
+    urls
+        A path or URL (``file://``, ``s3://``, ``gs://``, ``http(s)://``, ``memory://``, any
+        fsspec protocol), a glob of them, a NumPy, Dask or xarray array, or a list of these.
+        What stands at a URL is a Zarr array (v2 or v3, sharded or not) or an OME-Zarr image.
+    mask, labels, target
+        Arrays over the same field: an array, a URL, a pattern with ``{stem}``, the name of an
+        OME-Zarr label group, one of these per image in a list, or per image id in a mapping.
+        A mask may have any lower resolution; nonzero means covered.
+    axes
+        The dimensions as stored, one letter each in either case, for example ``"CZYX"``; by
+        default what the metadata say, else X, YX, ZYX, CZYX, TCZYX by their number.
+    level
+        The one pyramid level to open: its number (0 is the finest) or its path.
+    sample
+        What a sample is. A string names axes whose every index is a sample of its own
+        (for example ``"z"`` to patch a stack plane by plane); a mapping gives metadata columns
+        for all images; a list of mappings, or a mapping from image id to a mapping, for each.
+    storage_options
+        For fsspec, for example credentials; never shown, saved or written to a store.
+    ids
+        One name an image; by default its stem, the last part of the path up to its first dot.
+
+    Returns
+    -------
+    list of Image
+
+    Raises
+    ------
+    SourceMissingError
+        If nothing readable is there.
+    NotAnArrayError
+        If what is there is no array of numbers, or several.
+    AxesError, CoverageError, IdentityError, SourceError
+        If axes, masks, ids or levels do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, patchloom
+    >>> [image] = patchloom.open_images(np.zeros((3, 512, 512), "uint16"), axes="CYX")
+    >>> image.shape, str(image.axes), image.data.dims
+    ((3, 512, 512), 'CYX', ('c', 'y', 'x'))
+    """
+    options = dict(storage_options or {})
+    items = _expand(urls, options)
+    if ids is not None and len(ids) != len(items):
+        raise IdentityError(f"ids= has one name an image, got {len(ids)} for {len(items)} images")
+    images = []
+    for position, item in enumerate(items):
+        name = None if ids is None else str(ids[position])
+        images.append(_open(item, axes, level, options, name, position))
+    _check_ids(images)
+    images = _with_samples(images, sample)
+
+    def open_role(item: Any, image: Image) -> Image:
+        return _open_role(item, image, level, options)
+
+    for name, given in (("mask", mask), ("labels", labels), ("target", target)):
+        images = join(given, images, name, open_role)
+    return images
+
+
+def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
+    if is_array(urls):
+        return [urls]
+    if isinstance(urls, str | os.PathLike):
+        text = os.fspath(urls)
+        if not _MAGIC & set(text.partition("://")[2] or text):
+            return [text]
+        location = Location.of(text, options)
+        fs, path = location.open()
+        try:
+            found = sorted(str(p).rstrip("/") for p in fs.glob(path))
+        except Exception as error:
+            raise SourceMissingError(
+                f"the folder of {location.shown!r} must be readable, but it is not: "
+                f"{type(error).__name__}: {error}; check the path and the credentials"
+            ) from error
+        if not found:
+            raise SourceMissingError(
+                f"a pattern matches at least one image, but nothing matches {location.shown!r}; "
+                "check the path"
+            )
+        if location.scheme == "file" and "://" not in text:
+            return found
+        return [fs.unstrip_protocol(p) for p in found]
+    if isinstance(urls, Sequence):
+        found = [entry for item in urls for entry in _expand(item, options)]
+        if found:
+            return found
+    raise SourceMissingError(
+        f"open_images takes paths, URLs or arrays, at least one, got {type(urls).__name__}"
+        + ("" if isinstance(urls, Sequence) else f" {urls!r}")
+    )
+
+
+def _open(
+    item: Any,
+    axes: str | None,
+    level: int | str,
+    options: Mapping[str, Any],
+    name: str | None,
+    position: int,
+) -> Image:
+    if is_array(item):
+        return _from_array(item, axes, name or str(getattr(item, "name", None) or f"image-{position}"))
+    location = Location.of(item, options)
+    return _from_node(open_node(location), axes, level, name or location.stem)
+
+
+def _from_array(array: Any, axes: str | None, name: str) -> Image:
+    dims = tuple(str(d) for d in getattr(array, "dims", ()))
+    data = array.data if dims else array
+    if not (isinstance(data, np.ndarray) or hasattr(data, "dask")):
+        data = np.asarray(data)
+    named = "".join(_DIM_NAMES.get(d.lower(), d.lower()) for d in dims)
+    parsed = _axes(axes, named if len(named) == len(dims) else "", data.ndim, name)
+    dtype = check_numeric(data.dtype, f"image {name!r}")
+    chunks = regular_chunks(data, parsed.pick("c" if parsed.has_channel else ""))
+    return _image(
+        name=name,
+        uri="",
+        axes=parsed,
+        shape=data.shape,
+        dtype=dtype,
+        chunks=chunks,
+        source=ArraySource(data.rechunk(chunks) if hasattr(data, "dask") else data),
+    )
+
+
+def _from_node(node: Node, axes: str | None, level: int | str, name: str) -> Image:
+    levels = levels_of(node) if node.array is None else []
+    if levels:
+        index = _pick_level(levels, level, node)
+        chosen = levels[index]
+        inner = open_node(node.location / chosen.path)
+        if inner.array is None:
+            raise NotAnArrayError(
+                f"level {chosen.path!r} of {node.location.shown!r} is listed in its metadata but is "
+                "no array; restore it, or open another level"
+            )
+        return _from_array_node(inner, axes, name, chosen, index)
+    if level != 0:
+        raise SourceError(
+            f"only an OME-Zarr image has levels, but {node.location.shown!r} is none, got "
+            f"level={level!r}; leave level out, or name the array itself"
+        )
+    if node.array is not None:
+        return _from_array_node(node, axes, name, None, 0)
+    inside = _arrays_inside(node)
+    if len(inside) == 1:
+        return _from_array_node(open_node(node.location / inside[0]), axes, name, None, 0)
+    raise NotAnArrayError(
+        f"an image is one array, but {node.location.shown!r} is a group without OME-Zarr metadata"
+        + (f" that holds {inside[:20]}" if inside else " and without arrays")
+        + "; name the array: its path below the group"
+    )
+
+
+def _from_array_node(
+    node: Node, axes: str | None, name: str, level: Level | None, index: int
+) -> Image:
+    metadata = node.array
+    assert metadata is not None
+    document = metadata.document
+    shape = tuple(int(n) for n in document["shape"])
+    try:
+        dtype = metadata.parsed().dtype.to_native_dtype()
+    except Exception as error:
+        raise NotAnArrayError(
+            f"the data type of {node.location.shown!r} cannot be used: {error}"
+        ) from error
+    dims = document.get("dimension_names") or node.attributes.get("_ARRAY_DIMENSIONS") or ()
+    named = "".join(_DIM_NAMES.get(str(d).lower(), str(d).lower()) for d in dims)
+    if level is not None:
+        named = level.axes
+    elif len(named) != len(shape):
+        named = ""
+    parsed = _axes(axes, named, len(shape), node.location.shown)
+    spatial = parsed.spatial
+    places = dict(zip(parsed.names, range(len(shape)), strict=True))
+    described = level is not None and len(level.scale) == len(shape)
+    image = _image(
+        name=name,
+        uri=node.location.shown,
+        axes=parsed,
+        shape=shape,
+        dtype=check_numeric(dtype, repr(node.location.shown)),
+        chunks=metadata.chunks,
+        source=ZarrSource(node.location, metadata),
+        shards=metadata.shards,
+        level=index,
+        channels=level.channels if level is not None else (),
+    )
+    if not described or level is None:
+        return image
+    from dataclasses import replace
+
+    return replace(
+        image,
+        spacing={a: level.scale[places[a]] for a in spatial},
+        origin={a: level.translation[places[a]] for a in spatial},
+        unit={a: level.units[places[a]] for a in spatial if level.units[places[a]]},
+    )
+
+
+def _image(
+    *,
+    name: str,
+    uri: str,
+    axes: Axes,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    chunks: Sequence[int],
+    source: Any,
+    shards: tuple[int, ...] | None = None,
+    level: int = 0,
+    channels: tuple[str, ...] = (),
+) -> Image:
+    shape = tuple(int(n) for n in shape)
+    if any(n < 1 for n in shape):
+        raise SourceError(
+            f"every axis of an image has at least one pixel, got shape {shape} ({axes}) in "
+            f"{uri or name!r}; leave it out"
+        )
+    n_channels = shape[axes.names.index("c")] if axes.has_channel else 1
+    return Image(
+        id=name,
+        uri=uri,
+        axes=axes,
+        shape=shape,
+        dtype=dtype,
+        grid=ChunkGrid(shape, tuple(int(c) for c in chunks)),
+        source=source,
+        shards=shards,
+        level=level,
+        channels=channels if len(channels) == n_channels else (),
+    )
+
+
+def _axes(given: str | None, named: str, ndim: int, what: str) -> Axes:
+    if given is not None:
+        axes = Axes.parse(given)
+    elif named:
+        axes = Axes.parse(named)
+    else:
+        axes = Axes.guess(ndim)
+    if len(axes) != ndim:
+        raise AxesError(
+            f"axes name each dimension once, got {str(axes)!r} for {ndim} dimensions in {what}; "
+            "give one letter a dimension, in stored order"
+        )
+    return axes
+
+
+def _pick_level(levels: Sequence[Level], level: int | str, node: Node) -> int:
+    paths = [lv.path for lv in levels]
+    if isinstance(level, str) and level in paths:
+        return paths.index(level)
+    if isinstance(level, int) and not isinstance(level, bool) and 0 <= level < len(levels):
+        return level
+    raise SourceError(
+        f"level= is a number from 0 (finest) to {len(levels) - 1}, or a path out of {paths}, got "
+        f"{level!r} for {node.location.shown!r}"
+    )
+
+
+def _arrays_inside(node: Node) -> list[str]:
+    fs, root = node.location.open()
+    try:
+        names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(root, detail=True))
+    except (OSError, ValueError):
+        return []
+    return [
+        name
+        for name in names
+        if fs.exists(f"{root}/{name}/zarr.json") or fs.exists(f"{root}/{name}/.zarray")
+        if open_node(node.location / name).array is not None
+    ]
+
+
+def _check_ids(images: Sequence[Image]) -> None:
+    equal = sorted(name for name, n in Counter(image.id for image in images).items() if n > 1)
+    if equal:
+        raise IdentityError(
+            f"every image has an id of its own, but several are called {equal}; "
+            f"name them: ids=[...] with {len(images)} different names"
+        )
+
+
+def _with_samples(images: Sequence[Image], sample: Any) -> list[Image]:
+    from dataclasses import replace
+
+    if sample is None:
+        return list(images)
+    if isinstance(sample, str):
+        return [_as_samples(image, sample.lower()) for image in images]
+    if isinstance(sample, Mapping):
+        nested = sample and all(isinstance(v, Mapping) for v in sample.values())
+        rows = [sample.get(i.id) for i in images] if nested else [sample] * len(images)
+    else:
+        rows = list(sample)
+    if len(rows) != len(images) or not all(isinstance(row, Mapping) for row in rows):
+        raise IdentityError(
+            "sample= names axes (a string), or gives metadata: a mapping of columns, one for each "
+            f"image, or one for each image id; the images are {[i.id for i in images]}"
+        )
+    return [
+        replace(image, metadata={str(k): v for k, v in row.items()})
+        for image, row in zip(images, rows, strict=True)
+    ]
+
+
+def _as_samples(image: Image, letters: str) -> Image:
+    """The same image with some of its axes counted as samples."""
+    from dataclasses import replace
+
+    names = image.axes.names
+    free = [a for a in "st" if a not in names]
+    for letter in letters:
+        if letter not in names:
+            raise AxesError(
+                f"sample= names axes of the image, got {letter!r} for {image.id!r} with axes {names!r}"
+            )
+        if letter in "st":
+            continue
+        if not free:
+            raise AxesError(
+                f"an image has at most two sample axes (s, t), got sample={letters!r} for {names!r}"
+            )
+        names = names.replace(letter, free.pop(0))
+    axes = Axes(names)
+    keep = {a: v for a, v in image.spacing.items() if a in axes.spatial}
+    return replace(
+        image,
+        axes=axes,
+        spacing=keep,
+        origin={a: v for a, v in image.origin.items() if a in keep},
+        unit={a: v for a, v in image.unit.items() if a in keep},
+        channels=image.channels if axes.has_channel else (),
+    )
+
+
+def _open_role(item: Any, image: Image, level: int | str, options: Mapping[str, Any]) -> Image:
+    if isinstance(item, Image):
+        return item
+    if is_array(item):
+        dims = getattr(item, "dims", None)
+        return _from_array(item, None if dims else role_axes(image, item.ndim).names, image.id)
+    if not isinstance(item, str):
+        raise SourceError(
+            f"a role is an array, a URL, a pattern with {{stem}} or a label group's name, got "
+            f"{type(item).__name__}"
+        )
+    group = _label_group(item, image)
+    if group is not None:
+        return _matching_level(group, image, level)
+    node = open_node(Location.of(item, options))
+    if node.array is None and levels_of(node):
+        return _matching_level(node, image, level)
+    if node.array is not None and not node.array.document.get("dimension_names"):
+        guessed = role_axes(image, len(node.array.document["shape"])).names
+        return _from_node(node, guessed, 0, image.id)
+    return _from_node(node, None, 0, image.id)
+
+
+def _label_group(name: str, image: Image) -> Node | None:
+    """The label image of an OME-Zarr, if `name` is the name of one."""
+    if "://" in name or "/" in name.strip("/") or not isinstance(image.source, ZarrSource):
+        return None
+    location = image.source.location
+    # The image array lies one or more names below the group that holds "labels".
+    for depth in range(1, 4):
+        parent = Location(location.url.rsplit("/", depth)[0], location.options)
+        try:
+            labels = open_node(parent / "labels")
+        except SourceError:
+            continue
+        listed = label_names(labels.attributes)
+        if name in listed:
+            return open_node(labels.location / name)
+        if not os.path.exists(name):
+            raise SourceMissingError(
+                f"{image.id!r} has the label groups {listed}, got {name!r}; name one of them, "
+                "or give a path"
+            )
+    return None
+
+
+def _matching_level(group: Node, image: Image, level: int | str) -> Image:
+    """The level of a label image on the image's own pixels, else the finest."""
+    levels = levels_of(group)
+    if not levels:
+        return _from_node(group, None, 0, image.id)
+    chosen = None
+    order = list(range(len(levels)))
+    if isinstance(level, int) and level < len(levels):
+        order = [level, *(k for k in order if k != level)]
+    for index in order:
+        candidate = _from_node(group, None, index, image.id)
+        same = all(
+            candidate.shape[candidate.axes.names.index(a)] == image.shape[image.axes.names.index(a)]
+            for a in candidate.axes.spatial
+            if a in image.axes.names
+        )
+        if same:
+            return candidate
+        chosen = chosen or candidate
+    assert chosen is not None
+    return chosen
+
+
+def role_of(image: Image, name: str) -> Role | None:
+    """One role of an image."""
+    role: Role | None = getattr(image, name)
+    return role

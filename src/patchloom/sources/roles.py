@@ -1,0 +1,183 @@
+"""Roles: masks, labels and targets joined to their images, each on its own pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from patchloom.axes import Axes
+from patchloom.coverage import Alignment
+from patchloom.errors import AxesError, CoverageError, IdentityError, SourceError
+from patchloom.image import Image, Role
+from patchloom.sources.arrays import is_array
+
+__all__ = ["align", "join"]
+
+_PRECISION = 4096
+"""Ratios of spacings are rationals with a denominator up to this."""
+
+
+def join(
+    given: Any, images: Sequence[Image], name: str, open_one: Callable[[Any, Image], Image]
+) -> list[Image]:
+    """Give every image its role.
+
+    Parameters
+    ----------
+    given
+        An array or URL for all images, a pattern with ``{stem}``, the name of a label group,
+        one of these per image in a list, or per image id in a mapping.
+    images
+        The images.
+    name
+        ``mask``, ``labels`` or ``target``.
+    open_one
+        Opens what stands for one image.
+
+    Raises
+    ------
+    IdentityError
+        If the list or mapping does not match the images one to one.
+    """
+    if given is None:
+        return list(images)
+    if isinstance(given, Mapping):
+        ids = [image.id for image in images]
+        unmatched = sorted(set(map(str, given)) ^ set(ids))
+        if unmatched:
+            raise IdentityError(
+                f"{name}= has one entry for each image id, but these stand on one side only: "
+                f"{unmatched}; the images are {ids}"
+            )
+        items = [given[i] for i in ids]
+    elif isinstance(given, list | tuple) and not is_array(given):
+        if len(given) != len(images):
+            raise IdentityError(
+                f"{name}= is one for all or one for each image, got {len(given)} for "
+                f"{len(images)} images {[image.id for image in images]}"
+            )
+        items = list(given)
+    else:
+        items = [given] * len(images)
+    found = []
+    for image, item in zip(images, items, strict=True):
+        if item is None:
+            found.append(image)
+            continue
+        if isinstance(item, str | os.PathLike):
+            item = os.fspath(item).replace("{stem}", image.id)
+        other = open_one(item, image)
+        found.append(image.with_role(name, align(image, other, name)))
+    return found
+
+
+def align(image: Image, other: Image, name: str) -> Role:
+    """Where the pixels of another array lie on the image's.
+
+    Physical coordinates decide where both have them; else the ratio of the shapes.
+
+    Raises
+    ------
+    AxesError
+        If the other array has an axis that the image lacks.
+    CoverageError
+        If it does not reach over the whole image (one of its own pixels is tolerated).
+    """
+    spatial = other.axes.spatial
+    if not set(spatial) <= set(image.axes.spatial) or set(image.axes.spatial) - set(spatial) - {
+        "z"
+    }:
+        raise AxesError(
+            f"a {name} has the spatial axes of its image ({image.axes.spatial!r}; z may be missing), "
+            f"got {spatial!r} for {image.id!r}; pick the array that shows the same field"
+        )
+    n = other.layout.n_samples
+    if n not in (1, image.layout.n_samples):
+        raise AxesError(
+            f"a {name} has one sample or as many as its image ({image.layout.n_samples}), got {n} "
+            f"for {image.id!r}"
+        )
+    if name == "mask" and other.layout.n_channels != 1:
+        raise AxesError(
+            f"a mask has one channel, got {other.layout.n_channels} for {image.id!r}; "
+            "reduce it first, for example mask.any(axis)"
+        )
+    shape = _extents(image, spatial)
+    extents = _extents(other, spatial)
+    physical = all(a in image.spacing and a in other.spacing for a in spatial)
+    alignment = _physical(image, other, spatial) if physical else Alignment.of_shapes(shape, extents)
+    if not physical:
+        _check_aspect(image, shape, extents, spatial, name)
+    for axis, s, o, have, need in zip(
+        spatial, alignment.scale, alignment.offset, extents, shape, strict=True
+    ):
+        slack = max(s, Fraction(1))
+        if o > slack or o + have * s < need - slack:
+            raise CoverageError(
+                f"a {name} covers its whole image, but along {axis} that of {image.id!r} reaches "
+                f"from pixel {float(o):g} to {float(o + have * s):g} of 0 to {need}; "
+                "pick the one of this image, or mend its scale and translation"
+            )
+    return Role(other, alignment, spatial)
+
+
+def role_axes(image: Image, ndim: int) -> Axes:
+    """The axes of a role's array that does not name them, from its image's."""
+    axes = image.axes
+    spatial = "".join(a for a in axes.names if a in axes.spatial)
+    sampled = "".join(a for a in axes.names if a != "c")
+    for names in (axes.names, spatial, sampled, spatial.replace("z", "")):
+        if len(names) == ndim:
+            return Axes(names)
+    raise AxesError(
+        f"a role has the axes of its image ({axes}) or its spatial ones ({spatial.upper()}), got an "
+        f"array of {ndim} dimensions for {image.id!r}; give one with named axes"
+    )
+
+
+def _extents(image: Image, axes: str) -> list[int]:
+    return [image.shape[image.axes.names.index(a)] for a in axes]
+
+
+def _physical(image: Image, other: Image, spatial: str) -> Alignment:
+    scale, offset = [], []
+    # Many writers leave out the half-pixel shift of a coarser level: two arrays that both
+    # declare no translation begin at the same edge.
+    plain = not any(image.origin.get(a) or other.origin.get(a) for a in spatial)
+    for a, have, need in zip(
+        spatial, _extents(other, spatial), _extents(image, spatial), strict=True
+    ):
+        ratio = other.spacing[a] / image.spacing[a]
+        if not ratio > 0:
+            raise SourceError(f"a spacing is above 0, got {other.spacing[a]} along {a}")
+        exact = Fraction(need, have)
+        if abs(ratio - exact) > 1e-6 * ratio:
+            exact = Fraction(ratio).limit_denominator(_PRECISION)
+        shift = (other.origin.get(a, 0.0) - image.origin.get(a, 0.0)) / image.spacing[a]
+        begin = 0.0 if plain else shift - (float(exact) - 1) / 2
+        scale.append(exact)
+        offset.append(
+            Fraction(0) if abs(begin) < 1e-3 else Fraction(begin).limit_denominator(_PRECISION)
+        )
+    return Alignment(tuple(scale), tuple(offset))
+
+
+def _check_aspect(
+    image: Image, shape: Sequence[int], extents: Sequence[int], spatial: str, name: str
+) -> None:
+    """Refuse arrays that cannot show the same field: their aspect ratio is another one."""
+    if "y" not in spatial:
+        return
+    (h, m), (w, n) = ((shape[k], extents[k]) for k in (spatial.index("y"), spatial.index("x")))
+    # Rounding moves each extent by less than one pixel.
+    low = max(Fraction(h, m + 1), Fraction(w, n + 1))
+    high = min(Fraction(h, max(m - 1, 1)), Fraction(w, max(n - 1, 1)))
+    ratio = Fraction(h * n, m * w)
+    if low > high and not Fraction(4, 5) <= ratio <= Fraction(5, 4):
+        raise CoverageError(
+            f"a {name} covers its whole image, but {name} of {m} x {n} pixels has another aspect "
+            f"ratio than {image.id!r} of {h} x {w} (y, x); pick the one of this image, or give it "
+            "a physical scale (OME-Zarr)"
+        )

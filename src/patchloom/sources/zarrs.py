@@ -1,0 +1,181 @@
+"""Zarr arrays and groups, v2 and v3, read from their metadata documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.errors import ChunkError, NotAnArrayError, SourceMissingError
+from patchloom.image import ChunkReader, Image
+from patchloom.location import Location
+from patchloom.sources.chunks import ArrayMetadata, reader_for
+
+__all__ = ["Node", "ZarrSource", "open_node"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A Zarr array or group: where it is and what its metadata say."""
+
+    location: Location
+    attributes: Mapping[str, Any] = field(compare=False)
+    array: ArrayMetadata | None
+    """None for a group."""
+
+
+@dataclass(frozen=True)
+class ZarrSource:
+    """An array in a Zarr store. Small: a location and the metadata document."""
+
+    location: Location
+    metadata: ArrayMetadata
+
+    @property
+    def addressable(self) -> bool:
+        """Always: a worker opens it by itself."""
+        return True
+
+    def reader(self) -> ChunkReader:
+        """A fresh reader; opening it sends no request."""
+        return reader_for(self.location, self.metadata)
+
+    def to_document(self) -> dict[str, Any]:
+        """The shown URL and the metadata document."""
+        return {
+            "kind": "zarr",
+            "url": self.location.shown,
+            "format": self.metadata.format,
+            "metadata": self.metadata.document,
+        }
+
+    @classmethod
+    def from_document(
+        cls, document: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> ZarrSource:
+        """Inverse of `to_document`."""
+        return cls(
+            Location.of(document["url"], options),
+            ArrayMetadata(int(document["format"]), dict(document["metadata"])),
+        )
+
+    def lazy(self, image: Image) -> Any:
+        """A Dask array whose chunks are whole stored objects; each task opens by itself."""
+        import dask.array as da
+
+        return da.from_array(
+            _Sliceable(image), chunks=image.shards or image.grid.chunks, inline_array=True
+        )
+
+
+@dataclass(frozen=True)
+class _Sliceable:
+    """What Dask needs of an array, answered by `Image.read`."""
+
+    image: Image
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.image.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.image.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.image.ndim
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        image = self.image
+        return ("patchloom", image.uri, image.id, image.level, image.shape, str(image.dtype))
+
+    def __getitem__(self, where: Any) -> npt.NDArray[Any]:
+        bounds = [s.indices(n) for s, n in zip(where, self.shape, strict=True)]
+        pixels = self.image.read([b[0] for b in bounds], [max(b[0], b[1]) for b in bounds])
+        return pixels[tuple(slice(None, None, b[2]) for b in bounds)]
+
+
+def open_node(location: Location) -> Node:
+    """The Zarr array or group at a location.
+
+    Raises
+    ------
+    SourceMissingError
+        If nothing is there or it may not be read.
+    NotAnArrayError
+        If what is there is no Zarr node.
+    """
+    v3 = _document(location, "zarr.json")
+    if v3 is not None:
+        attributes = v3.get("attributes") or {}
+        if v3.get("node_type") == "array":
+            return Node(location, attributes, _checked(location, ArrayMetadata(3, _bare(v3))))
+        return Node(location, attributes, None)
+    v2 = _document(location, ".zarray")
+    attributes = _document(location, ".zattrs") or {}
+    if v2 is not None:
+        return Node(location, attributes, _checked(location, ArrayMetadata(2, v2)))
+    if attributes or _document(location, ".zgroup") is not None:
+        return Node(location, attributes, None)
+    fs, path = location.open()
+    if not _exists(fs, path):
+        raise SourceMissingError(
+            f"an image's URL must exist and be readable, but nothing was found at "
+            f"{location.shown!r}; check the path, the credentials and the bucket"
+        )
+    raise NotAnArrayError(
+        f"an image is a Zarr array or OME-Zarr group, but {location.shown!r} has neither zarr.json "
+        "nor .zarray nor .zgroup; name the array inside it, or convert it to Zarr"
+    )
+
+
+def _exists(fs: Any, path: str) -> bool:
+    try:
+        return bool(fs.exists(path))
+    except OSError:
+        return False
+
+
+def _document(location: Location, name: str) -> dict[str, Any] | None:
+    try:
+        data = location.read(name)
+    except Exception as error:
+        raise SourceMissingError(
+            f"an image's URL must exist and be readable, but {location.shown}/{name} is not: "
+            f"{type(error).__name__}: {error}; check the path, the credentials and the network"
+        ) from error
+    if data is None:
+        return None
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise NotAnArrayError(
+            f"Zarr metadata are JSON, but {location.shown}/{name} is not ({error})"
+        ) from error
+    if not isinstance(document, dict):
+        raise NotAnArrayError(f"Zarr metadata are a JSON object, but {location.shown}/{name} is not")
+    return document
+
+
+def _bare(document: dict[str, Any]) -> dict[str, Any]:
+    """An array's metadata without what only people read: the rest travels to the workers."""
+    return {**document, "attributes": {}}
+
+
+def _checked(location: Location, metadata: ArrayMetadata) -> ArrayMetadata:
+    try:
+        metadata.parsed()
+        chunks = metadata.chunks
+    except Exception as error:
+        raise NotAnArrayError(
+            f"{location.shown!r} is a Zarr array whose metadata cannot be used: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if any(int(c) < 1 for c in chunks):
+        raise ChunkError(f"a chunk extends at least 1 pixel, got {chunks} in {location.shown!r}")
+    return metadata

@@ -1,0 +1,223 @@
+"""PatchStore: a handle on a store of training patches, without Dask and without the plan."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+
+from patchloom.errors import SourceMissingError, StoreError
+from patchloom.location import Location
+from patchloom.store.manifest import read_manifest
+from patchloom.store.schema import FORMAT
+from patchloom.store.statistics_view import from_document
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["PatchStore", "open_patches", "read_attributes"]
+
+
+def open_patches(
+    url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None
+) -> PatchStore:
+    """Open a patch store for reading.
+
+    Parameters
+    ----------
+    url
+        Path or fsspec URL that `materialize` wrote to.
+    storage_options
+        For fsspec.
+
+    Returns
+    -------
+    PatchStore
+
+    Raises
+    ------
+    SourceMissingError
+        If nothing is there.
+    StoreError
+        If it is no patch store, or one of a newer format.
+    """
+    location = Location.of(url, storage_options)
+    attributes = read_attributes(location)
+    if attributes is None:
+        raise SourceMissingError(
+            f"a patch store is made by materialize, but there is none at {location.shown!r}; "
+            "check the path and the credentials"
+        )
+    return PatchStore(location, attributes)
+
+
+def read_attributes(location: Location) -> dict[str, Any] | None:
+    """The ``patchloom`` attributes of a store; None if nothing is there.
+
+    Raises
+    ------
+    StoreError
+        If a Zarr group or array that is no patch store is there, or one of a newer format.
+    """
+    try:
+        data = location.read("zarr.json")
+    except OSError as error:
+        raise SourceMissingError(
+            f"a store must be readable, but {location.shown!r} is not: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if data is None:
+        return None
+    try:
+        attributes = json.loads(data)["attributes"]["patchloom"]
+        version = int(attributes["format"])
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(
+            f"a patch store has patchloom attributes, but the Zarr node at {location.shown!r} has "
+            "none; give another URL"
+        ) from None
+    if version > FORMAT:
+        raise StoreError(
+            f"this version reads stores up to format {FORMAT}, got format {version} at "
+            f"{location.shown!r}; upgrade patchloom"
+        )
+    found: dict[str, Any] = attributes
+    return found
+
+
+class PatchStore:
+    """Training patches: pixels, one manifest row each, and statistics.
+
+    ``len(store)`` is the number of rows, ``store[i]`` the pixels of row i, channels first.
+    """
+
+    def __init__(self, location: Location, attributes: Mapping[str, Any]) -> None:
+        self._location = location
+        self.attributes = dict(attributes)
+
+    @property
+    def url(self) -> str:
+        """Where it is, without credentials."""
+        return self._location.shown
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard was written."""
+        return bool(self.attributes["complete"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the plan that it was made from."""
+        return str(self.attributes["fingerprint"])
+
+    def __len__(self) -> int:
+        return int(self.attributes["n_patches"])
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        if isinstance(index, int | np.integer) and not -len(self) <= index < len(self):
+            raise IndexError(f"a row is in range({len(self)}), got {index}")
+        return np.asarray(self.images[index])
+
+    @cached_property
+    def images(self) -> zarr.Array[Any]:
+        """The patches as a Zarr array (patch, c, [z], y, x)."""
+        return self._array("images")
+
+    @cached_property
+    def labels(self) -> zarr.Array[Any] | None:
+        """The label patches, if the plan had labels."""
+        return self._array("labels") if "labels" in self.attributes["arrays"] else None
+
+    @cached_property
+    def targets(self) -> zarr.Array[Any] | None:
+        """The target patches, if the plan had targets."""
+        return self._array("targets") if "targets" in self.attributes["arrays"] else None
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        """One row a committed patch, in row order: a pyarrow.Table.
+
+        Columns ``patch_id`` (128 bits in hex), ``image_id``, ``sample``, ``start_z`` (if there
+        is z), ``start_y``, ``start_x`` (pixels of the level that was read), ``coverage`` (share
+        of the patch under the mask), ``split``, ``row``, and the images' metadata columns.
+        """
+        names = sorted(self._location.list("manifest"))
+        names = [f"manifest/{name}" for name in names if name.endswith(".parquet")]
+        with ThreadPoolExecutor(8) as pool:
+            parts = list(pool.map(self._location.read, names))
+        if not parts:
+            return pa.table(
+                {k: pa.array([], v) for k, v in _empty_schema(str(self.attributes["axes"]))}
+            )
+        return read_manifest([part for part in parts if part is not None])
+
+    @cached_property
+    def statistics(self) -> xarray.Dataset:
+        """Statistics over (image, channel, quantile); see `patchloom.statistics`.
+
+        Raises
+        ------
+        StoreError
+            If the store is not complete yet.
+        """
+        found = self.attributes.get("statistics")
+        if found is None:
+            raise StoreError(
+                f"statistics are written last, but {self.url!r} is not complete; run the same "
+                "materialize call again to finish it"
+            )
+        return from_document(found)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The arrays as a lazy xarray.Dataset with the manifest's columns as coordinates."""
+        import xarray
+
+        names = [n for n in ("images", "labels", "targets") if n in self.attributes["arrays"]]
+        view = xarray.open_zarr(self._store(), chunks=None, consolidated=True, zarr_format=3)[names]
+        columns = {
+            name: ("patch", self.manifest[name].to_numpy(zero_copy_only=False))
+            for name in self.manifest.column_names
+        }
+        if self.manifest.num_rows == len(self):
+            view = view.assign_coords(columns)
+        return view
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        return zarr.open_array(self._store(), path=name, mode="r", zarr_format=3)
+
+    def _store(self) -> Any:
+        from zarr.storage import FsspecStore, LocalStore
+
+        fs, path = self._location.open()
+        if isinstance(fs, LocalFileSystem):
+            return LocalStore(path, read_only=True)
+        return FsspecStore.from_url(
+            self._location.url, storage_options=dict(self._location.options), read_only=True
+        )
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        shape = "x".join(str(n) for n in self.attributes["patch_shape"])
+        return f"<PatchStore {self.url!r} {len(self):,} patches of {shape}, {state}>"
+
+
+def _empty_schema(axes: str) -> list[tuple[str, pa.DataType]]:
+    starts = [(f"start_{a}", pa.int64()) for a in axes if a != "c"]
+    return [
+        ("patch_id", pa.string()),
+        ("image_id", pa.string()),
+        ("sample", pa.int64()),
+        *starts,
+        ("coverage", pa.float64()),
+        ("split", pa.string()),
+        ("row", pa.int64()),
+    ]

@@ -1,0 +1,67 @@
+"""Shards: many encoded patches as one object, after the Zarr v3 sharding codec (ZEP 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.store.schema import ArraySpec
+
+__all__ = ["ShardBuilder", "encoder"]
+
+Encode = Callable[[npt.NDArray[Any]], bytes]
+_ABSENT = 2**64 - 1
+
+
+def encoder(spec: ArraySpec) -> Encode:
+    """A function from the pixels of one patch to its bytes."""
+    config = spec.codec.config
+    stored = spec.dtype.newbyteorder("<")
+    compress = None if config is None else numcodecs.get_codec(config).encode
+
+    def encode(patch: npt.NDArray[Any]) -> bytes:
+        pixels = np.ascontiguousarray(patch, stored)
+        body = pixels.tobytes() if compress is None else bytes(compress(pixels))
+        return body + google_crc32c.value(body).to_bytes(4, "little")
+
+    return encode
+
+
+class ShardBuilder:
+    """Collects the patches of one shard in row order and makes the object.
+
+    Every row is stored, blank ones too: an object that is too short is damaged, never sparse.
+    """
+
+    def __init__(self, spec: ArraySpec, n_rows: int) -> None:
+        self._spec = spec
+        self._n_rows = n_rows
+        self._encode = encoder(spec)
+        self._bodies: list[bytes] = []
+        self.nbytes = 0
+
+    def add(self, patches: npt.NDArray[Any]) -> None:
+        """Append the next rows: [n, channels, *space]."""
+        for patch in patches:
+            # Each patch is one chunk of the output: one call of the codec, as the format has it.
+            body = self._encode(patch)
+            self._bodies.append(body)
+            self.nbytes += len(body)
+
+    def finish(self) -> bytes:
+        """The whole object."""
+        if len(self._bodies) != self._n_rows:
+            raise ValueError(
+                f"a shard is written whole: {self._n_rows} rows, got {len(self._bodies)}"
+            )
+        index = np.full((self._spec.rows_per_shard, 2), _ABSENT, "<u8")
+        lengths = np.array([len(body) for body in self._bodies], "<u8")
+        index[: self._n_rows, 0] = np.cumsum(lengths) - lengths
+        index[: self._n_rows, 1] = lengths
+        tail = index.tobytes()
+        return b"".join([*self._bodies, tail, google_crc32c.value(tail).to_bytes(4, "little")])

@@ -1,0 +1,123 @@
+"""Statistics as people slice them: an xarray.Dataset over (image, channel, quantile)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patchloom.errors import ConfigError
+from patchloom.summaries import RELATIVE_WIDTH, Summary, percentiles
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["check_percentiles", "dataset", "document", "from_document"]
+
+_NUMBERS = ("count", "nans", "mean", "std", "min", "max")
+
+
+def check_percentiles(q: Sequence[float]) -> tuple[float, ...]:
+    """Percentiles in percent, as floats.
+
+    Raises
+    ------
+    ConfigError
+        If one is not in [0, 100].
+    """
+    found = tuple(float(v) for v in q)
+    if any(not 0 <= v <= 100 for v in found):
+        raise ConfigError(
+            f"percentiles are in percent, from 0 to 100, got {list(q)}; 0.01 means the 0.01st"
+        )
+    return found
+
+
+def document(
+    summaries: Mapping[tuple[int, int], Summary],
+    images: Sequence[str],
+    channels: Sequence[str],
+    q: Sequence[float],
+    over: str,
+) -> dict[str, Any]:
+    """Statistics as JSON: numbers that are not finite become null."""
+    empty = Summary.empty()
+    grid = [
+        [summaries.get((i, c), empty) for c in range(len(channels))] for i in range(len(images))
+    ]
+
+    def numbers(read: Any) -> list[list[Any]]:
+        return [[_plain(read(s)) for s in row] for row in grid]
+
+    return {
+        "over": over,
+        "images": list(images),
+        "channels": list(channels),
+        "quantiles": [v / 100 for v in q],
+        "exact": all(s.exact for row in grid for s in row),
+        "count": numbers(lambda s: s.count),
+        "nans": numbers(lambda s: s.nans),
+        "mean": numbers(lambda s: s.mean),
+        "std": numbers(lambda s: s.std),
+        "min": numbers(lambda s: s.low),
+        "max": numbers(lambda s: s.high),
+        "percentile": [
+            [[_plain(v) for v in percentiles(s, q).tolist()] for s in row] for row in grid
+        ],
+    }
+
+
+def from_document(found: Mapping[str, Any]) -> xarray.Dataset:
+    """The Dataset of a document.
+
+    Variables ``percentile`` (image, channel, quantile) and ``count``, ``nans``, ``mean``,
+    ``std``, ``min``, ``max`` (image, channel), in grey levels of the source; the coordinate
+    ``quantile`` is q / 100. Where there was no pixel, numbers are NaN.
+    """
+    import xarray
+
+    shape = (len(found["images"]), len(found["channels"]))
+
+    def column(name: str, *more: int) -> Any:
+        values = np.array(found[name], object).reshape(*shape, *more)
+        dtype = np.int64 if name in ("count", "nans") else np.float64
+        return np.where(values == None, math.nan, values).astype(dtype)  # noqa: E711
+
+    variables = {name: (("image", "channel"), column(name)) for name in _NUMBERS}
+    quantiles = found["quantiles"]
+    return xarray.Dataset(
+        {
+            **variables,
+            "percentile": (
+                ("image", "channel", "quantile"),
+                column("percentile", len(quantiles)),
+            ),
+        },
+        coords={
+            "image": list(found["images"]),
+            "channel": list(found["channels"]),
+            "quantile": np.asarray(quantiles, np.float64),
+        },
+        attrs={
+            "over": found["over"],
+            "exact": bool(found["exact"]),
+            "relative_error": 0.0 if found["exact"] else RELATIVE_WIDTH,
+        },
+    )
+
+
+def dataset(
+    summaries: Mapping[tuple[int, int], Summary],
+    images: Sequence[str],
+    channels: Sequence[str],
+    q: Sequence[float],
+    over: str,
+) -> xarray.Dataset:
+    """The Dataset of some summaries."""
+    return from_document(document(summaries, images, channels, q, over))
+
+
+def _plain(value: float) -> float | int | None:
+    return value if isinstance(value, int) or math.isfinite(value) else None
