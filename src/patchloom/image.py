@@ -129,9 +129,12 @@ class Layout:
 
     def blocks_of(self, samples: Ints, chunks: Ints) -> Ints:
         """Flat block of each (flat sample, spatial chunk index[..., ndim])."""
-        group = self.samples.flat(self.samples.chunk_of(self._sample_index(samples)))
-        flat: Ints = group * self.space.n_chunks + self.space.flat(chunks)
+        flat: Ints = self.groups_of(samples) * self.space.n_chunks + self.space.flat(chunks)
         return flat
+
+    def groups_of(self, samples: Ints) -> Ints:
+        """Flat group of each flat sample: those of one group are stored in the same chunks."""
+        return self.samples.flat(self.samples.chunk_of(self._sample_index(samples)))
 
     def samples_of(self, blocks: Ints) -> tuple[Ints, Ints]:
         """All samples stored in each block: (position in `blocks`, flat sample), int64[n] each."""
@@ -159,7 +162,9 @@ class Layout:
         return int(np.ravel_multi_index(inside, extent)) if inside else 0
 
     def _sample_index(self, samples: Ints) -> Ints:
-        return self.samples.unflat(samples)
+        if not self.samples.shape:
+            return np.zeros((*np.shape(samples), 0), np.int64)
+        return np.stack(np.unravel_index(samples, self.samples.shape), -1).astype(np.int64)
 
 
 @dataclass(frozen=True)

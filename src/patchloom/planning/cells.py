@@ -140,6 +140,5 @@ def spatial_order(cells: Ints, layout: Layout) -> Ints:
     """
     n = layout.space.n_chunks
     sample, chunk = np.divmod(cells, n)
-    group = layout.samples.flat(layout.samples.chunk_of(layout.samples.unflat(sample)))
     curve = morton(layout.space.unflat(chunk))
-    return np.lexsort((sample, curve, group)).astype(np.int64)
+    return np.lexsort((sample, curve, layout.groups_of(sample))).astype(np.int64)

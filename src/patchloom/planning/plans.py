@@ -207,45 +207,51 @@ class Plan:
         cells = (sample[:, None] * space.n_chunks + space.flat(owners))[inside]
         return self.cells.find(image, np.unique(cells))
 
-    def walk(self) -> Iterator[Patches]:
-        """All patches in batches of bounded size, in order."""
-        first, n = self.cells.first, len(self.cells)
-        low = 0
-        while low < n:
-            high = max(low + 1, int(np.searchsorted(first, first[low] + _BATCH, side="right")) - 1)
-            yield from self.owned_by(np.arange(low, high))
-            low = high
-
     # -- cost ---------------------------------------------------------------------------
 
     @cached_property
-    def chunks_needed(self) -> int:
-        """Distinct stored chunks that the kept patches touch, images' only."""
-        total = 0
+    def _needed(self) -> list[int]:
+        """Distinct stored chunks that the kept patches touch, image by image."""
+        found = []
         for index, image in enumerate(self.images):
             layout = image.layout
             flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
             low, high = np.searchsorted(self.cells.image, [index, index + 1])
-            first = self.cells.first
-            while low < high:
-                stop = int(np.searchsorted(first, first[low] + _BATCH, side="right")) - 1
-                stop = min(high, max(low + 1, stop))
-                patches = self._of_image(np.arange(low, stop))
+            for patches in self._batches(int(low), int(high)):
                 flags[touches(layout, patches.sample, patches.corner, self.patch_size)[1]] = True
-                low = stop
-            total += int(flags.sum()) * layout.chunks_per_block
-        return total
+            found.append(int(flags.sum()) * layout.chunks_per_block)
+        return found
+
+    @property
+    def chunks_needed(self) -> int:
+        """Distinct stored chunks that the kept patches touch, images' only."""
+        return sum(self._needed)
 
     @cached_property
     def chunk_reads(self) -> int:
-        """Chunk decodes that an undisturbed run makes: chunks at run borders count again."""
-        total = 0
+        """Chunk decodes that an undisturbed run makes: chunks at run borders count again.
+
+        Dask makes a chunk of an array in memory once, however many tasks need it.
+        """
+        shared = {k for k, image in enumerate(self.images) if not image.source.addressable}
+        total = sum(self._needed[k] for k in shared)
         for start, stop in self.runs.rows():
             for patches in self.patches(start, stop):
+                if patches.image in shared:
+                    continue
                 layout = self.images[patches.image].layout
                 _, blocks = touches(layout, patches.sample, patches.corner, self.patch_size)
                 total += len(np.unique(blocks)) * layout.chunks_per_block
         return total
+
+    def _batches(self, low: int, high: int) -> Iterator[Patches]:
+        """The patches of cells [low, high) of one image, a bounded number at a time."""
+        first = self.cells.first
+        while low < high:
+            stop = int(np.searchsorted(first, first[low] + _BATCH, side="right")) - 1
+            stop = min(high, max(low + 1, stop))
+            yield self._of_image(np.arange(low, stop))
+            low = stop
 
     def summary(self) -> dict[str, Any]:
         """What it takes and what it will cost, in the words of `RunReport`. Reads nothing."""

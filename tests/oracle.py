@@ -1,0 +1,93 @@
+"""What a plan must take, computed the slow and obvious way with NumPy alone.
+
+Nothing here is shared with the package: positions by loops, coverage by counting on a grid
+fine enough for both arrays, statistics from a set of pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[Any]
+
+
+def positions(extent: int, size: int, overlap: int, edge: str) -> list[int]:
+    """First pixels along one axis, found by stepping."""
+    found: list[int] = []
+    step, at = size - overlap, 0
+    while True:
+        if at + size <= extent:
+            found.append(at)
+            if at + size == extent:
+                return found
+            at += step
+            continue
+        if edge == "pad":
+            found.append(at)
+        elif edge == "shift" and extent >= size:
+            found.append(extent - size)
+        return found
+
+
+def grid(
+    shape: Sequence[int], size: Sequence[int], overlaps: Sequence[int], edge: str
+) -> Iterator[tuple[int, ...]]:
+    """All corners of a grid, in C order."""
+    axes = [positions(n, p, o, edge) for n, p, o in zip(shape, size, overlaps, strict=True)]
+    yield from itertools.product(*axes)
+
+
+def canonical(image: Pixels, axes: str) -> Pixels:
+    """Any axes as [sample, channel, (z,) y, x]."""
+    space = [a for a in "zyx" if a in axes]
+    samples = [a for a in axes if a in "st"]
+    order = [*samples, *(["c"] if "c" in axes else []), *space]
+    moved = image.transpose([axes.index(a) for a in order])
+    channels = image.shape[axes.index("c")] if "c" in axes else 1
+    shape = [image.shape[axes.index(a)] for a in space]
+    count = math.prod(image.shape[axes.index(a)] for a in samples)
+    return moved.reshape(count, channels, *shape)
+
+
+def cut(space: Pixels, corner: Sequence[int], size: Sequence[int]) -> Pixels:
+    """One patch of [channel, *space], filled with 0 outside."""
+    out = np.zeros((space.shape[0], *size), space.dtype)
+    inside = tuple(slice(c, c + p) for c, p in zip(corner, size, strict=True))
+    part = space[(slice(None), *inside)]
+    out[(slice(None), *(slice(0, n) for n in part.shape[1:]))] = part
+    return out
+
+
+def coverage(
+    mask: npt.NDArray[np.bool_], shape: Sequence[int], corner: Sequence[int], size: Sequence[int]
+) -> Fraction:
+    """Share of a patch under a mask that is stretched over the image.
+
+    Each image pixel is cut into as many parts as make both grids whole, and parts are counted.
+    """
+    fine = [math.lcm(n, m) // n for n, m in zip(shape, mask.shape, strict=True)]
+    picks = []
+    for axis, (n, m) in enumerate(zip(shape, mask.shape, strict=True)):
+        parts = np.arange(corner[axis] * fine[axis], (corner[axis] + size[axis]) * fine[axis])
+        inside = parts < n * fine[axis]
+        picks.append((parts[inside] * m) // (n * fine[axis]))
+    count = int(mask[np.ix_(*picks)].sum())
+    return Fraction(count, math.prod(p * f for p, f in zip(size, fine, strict=True)))
+
+
+def union_pixels(
+    canonical_image: Pixels, taken: Sequence[tuple[int, tuple[int, ...]]], size: Sequence[int]
+) -> Pixels:
+    """Pixels of all patches, each once: [channel, n]."""
+    samples, channels, *space = canonical_image.shape
+    seen = np.zeros((samples, *space), np.bool_)
+    for sample, corner in taken:
+        seen[(sample, *(slice(c, c + p) for c, p in zip(corner, size, strict=True)))] = True
+    return np.stack([canonical_image[:, c][seen] for c in range(channels)])
