@@ -290,8 +290,11 @@ class Tally:
             self._sum = self._sum + summarize(pixels)
             return
         flat = np.ascontiguousarray(pixels).reshape(-1).view(f"u{pixels.dtype.itemsize}")
-        counts = np.bincount(flat, minlength=self._bins)
-        self._dense = counts if self._dense is None else np.add(self._dense, counts, self._dense)
+        # Only as many counts as the largest value asks for: most images leave most bins empty.
+        counts = np.bincount(flat)
+        if self._dense is None:
+            self._dense = np.zeros(self._bins, np.int64)
+        self._dense[: len(counts)] += counts
 
     def summary(self) -> Summary:
         """What was counted so far."""

@@ -12,7 +12,7 @@ Size = Annotated[list[PositiveInt], Field(min_length=1, max_length=3)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class SequentialConfig(_Strict):

@@ -125,6 +125,11 @@ class GridPatching(ABC):
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether every patch is known to lie inside its owner chunk."""
+        return False
+
     def n_samples(self, image: int) -> int:
         """Samples of an image."""
         return self.data_shapes[image][0]

@@ -87,6 +87,15 @@ class SequentialPatching(GridPatching):
             for axis, extent in enumerate(grid.shape)
         }
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether every patch lies inside its owner chunk."""
+        return all(
+            bool((starts % grid.chunks[axis] + self.patch_size[axis] <= grid.chunks[axis]).all())
+            for i, grid in enumerate(self.grids)
+            for axis, starts in ((a, self._starts[i, a]) for a in range(len(grid.chunks)))
+        )
+
     def counts(self, image: int) -> Ints:
         """Patches that each cell of an image owns: int64[n_samples * n_chunks]."""
         return np.tile(

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.image import Layout
 from patchloom.grid import morton
+from patchloom.image import Image, Layout
 
 __all__ = ["Cells", "spatial_order"]
 
@@ -103,6 +103,24 @@ class Cells:
     def first(self) -> Ints:
         """Row of each cell's first patch, and the number of rows at the end: int64[n + 1]."""
         return np.concatenate([[0], np.cumsum(self.kept, dtype=np.int64)]).astype(np.int64)
+
+    def units(self, images: Sequence[Image]) -> Ints:
+        """Number of each cell's unit: consecutive cells of one block, which decode together."""
+        change = np.zeros(len(self), np.bool_)
+        change[1:] = np.diff(self.image) != 0
+        for index in np.unique(self.image):
+            layout = images[int(index)].layout
+            low, high = np.searchsorted(self.image, [index, index + 1])
+            sample, chunk = np.divmod(self.cell[low:high], layout.space.n_chunks)
+            block = layout.groups_of(sample) * layout.space.n_chunks + chunk
+            change[low + 1 : high] |= np.diff(block) != 0
+        return np.cumsum(change)
+
+    def unit_ends(self, images: Sequence[Image]) -> Ints:
+        """Rows at which a unit begins, and the number of rows at the end."""
+        units = self.units(images)
+        begins = np.flatnonzero(np.diff(units, prepend=-1))
+        return self.first[np.append(begins, len(self))]
 
     @cached_property
     def _sorted(self) -> tuple[Ints, Ints, Ints]:

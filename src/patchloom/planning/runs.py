@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from patchloom.image import Image, Layout
 if TYPE_CHECKING:
     from patchloom.planning.plans import Plan
 
-__all__ = ["FETCH", "GATHER", "MIN_TASKS", "Runs", "arrange", "shard_rows"]
+__all__ = ["FETCH", "GATHER", "MIN_TASKS", "Runs", "arrange", "pack", "shard_rows"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,17 +29,20 @@ FETCH = 32 * 2**20
 """Bytes of decoded blocks that a task asks for in one batch, at least one block."""
 GATHER = 16 * 2**20
 """Bytes of patches that a task cuts together, at least one patch."""
+_AHEAD = 4096
+"""How many units `pack` looks ahead to fill a gap."""
 _COUNT_BYTES = 24
 """Bytes a pixel while it is counted: a wide copy for the histogram and the union's mask."""
 
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Task k writes the shards [k * shards_per_run, (k + 1) * shards_per_run)."""
+    """Task k writes the shards [bounds[k], bounds[k + 1])."""
 
     n_rows: int
     rows_per_shard: int
-    shards_per_run: int
+    bounds: Ints
+    """First shard of each task, and the number of shards at the end: int64[n_tasks + 1]."""
     memory: Ints
     """Projected peak memory of each task, in bytes: int64[n_tasks]."""
 
@@ -52,24 +56,90 @@ class Runs:
 
     def rows(self) -> Iterator[tuple[int, int]]:
         """The rows [start, stop) of each task."""
-        step = self.rows_per_shard * self.shards_per_run
-        for start in range(0, self.n_rows, step):
-            yield start, min(start + step, self.n_rows)
+        rows = np.minimum(self.bounds * self.rows_per_shard, self.n_rows).tolist()
+        yield from pairwise(rows)
 
     def shards(self, task: int) -> range:
         """The shards of one task."""
-        n = -(-self.n_rows // self.rows_per_shard)
-        start = task * self.shards_per_run
-        return range(start, min(start + self.shards_per_run, n))
+        return range(int(self.bounds[task]), int(self.bounds[task + 1]))
 
 
-def shard_rows(patch_bytes: int, n_patches: int) -> int:
-    """The default number of patches of a shard: a power of two, near 32 MiB."""
+def shard_rows(patch_bytes: int, kept: Ints) -> int:
+    """The default number of patches of a shard: near 32 MiB, and whole cells where they fit.
+
+    Parameters
+    ----------
+    patch_bytes
+        Bytes of one patch.
+    kept
+        Patches of each cell.
+    """
     fit = max(1, SHARD_BYTES // max(1, patch_bytes))
-    rows = 1 << (fit.bit_length() - 1)
-    while rows > 1 and rows // 2 >= n_patches:
-        rows //= 2
-    return rows
+    n_patches = int(kept.sum())
+    largest = int(kept.max()) if len(kept) else 1
+    if largest <= fit:
+        # A shard border inside a cell would cost its chunks a second read.
+        return min(fit // largest, -(-n_patches // largest) or 1) * largest
+    return 1 << (fit.bit_length() - 1)
+
+
+def pack(sizes: Ints, rows: int, used: int = 0) -> Ints:
+    """An order of units in which shard borders fall between units wherever that can be.
+
+    Units keep their order, except that a gap before a border is filled with later units that
+    fit into it.
+
+    Parameters
+    ----------
+    sizes
+        Patches of each unit, in order: int64[n], at least 1.
+    rows
+        Patches of a shard.
+    used
+        Patches that the first shard already has.
+
+    Returns
+    -------
+    int64[n]
+        Positions of the units in the new order.
+
+    >>> pack(np.array([3, 3, 2, 3, 1]), 4).tolist()
+    [0, 4, 1, 2, 3]
+    """
+    upto = np.cumsum(sizes)
+    borders = np.arange(rows - used % rows, int(upto[-1]) if len(upto) else 0, rows)
+    if np.isin(borders, upto).all():
+        return np.arange(len(sizes))
+    free = np.ones(len(sizes), np.bool_)
+    order: list[Ints] = []
+    begin, room = 0, rows - used % rows
+    while begin < len(sizes):
+        window = np.arange(begin, min(begin + rows + _AHEAD, len(sizes)))
+        window = window[free[window]]
+        fits = window[: int(np.searchsorted(np.cumsum(sizes[window]), room, side="right"))]
+        order.append(fits)
+        free[fits] = False
+        room -= int(sizes[fits].sum())
+        rest = window[len(fits) :]
+        while room and len(rest):
+            small = rest[sizes[rest] <= room]
+            if not len(small):
+                break
+            best = small[int(sizes[small].argmax())]
+            order.append(best[None])
+            free[best] = False
+            room -= int(sizes[best])
+            rest = rest[rest != best]
+        if room and len(rest):
+            # Nothing fits: the next unit lies on the border, and what is over begins a shard.
+            order.append(rest[:1])
+            free[rest[0]] = False
+            room = (room - int(sizes[rest[0]])) % -rows + rows if rows > 1 else rows
+        else:
+            room = rows
+        ahead = np.flatnonzero(free[begin : begin + rows + _AHEAD])
+        begin = begin + int(ahead[0]) if len(ahead) else begin + rows + _AHEAD
+    return np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
 
 
 def arrange(plan: Plan) -> Runs:
@@ -82,12 +152,12 @@ def arrange(plan: Plan) -> Runs:
     """
     n, rows = plan.n_patches, plan.rows_per_shard
     if not n:
-        return Runs(0, rows, 1, np.zeros(0, np.int64))
-    shards = -(-n // rows)
-    longest = max(1, shards // MIN_TASKS)
+        return Runs(0, rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
+    longest = max(1, plan.n_shards // MIN_TASKS)
     length = 1 << (longest.bit_length() - 1)
     while True:
-        memory = _project(plan, length)
+        bounds = _bounds(plan, length)
+        memory = _project(plan, bounds)
         if length == 1 or memory.max() <= plan.memory:
             break
         length //= 2
@@ -95,35 +165,49 @@ def arrange(plan: Plan) -> Runs:
     if worst > plan.memory:
         raise BudgetError(
             f"one task must fit into memory={plan.memory:,} bytes, but task "
-            f"{int(memory.argmax())} with one shard of {rows:,} patches needs {worst:,}; "
+            f"{int(memory.argmax())} with shards of {rows:,} patches needs {worst:,}; "
             f"raise memory, lower rows_per_shard ({rows:,}) or the patch size "
             f"{list(plan.patch_size)}"
         )
-    return Runs(n, rows, length, memory)
+    return Runs(n, rows, bounds, memory)
 
 
-def _project(plan: Plan, shards_per_run: int) -> Ints:
+def _bounds(plan: Plan, length: int) -> Ints:
+    """Run borders about `length` shards apart, at borders of units where there are some."""
+    n = plan.n_shards
+    borders = np.arange(n + 1, dtype=np.int64)
+    clean = np.isin(borders * plan.rows_per_shard, plan.cells.unit_ends(plan.images))
+    found = [0]
+    for nominal in range(length, n, length):
+        if nominal <= found[-1]:
+            continue
+        near = np.flatnonzero(clean[nominal : nominal + 16 * length])
+        found.append(nominal + int(near[0]) if len(near) else nominal)
+    return np.array([*(b for b in found if b < n), n], np.int64)
+
+
+def _project(plan: Plan, bounds: Ints) -> Ints:
     """An upper bound of each task's memory, from cells alone."""
-    rows = plan.rows_per_shard * shards_per_run
     first = plan.cells.first
-    starts = np.arange(0, plan.n_patches, rows)
-    stops = np.minimum(starts + rows, plan.n_patches)
+    starts = bounds[:-1] * plan.rows_per_shard
+    stops = np.minimum(bounds[1:] * plan.rows_per_shard, plan.n_patches)
     lows = np.searchsorted(first, starts, side="right") - 1
     highs = np.searchsorted(first, stops, side="left")
     patch = math.prod(plan.patch_shape) * plan.dtype.itemsize
-    extra = [
-        math.prod(role.image.layout.data_shape[1:2]) * math.prod(plan.patch_size)
-        * role.image.dtype.itemsize
+    patch += sum(
+        role.image.layout.n_channels * math.prod(plan.patch_size) * role.image.dtype.itemsize
         for role in (plan.images[0].labels, plan.images[0].target)
         if role is not None
-    ]
+    )
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
-    fixed = 2 * (plan.rows_per_shard * (patch + sum(extra)))
-    fixed += 2 * max(GATHER, patch + sum(extra))
-    found = np.empty(len(starts), np.int64)
-    for k, (low, high) in enumerate(zip(lows, highs, strict=True)):
-        found[k] = fixed + _live(plan, np.arange(low, high))
-    return found
+    fixed = 2 * plan.rows_per_shard * patch + 2 * max(GATHER, patch)
+    return np.array(
+        [
+            fixed + _live(plan, np.arange(low, high))
+            for low, high in zip(lows, highs, strict=True)
+        ],
+        np.int64,
+    )
 
 
 def _live(plan: Plan, positions: Ints) -> int:

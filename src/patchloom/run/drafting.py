@@ -13,12 +13,12 @@ from pydantic import BaseModel
 
 from patchloom.coverage import threshold
 from patchloom.errors import ConfigError, PatchSizeError, PlanError
-from patchloom.image import Image
+from patchloom.image import Image, Ints
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.planning.cells import Cells, spatial_order
 from patchloom.planning.plans import Plan, patching_of
-from patchloom.planning.runs import shard_rows
+from patchloom.planning.runs import pack, shard_rows
 from patchloom.run.masks import covered_area
 from patchloom.store.manifest import check_columns
 
@@ -113,9 +113,13 @@ def plan(
     cells = Cells.join(parts)
     shape = (images[0].layout.n_channels, *config.patch_size)
     patch_bytes = math.prod(shape) * images[0].dtype.itemsize
-    n_patches = int(cells.kept.sum())
     if rows_per_shard is not None and rows_per_shard < 1:
         raise ConfigError(f"rows_per_shard is at least 1, got {rows_per_shard}")
+    units = cells.units(images)
+    sizes = np.bincount(units, cells.kept).astype(np.int64)
+    rows = rows_per_shard or shard_rows(patch_bytes, sizes)
+    if strategy.is_aligned:
+        cells = _packed(cells, units, sizes, rows)
     found = Plan(
         images=images,
         config=config,
@@ -124,7 +128,7 @@ def plan(
         min_coverage=coverage,
         order=order,
         seed=int(seed),
-        rows_per_shard=rows_per_shard or shard_rows(patch_bytes, n_patches),
+        rows_per_shard=rows,
         window=window,
         memory=_bytes(memory),
         rejected=reasons,
@@ -157,6 +161,20 @@ def _select(
         left_out += int(len(keep) - keep.sum())
         low = high
     return Cells.join(parts), left_out
+
+
+def _packed(cells: Cells, units: Ints, sizes: Ints, rows: int) -> Cells:
+    """The cells of an aligned plan in an order that cuts no unit by a shard border."""
+    image_of = cells.image[np.flatnonzero(np.diff(units, prepend=-1))]
+    order, used = [], 0
+    for index in np.unique(image_of):
+        # Images stay apart: only within one may units change places.
+        low, high = np.searchsorted(image_of, [index, index + 1])
+        order.append(low + pack(sizes[low:high], rows, used))
+        used += int(sizes[low:high].sum())
+    place = np.empty(len(sizes), np.int64)
+    place[np.concatenate([np.zeros(0, np.int64), *order])] = np.arange(len(sizes))
+    return cells.take(np.argsort(place[units], kind="stable"))
 
 
 def _check(

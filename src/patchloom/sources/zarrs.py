@@ -68,7 +68,10 @@ class ZarrSource:
         import dask.array as da
 
         return da.from_array(
-            _Sliceable(image), chunks=image.shards or image.grid.chunks, inline_array=True
+            _Sliceable(image),
+            chunks=image.shards or image.grid.chunks,
+            inline_array=True,
+            fancy=False,
         )
 
 
@@ -95,9 +98,20 @@ class _Sliceable:
         return ("patchloom", image.uri, image.id, image.level, image.shape, str(image.dtype))
 
     def __getitem__(self, where: Any) -> npt.NDArray[Any]:
-        bounds = [s.indices(n) for s, n in zip(where, self.shape, strict=True)]
-        pixels = self.image.read([b[0] for b in bounds], [max(b[0], b[1]) for b in bounds])
-        return pixels[tuple(slice(None, None, b[2]) for b in bounds)]
+        # Dask merges a user's slices and integers into its own: basic indexing, all axes.
+        start, stop, rest = [], [], []
+        for item, n in zip(where, self.shape, strict=True):
+            inside = range(n)[item]
+            if isinstance(inside, int):
+                start.append(inside)
+                stop.append(inside + 1)
+                rest.append(0)
+                continue
+            low, high = (min(inside), max(inside) + 1) if inside else (0, 0)
+            start.append(low)
+            stop.append(high)
+            rest.append(slice(None, None, inside.step) if inside else slice(0, 0))
+        return self.image.read(start, stop)[tuple(rest)]
 
 
 def open_node(location: Location) -> Node:

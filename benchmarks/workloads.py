@@ -1,0 +1,311 @@
+"""The workloads: seeded, microscopy-like images, their masks, and the patches asked of them.
+
+An image is Gaussian blobs on an even background under camera noise, so that it compresses about
+twofold, as real microscopy does, and not as pure noise or a flat field would.  It is a pure
+function of ``(seed, channel, position)``: chunks are drawn one by one, in any order, and no more
+than one chunk a thread is ever in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec
+
+BACKGROUND = 300.0
+"""Grey level without a blob."""
+NOISE = 10.0
+"""Standard deviation of the camera noise, in grey levels."""
+AMPLITUDES = (100.0, 1000.0)
+"""Smallest and largest peak of a blob above the background."""
+REACH = 3.0
+"""A blob is cut off this many widths from its centre."""
+GENERATION = 1
+"""Changes whenever the pixels of an equal :class:`Dataset` would; part of the cache's names."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An image with its mask, described but not drawn.
+
+    Parameters
+    ----------
+    name
+        First part of the folder's name in the cache.
+    axes
+        One letter an axis, slowest first; ``c`` is the channel, the others are spatial.
+    shape, chunks
+        Pixels of the image and of one storage chunk along each axis.
+    blob_width
+        Standard deviation of a blob, in pixels.
+    blob_spacing
+        There is one blob in so many pixels along each spatial axis.
+    mask_width
+        Width of the mask's smoothing, in cells of the mask: larger values give larger islands.
+    mask_factor
+        Pixels a cell of the mask spans along each spatial axis.
+    mask_fraction
+        Share of the cells that are set.
+    seed
+        Seeds everything drawn.
+    """
+
+    name: str
+    axes: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    blob_width: float
+    blob_spacing: int
+    mask_width: float
+    mask_factor: int = 16
+    mask_fraction: float = 0.4
+    seed: int = 7
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Positions of the spatial axes."""
+        return tuple(i for i, axis in enumerate(self.axes) if axis != "c")
+
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """Cells of the mask along each spatial axis."""
+        return tuple(-(-self.shape[i] // self.mask_factor) for i in self.spatial)
+
+    def scaled(self, scale: float) -> Dataset:
+        """Shrink the spatial axes; chunks stay, and at least two of them along each axis.
+
+        Parameters
+        ----------
+        scale
+            Factor on the length of each spatial axis, at most 1.
+
+        Returns
+        -------
+        Dataset
+            The same kind of image, whole chunks long.
+        """
+        if not 0 < scale <= 1:
+            raise ValueError(f"scale must lie in (0, 1], got {scale}")
+        shape = list(self.shape)
+        for i in self.spatial:
+            n_chunks = max(2, round(self.shape[i] * scale / self.chunks[i]))
+            shape[i] = min(self.shape[i], n_chunks * self.chunks[i])
+        return replace(self, shape=tuple(shape))
+
+    def chunk(self, index: tuple[int, ...]) -> npt.NDArray[np.uint16]:
+        """Draw one storage chunk, cut at the image's border.
+
+        Parameters
+        ----------
+        index
+            Position of the chunk in the grid of chunks.
+
+        Returns
+        -------
+        numpy.ndarray
+            The chunk's pixels.
+        """
+        start = [i * c for i, c in zip(index, self.chunks, strict=True)]
+        shape = [min(c, n - s) for s, c, n in zip(start, self.chunks, self.shape, strict=True)]
+        rng = np.random.default_rng([self.seed, 0, *index])
+        pixels = rng.standard_normal(shape, dtype=np.float32)
+        pixels *= np.float32(NOISE)
+        pixels += np.float32(BACKGROUND)
+        channels = range(shape[0]) if self.axes[0] == "c" else range(1)
+        for channel in channels:
+            plane = pixels[channel] if self.axes[0] == "c" else pixels
+            first = start[0] + channel if self.axes[0] == "c" else 0
+            self._add_blobs(plane, first, [start[i] for i in self.spatial])
+        return np.clip(np.rint(pixels), 0, np.iinfo(np.uint16).max).astype(np.uint16)
+
+    def _add_blobs(self, plane: npt.NDArray[np.float32], channel: int, start: list[int]) -> None:
+        """Add to `plane`, which begins at `start`, every blob that reaches into it.
+
+        The blobs of one chunk-sized cell are drawn from that cell's own generator, and a plane
+        asks its own cell and those around it, so blobs run across chunk borders unbroken.
+        """
+        cell = np.array([self.chunks[i] for i in self.spatial])
+        reach = math.ceil(REACH * self.blob_width)
+        if reach > cell.min():
+            raise ValueError(f"blobs reach {reach} pixels, further than a chunk ({cell.tolist()})")
+        n_blobs = max(1, math.prod(cell.tolist()) // self.blob_spacing**cell.size)
+        here = np.array(start) // cell
+        for step in itertools.product((-1, 0, 1), repeat=cell.size):
+            at = here + step
+            if (at < 0).any():
+                continue
+            rng = np.random.default_rng([self.seed, 1, channel, *at.tolist()])
+            centres = rng.integers(0, cell, size=(n_blobs, cell.size)) + at * cell - start
+            peaks = rng.uniform(*AMPLITUDES, size=n_blobs).astype(np.float32)
+            for centre, peak in zip(centres, peaks, strict=True):
+                low = np.maximum(centre - reach, 0)
+                high = np.minimum(centre + reach + 1, plane.shape)
+                if (low >= high).any():
+                    continue
+                blob: npt.NDArray[np.float32] = np.array(peak)
+                for a, b, c in zip(low, high, centre, strict=True):
+                    offset = (np.arange(a, b, dtype=np.float32) - c) / np.float32(self.blob_width)
+                    blob = blob[..., np.newaxis] * np.exp(-(offset**2) / 2)
+                plane[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] += blob
+
+    def mask(self) -> npt.NDArray[np.uint8]:
+        """Draw the mask: smooth noise cut at the level that sets the wanted share of cells.
+
+        Returns
+        -------
+        numpy.ndarray
+            1 inside, 0 outside; one cell is `mask_factor` pixels along each spatial axis.
+        """
+        rng = np.random.default_rng([self.seed, 2])
+        spectrum = np.fft.fftn(rng.standard_normal(self.mask_shape))
+        for i, n in enumerate(self.mask_shape):
+            along = [n if j == i else 1 for j in range(len(self.mask_shape))]
+            damping = np.exp(-2 * (np.pi * self.mask_width * np.fft.fftfreq(n)) ** 2)
+            spectrum *= damping.reshape(along)
+        field = np.fft.ifftn(spectrum).real.ravel()
+        n_set = round(self.mask_fraction * field.size)
+        mask = np.zeros(field.size, dtype=np.uint8)
+        mask[np.argsort(field, kind="stable")[field.size - n_set :]] = 1
+        return mask.reshape(self.mask_shape)
+
+    def write(self, cache: Path) -> Sources:
+        """Write image and mask below `cache`, chunk by chunk, unless they are there.
+
+        Parameters
+        ----------
+        cache
+            Folder that keeps data sets from run to run.
+
+        Returns
+        -------
+        Sources
+            Where they lie.
+        """
+        shape = "x".join(map(str, self.shape))
+        fingerprint = f"{self.name}-{shape}-seed{self.seed}-v{GENERATION}"
+        final = cache / fingerprint
+        sources = Sources(image=final / "image.zarr", mask=final / "mask.zarr")
+        if final.exists():
+            return sources
+        cache.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=cache))
+        try:
+            self._write_image(draft / sources.image.name)
+            self._write_mask(draft / sources.mask.name)
+            draft.rename(final)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        return sources
+
+    def _write_image(self, path: Path) -> None:
+        array: zarr.Array[Any] = zarr.create_array(
+            store=path,
+            shape=self.shape,
+            chunks=self.chunks,
+            dtype="uint16",
+            compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+            dimension_names=tuple(self.axes),
+            fill_value=0,
+        )
+
+        def write(index: tuple[int, ...]) -> None:
+            box = tuple(
+                slice(i * c, min(n, (i + 1) * c))
+                for i, c, n in zip(index, self.chunks, self.shape, strict=True)
+            )
+            array[box] = self.chunk(index)
+
+        grid = (range(-(-n // c)) for n, c in zip(self.shape, self.chunks, strict=True))
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            for _ in pool.map(write, itertools.product(*grid)):
+                pass
+
+    def _write_mask(self, path: Path) -> None:
+        array: zarr.Array[Any] = zarr.create_array(
+            store=path,
+            shape=self.mask_shape,
+            chunks=tuple(min(n, 512) for n in self.mask_shape),
+            dtype="uint8",
+            dimension_names=tuple(self.axes[i] for i in self.spatial),
+            fill_value=0,
+        )
+        array[...] = self.mask()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a data set lies on disk."""
+
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The patches asked of one data set.
+
+    Parameters
+    ----------
+    name
+        What ``--workload`` calls it.
+    dataset
+        Image and mask.
+    patch_size, overlaps
+        Along the spatial axes, in pixels; patches lie `patch_size - overlaps` apart.
+    min_coverage
+        A patch is kept when at least this share of its pixels lies under the mask.
+    """
+
+    name: str
+    dataset: Dataset
+    patch_size: tuple[int, ...]
+    overlaps: tuple[int, ...]
+    min_coverage: float = 0.5
+
+    def scaled(self, scale: float) -> Workload:
+        """Return the same patches on a smaller image (see :meth:`Dataset.scaled`)."""
+        return replace(self, dataset=self.dataset.scaled(scale))
+
+
+W1 = Dataset(
+    name="w1",
+    axes="cyx",
+    shape=(3, 8192, 8192),
+    chunks=(1, 512, 512),
+    blob_width=12.0,
+    blob_spacing=64,
+    mask_width=16.0,
+)
+"""A slide: three channels, 0.4 GB."""
+
+W2 = Dataset(
+    name="w2",
+    axes="zyx",
+    shape=(256, 1024, 1024),
+    chunks=(64, 128, 128),
+    blob_width=5.0,
+    blob_spacing=28,
+    mask_width=4.0,
+)
+"""A volume: one channel, 0.5 GB."""
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("w1-aligned", W1, patch_size=(256, 256), overlaps=(0, 0)),
+        Workload("w1-misaligned", W1, patch_size=(192, 192), overlaps=(32, 32)),
+        Workload("w2", W2, patch_size=(64, 64, 64), overlaps=(16, 16, 16)),
+    )
+}
+"""Every workload by name."""

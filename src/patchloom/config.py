@@ -1,0 +1,384 @@
+"""Job: the whole walk, from images to a patch store, as one YAML file.
+
+A wrong key or value is an error that names the key, the nearest right one and the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from patchloom.errors import ConfigError
+from patchloom.location import Location, StorageOptions
+from patchloom.patching.config import PatchingConfig
+
+__all__ = ["Job", "job_schema", "load_job"]
+
+Options = Annotated[dict[str, Any], AfterValidator(StorageOptions)]
+Scalar = str | int | float | bool
+PerImage = str | list[str | None] | dict[str, str | None]
+Whole = Annotated[int, Field(strict=True)]
+AtLeastOne = Annotated[int, Field(strict=True, ge=1)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
+
+_SECRET = ("storage_options", "output_options")
+"""Keys whose values are never repeated in a message."""
+
+_TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+_PLAIN = {
+    "a valid dictionary or object to extract fields from": "a mapping",
+    "a valid dictionary": "a mapping",
+    "a valid string": "text",
+    "a valid list": "a list",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    " after validation": "",
+}
+"""Pydantic's words for Python programmers, in words for people who write YAML."""
+
+_Path = tuple[str | int, ...]
+
+
+class Job(BaseModel):
+    """What to take from which images, and where to put it: the arguments of the Python verbs.
+
+    Relative paths are relative to the current directory, as in Python.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    images: str | Annotated[list[str], Field(min_length=1)]
+    """Path, URL or glob of the images, or a list of these."""
+    patching: PatchingConfig
+    """How patches are laid out: `name` is `sequential` or `random`."""
+    output: str
+    """Path or URL of the patch store to write."""
+
+    mask: PerImage | None = None
+    """Where patches may lie: a URL, a pattern with `{stem}`, the name of an OME-Zarr label group,
+    one of these per image in a list, or per image id in a mapping."""
+    labels: PerImage | None = None
+    """Label images to cut along; given like `mask`."""
+    target: PerImage | None = None
+    """Target images to cut along; given like `mask`."""
+    axes: str | None = None
+    """The dimensions as stored, one letter each, for example `CZYX`; by default what the metadata
+    say."""
+    level: str | Whole = 0
+    """The pyramid level to open: its number (0 is the finest) or its path."""
+    sample: str | dict[str, Scalar | dict[str, Scalar]] | list[dict[str, Scalar]] | None = None
+    """Axes whose every index is a sample of its own (text), or metadata columns of the images."""
+    ids: list[str] | None = None
+    """One name an image; by default its stem."""
+    storage_options: Options = Field(default_factory=StorageOptions, exclude=True)
+    """Options of the images' file system (fsspec); never shown, saved or written to a store."""
+
+    min_coverage: Share = 0.0
+    """Share of a patch that its mask must cover, from 0 to 1."""
+    edge: Literal["drop", "shift", "pad"] = "drop"
+    """What happens at the border of an image."""
+    order: Literal["spatial"] = "spatial"
+    """Order of the patches in the store."""
+    seed: Whole = 0
+    """Fixes every random draw."""
+    rows_per_shard: AtLeastOne | None = None
+    """Patches of one output shard; by default near 32 MiB."""
+    window: AtLeastOne | None = None
+    """Reserved for shuffled orders."""
+    memory: str | AtLeastOne = "1 GiB"
+    """Bytes that one task may use, as a number or text such as `512 MiB`."""
+
+    output_options: Options | None = Field(default=None, exclude=True)
+    """Options of the output's file system; by default `storage_options`."""
+    percentiles: list[Percent] = [1.0, 99.0]
+    """Percentiles of the statistics, in percent."""
+    normalize: Literal["percentile", "mean-std"] | None = None
+    """Whether to scale pixels when writing; by default the source's pixels are stored."""
+    over: Literal["patches", "image"] = "patches"
+    """What the statistics are of: pixels of kept patches, or of whole images."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do about a chunk that cannot be read."""
+    codec: Literal["blosc-zstd", "blosc-lz4", "zstd", "none"] | None = None
+    """How patches are compressed; by default `blosc-zstd`."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # A URL may carry a user and a password.
+        for name, value in super().__repr_args__():
+            yield name, _shown(value)
+
+
+def load_job(path: str | os.PathLike[str]) -> Job:
+    """Read a job file.
+
+    Parameters
+    ----------
+    path
+        A YAML file; see `Job` for its keys.
+
+    Returns
+    -------
+    Job
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, it is no YAML mapping, or a key or value in it is wrong: one
+        line a mistake, with the line of the file and the nearest right key.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+    ...     _ = file.write("images: a.zarr\\noutput: patches.zarr\\n")
+    ...     _ = file.write("patching: {name: random, patch_size: [64, 64]}\\n")
+    >>> load_job(file.name).patching.patch_size
+    [64, 64]
+    """
+    shown = os.fspath(path)
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"a job is a YAML file that can be read, but {shown!r} is not: "
+            f"{error.strerror or error}; check the path"
+        ) from None
+    node, document = _parsed(data, shown)
+    lines = _lines(node)
+    try:
+        return Job.model_validate(document)
+    except ValidationError as error:
+        found = sorted(_mistakes(error, document, lines))
+    # Raised outside the handler: pydantic's own message would repeat values of secret keys.
+    raise ConfigError("\n".join(f"{shown}, line {line}: {text}" for line, text in found))
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON schema of a job file (draft 2020-12), as published in ``docs/job.schema.json``."""
+    found = Job.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        return Location(value).shown
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    if isinstance(value, dict) and not isinstance(value, StorageOptions):
+        return {key: _shown(item) for key, item in value.items()}
+    return value
+
+
+def _parsed(data: bytes, shown: str) -> tuple[yaml.Node, dict[Any, Any]]:
+    """The nodes of a YAML file, which know their lines, and its value."""
+    try:
+        loader = yaml.SafeLoader(data)
+        try:
+            node = loader.get_single_node()
+            if not isinstance(node, yaml.MappingNode):
+                raise ConfigError(
+                    f"a job is a mapping of keys such as 'images', 'patching' and 'output', but "
+                    f"{shown!r} holds {'nothing' if node is None else f'a {node.id}'}"
+                )
+            _check_keys(node, shown)
+            document: dict[Any, Any] = loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        # Not str(error): it repeats the line, which may hold a credential.
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise ConfigError(f"{shown}{where}: not YAML: {error.problem}") from None
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise ConfigError(f"{shown}: not YAML: {reason}") from None
+    return node, document
+
+
+def _nodes(root: yaml.Node) -> Iterator[tuple[_Path, yaml.MappingNode | yaml.SequenceNode]]:
+    """All mappings and sequences with their paths, each once: aliases may repeat or loop."""
+    waiting: list[tuple[_Path, yaml.Node]] = [((), root)]
+    seen = set()
+    while waiting:
+        path, node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
+            continue
+        seen.add(id(node))
+        yield path, node
+        if isinstance(node, yaml.MappingNode):
+            waiting += [((*path, str(key.value)), value) for key, value in node.value]
+        else:
+            waiting += [((*path, k), value) for k, value in enumerate(node.value)]
+
+
+def _check_keys(root: yaml.Node, shown: str) -> None:
+    """Refuse keys that are no text, or stand twice."""
+    for _, node in _nodes(root):
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag not in _TEXT:
+                got = f"got {key.value!r}; quote it" if isinstance(key, yaml.ScalarNode) else ""
+                raise ConfigError(f"{shown}, line {line}: a key is text, {got or 'not a list'}")
+            if key.value in first:
+                raise ConfigError(
+                    f"{shown}, line {line}: the key {key.value!r} stands twice; it was already "
+                    f"given in line {first[key.value]}"
+                )
+            first[key.value] = line
+
+
+def _lines(root: yaml.Node) -> dict[_Path, int]:
+    """Line of each key and item, counted from 1."""
+    found: dict[_Path, int] = {(): root.start_mark.line + 1}
+    for path, node in _nodes(root):
+        if isinstance(node, yaml.MappingNode):
+            for key, _ in node.value:
+                found[(*path, str(key.value))] = key.start_mark.line + 1
+        else:
+            for k, item in enumerate(node.value):
+                found[(*path, k)] = item.start_mark.line + 1
+    return found
+
+
+def _mistakes(
+    error: ValidationError, document: Mapping[Any, Any], lines: Mapping[_Path, int]
+) -> set[tuple[int, str]]:
+    """One sentence for each key that is wrong, with its line."""
+    found: set[tuple[int, str]] = set()
+    missing: list[tuple[_Path, str]] = []
+    meant: set[tuple[_Path, str]] = set()
+    wrong: dict[_Path, list[tuple[str, str]]] = {}
+    for item in error.errors(include_url=False, include_context=False):
+        kind, path = item["type"], _in_document(item["loc"], document)
+        if kind == "missing":
+            missing.append((path, str(item["loc"][-1])))
+        elif kind == "union_tag_not_found":
+            missing.append((path, "name"))
+        elif kind == "union_tag_invalid":
+            names = " or ".join(repr(name) for name in _strategies())
+            wrong.setdefault((*path, "name"), []).append((kind, f"Input should be {names}"))
+        elif kind == "extra_forbidden":
+            near, text = _nearest(path, item["loc"])
+            meant.add((path[:-1], near))
+            found.add((_line(path, lines), text))
+        else:
+            wrong.setdefault(path, []).append((kind, item["msg"]))
+    for path, key in missing:
+        # A misspelled key that means this one has been named already.
+        if (path, key) not in meant:
+            inside = f" under {_dotted(path)}" if path else ""
+            found.add((_line(path, lines), f"the key {key!r} is missing{inside}"))
+    for path, said in wrong.items():
+        # Where several types are allowed, the branch that came closest explains best.
+        if not any(len(other) > len(path) and other[: len(path)] == path for other in wrong):
+            found.add((_line(path, lines), _wrong(path, said, _value(path, document))))
+    return found
+
+
+def _wrong(path: _Path, said: Sequence[tuple[str, str]], value: Any) -> str:
+    """What is wrong about a value."""
+    told = [text for kind, text in said if not kind.endswith("_type")] or [t for _, t in said]
+    expected = [text.removeprefix("Input should be ") for text in told]
+    for long, short in _PLAIN.items():
+        expected = [text.replace(long, short) for text in expected]
+    verb = "should be" if all(text.startswith("Input should be ") for text in told) else "is wrong:"
+    text = f"{_dotted(path)} {verb} {' or '.join(dict.fromkeys(expected))}"
+    if path[0] in _SECRET:
+        return text
+    return f"{text}, got {_brief(value)}{_nearest_value(value, path)}"
+
+
+def _in_document(loc: Sequence[str | int], document: Any) -> _Path:
+    """The part of pydantic's path that the file has; the rest names branches of unions."""
+    path: list[str | int] = []
+    for step in loc:
+        if isinstance(document, Mapping) and step in document:
+            document = document[step]
+        elif isinstance(document, list) and isinstance(step, int) and step < len(document):
+            document = document[step]
+        else:
+            continue
+        path.append(step)
+    return tuple(path)
+
+
+def _value(path: _Path, document: Any) -> Any:
+    for step in path:
+        document = document[step]
+    return document
+
+
+def _line(path: _Path, lines: Mapping[_Path, int]) -> int:
+    while path not in lines:
+        path = path[:-1]
+    return lines[path]
+
+
+def _strategies() -> dict[str, type[BaseModel]]:
+    """The models of `PatchingConfig` by their names."""
+    models: tuple[type[BaseModel], ...] = typing.get_args(typing.get_args(PatchingConfig)[0])
+    return {str(model.model_fields["name"].default): model for model in models}
+
+
+def _nearest(path: _Path, loc: Sequence[str | int]) -> tuple[str, str]:
+    """The right key that an unknown one comes closest to, and what to say."""
+    key = str(loc[-1])
+    strategies = _strategies()
+    if path[:1] == ("patching",):
+        known = {name: "" for name in strategies[str(loc[1])].model_fields}
+        inside = f" in patching {str(loc[1])!r}"
+    else:
+        # A key of the strategy often stands one level too high.
+        known = {name: " under 'patching'" for m in strategies.values() for name in m.model_fields}
+        known |= dict.fromkeys(Job.model_fields, "")
+        inside = ""
+    near = difflib.get_close_matches(key, known, 1)
+    if near:
+        return near[0], f"unknown key {key!r}{inside}; did you mean {near[0]!r}{known[near[0]]}?"
+    own = sorted(name for name, place in known.items() if not place)
+    return "", f"unknown key {key!r}{inside}; the keys are {', '.join(own)}"
+
+
+def _nearest_value(value: Any, path: _Path) -> str:
+    """The choice that a misspelled value comes closest to."""
+    if path == ("patching", "name"):
+        choices = list(_strategies())
+    else:
+        field = Job.model_fields.get(str(path[0]))
+        choices = [] if field is None or len(path) > 1 else _choices(field.annotation)
+    near = difflib.get_close_matches(str(value), choices, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _choices(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is Literal:
+        return [str(choice) for choice in typing.get_args(annotation)]
+    return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
+
+
+def _dotted(path: _Path) -> str:
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return repr(text)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
+    text = repr(_shown(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,59 @@
+"""A job file walked by the verbs: the same calls as in Python, in the same order."""
+
+from __future__ import annotations
+
+from patchloom.config import Job
+from patchloom.image import Image
+from patchloom.planning.plans import Plan
+from patchloom.run.drafting import plan
+from patchloom.run.materializing import materialize
+from patchloom.run.reports import RunReport
+from patchloom.sources.opening import open_images
+
+__all__ = ["images_of", "materialize_job", "plan_of"]
+
+
+def images_of(job: Job) -> list[Image]:
+    """The images of a job with their roles; no pixel is read."""
+    return open_images(
+        job.images,
+        mask=job.mask,
+        labels=job.labels,
+        target=job.target,
+        axes=job.axes,
+        level=job.level,
+        sample=job.sample,
+        storage_options=job.storage_options,
+        ids=job.ids,
+    )
+
+
+def plan_of(job: Job) -> Plan:
+    """The plan of a job; masks are read, pixels of images are not."""
+    return plan(
+        images_of(job),
+        job.patching,
+        min_coverage=job.min_coverage,
+        edge=job.edge,
+        order=job.order,
+        seed=job.seed,
+        rows_per_shard=job.rows_per_shard,
+        window=job.window,
+        memory=job.memory,
+    )
+
+
+def materialize_job(job: Job, planned: Plan, *, progress: bool = True) -> RunReport:
+    """Write the patches of a job's plan into its output."""
+    options = job.storage_options if job.output_options is None else job.output_options
+    return materialize(
+        planned,
+        job.output,
+        percentiles=job.percentiles,
+        normalize=job.normalize,
+        over=job.over,
+        storage_options=options,
+        progress=progress,
+        on_error=job.on_error,
+        codec=job.codec,
+    )

@@ -1,0 +1,98 @@
+"""Wording: the figures of plans and reports as people read them, on a terminal or a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["as_bytes", "worded"]
+
+_LABELS = {
+    "url": "store",
+    "n_images": "images",
+    "n_candidates": "candidate patches",
+    "n_patches": "patches",
+    "rejected": "left out",
+    "n_shards": "output shards",
+    "rows_per_shard": "patches a shard",
+    "n_tasks": "tasks",
+    "chunks_needed": "distinct chunks needed",
+    "chunk_reads": "chunk decodes",
+    "role_reads": "chunk decodes of labels and targets",
+    "survey_reads": "chunk decodes of passes before",
+    "read_amplification": "decodes a needed chunk",
+    "bytes_read": "read",
+    "requests": "requests",
+    "bytes_written": "written",
+    "bytes_output": "output before compression",
+    "peak_memory": "most memory of a task",
+    "projected_memory": "projected memory of a task",
+    "memory": "memory allowed",
+    "seconds": "time",
+    "complete": "complete",
+    "already_done": "shards found finished",
+    "skipped": "skipped",
+    "fingerprint": "fingerprint",
+}
+_BYTES = {
+    "bytes_read",
+    "bytes_written",
+    "bytes_output",
+    "peak_memory",
+    "projected_memory",
+    "memory",
+}
+
+
+def worded(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Key, label and value of each figure, in words.
+
+    Parameters
+    ----------
+    figures
+        `Plan.summary()` or `RunReport.to_dict()`.
+
+    Examples
+    --------
+    >>> worded({"n_patches": 1234, "bytes_read": 3 * 2**20, "rejected": {"outside the mask": 7}})
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [('n_patches', 'patches', '1,234'), ('bytes_read', 'read', '3.0 MiB'),
+     ('rejected', 'left out', '7 outside the mask')]
+    """
+    return [
+        (key, _LABELS.get(key, key.replace("_", " ")), _text(key, value))
+        for key, value in figures.items()
+    ]
+
+
+def as_bytes(n: float) -> str:
+    """A number of bytes, at most four digits of it.
+
+    >>> as_bytes(812), as_bytes(5.5 * 2**20)
+    ('812 B', '5.5 MiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if n < 1024 or unit == "TiB":
+            break
+        n /= 1024
+    return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
+
+
+def _text(key: str, value: Any) -> str:
+    if key in _BYTES:
+        return as_bytes(value)
+    if key == "seconds":
+        return f"{value:,.2f} s" if value < 10 else f"{value:,.0f} s"
+    if key == "rejected":
+        return ", ".join(f"{n:,} {why}" if n else why for why, n in value.items()) or "none"
+    if key == "skipped":
+        return "; ".join(_skip(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _skip(item: Mapping[str, Any]) -> str:
+    return f"shard {item['shard']} ({item['n_patches']:,} patches): {item['reason']}"
