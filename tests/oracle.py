@@ -89,5 +89,6 @@ def union_pixels(
     samples, channels, *space = canonical_image.shape
     seen = np.zeros((samples, *space), np.bool_)
     for sample, corner in taken:
-        seen[(sample, *(slice(c, c + p) for c, p in zip(corner, size, strict=True)))] = True
+        box = tuple(slice(c, c + p) for c, p in zip(corner, size, strict=True))
+        seen[sample][box] = True
     return np.stack([canonical_image[:, c][seen] for c in range(channels)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -53,19 +53,15 @@ def whole_job(url: str, options: dict[str, Any], out: str, found: ArrayTruth) ->
     copy = np.zeros((samples, *space), entry.dtype)
     for row in store.manifest.to_pylist():
         corner = [row[f"start_{a}"] for a in axes if a in "zyx"]
-        inside = tuple(
-            slice(c, min(c + p, n)) for c, p, n in zip(corner, size, space, strict=True)
-        )
+        inside = tuple(slice(c, min(c + p, n)) for c, p, n in zip(corner, size, space, strict=True))
         part = tuple(slice(0, s.stop - s.start) for s in inside)
-        copy[(row["sample"], *inside)] = store[row["row"]][(0, *part)]
+        copy[row["sample"]][inside] = store[row["row"]][0][part]
     assert entry.matches(copy.reshape(entry.shape))
 
     table = store.statistics.isel(image=0, channel=0)
     assert table["count"].item() == copy.size
     for name in ("min", "max", "mean", "std"):
-        assert math.isclose(
-            table[name].item(), entry.raw[name], rel_tol=1e-6, abs_tol=1e-12
-        ), name
+        assert math.isclose(table[name].item(), entry.raw[name], rel_tol=1e-6, abs_tol=1e-12), name
     if table.attrs["exact"]:
         np.testing.assert_allclose(
             table["percentile"], entry.raw["p1_p50_p99"], rtol=1e-6, atol=1e-12
@@ -79,7 +75,7 @@ def test_truth_from_local_disk(found: ArrayTruth, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def uploaded(s3_server: S3Server) -> Iterator[Callable[[ArrayTruth], str]]:
+def uploaded(s3_server: S3Server) -> Callable[[ArrayTruth], str]:
     """Puts a set into a bucket, once, and names an array in it."""
     import fsspec
 
@@ -96,7 +92,7 @@ def uploaded(s3_server: S3Server) -> Iterator[Callable[[ArrayTruth], str]]:
             fs.put([str(p) for p in inside], targets)
         return f"{known[root]}/{found.path.relative_to(root).as_posix()}"
 
-    yield url
+    return url
 
 
 @pytest.mark.parametrize("found", ZARRS, ids=lambda t: t.id)

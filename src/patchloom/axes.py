@@ -61,7 +61,8 @@ class Axes:
         """
         if ndim not in _GUESS:
             raise AxesError(
-                f"an array without named axes has 1 to 5 dimensions, got {ndim}; name them: axes=..."
+                f"an array without named axes has 1 to 5 dimensions, got {ndim}; "
+                "name them: axes=..."
             )
         return cls(_GUESS[ndim])
 

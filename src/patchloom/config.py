@@ -118,7 +118,7 @@ class Job(BaseModel):
 
 
 def load_job(path: str | os.PathLike[str]) -> Job:
-    """Read a job file.
+    r"""Read a job file.
 
     Parameters
     ----------
@@ -306,9 +306,9 @@ def _in_document(loc: Sequence[str | int], document: Any) -> _Path:
     """The part of pydantic's path that the file has; the rest names branches of unions."""
     path: list[str | int] = []
     for step in loc:
-        if isinstance(document, Mapping) and step in document:
-            document = document[step]
-        elif isinstance(document, list) and isinstance(step, int) and step < len(document):
+        if (isinstance(document, Mapping) and step in document) or (
+            isinstance(document, list) and isinstance(step, int) and step < len(document)
+        ):
             document = document[step]
         else:
             continue
@@ -339,7 +339,7 @@ def _nearest(path: _Path, loc: Sequence[str | int]) -> tuple[str, str]:
     key = str(loc[-1])
     strategies = _strategies()
     if path[:1] == ("patching",):
-        known = {name: "" for name in strategies[str(loc[1])].model_fields}
+        known = dict.fromkeys(strategies[str(loc[1])].model_fields, "")
         inside = f" in patching {str(loc[1])!r}"
     else:
         # A key of the strategy often stands one level too high.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ def coverage(
     alignment: Alignment,
     corners: Ints,
     size: Sequence[int],
-) -> tuple[npt.NDArray[np.object_] | Ints, int]:
+) -> tuple[npt.NDArray[Any], int]:
     """Area of each patch that a mask covers, as exact integers.
 
     The mask is constant on each of its pixels, so its integral is multilinear between the
@@ -113,10 +114,10 @@ def coverage(
         np.cumsum(table, axis=axis, out=table)
     if int(table[(-1,) * ndim]) * math.prod(units) >= _SAFE:
         table = table.astype(object)
-    total: npt.NDArray[np.object_] | Ints = np.zeros(len(corners), table.dtype)
+    total: npt.NDArray[Any] = np.zeros(len(corners), table.dtype)
     ends = [_places(corners, size, block.shape, origin, alignment, units, a) for a in range(ndim)]
     for sign, picks in _vertices(ndim):
-        term: npt.NDArray[np.object_] | Ints = np.zeros(len(corners), table.dtype)
+        term: npt.NDArray[Any] = np.zeros(len(corners), table.dtype)
         for _, uppers in _vertices(ndim):
             index, weight = [], np.ones(len(corners), table.dtype)
             for axis in range(ndim):

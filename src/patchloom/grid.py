@@ -68,9 +68,7 @@ class ChunkGrid:
     def box(self, index: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """First and last-but-one pixel (start, stop) of one chunk, clipped to the array."""
         start = tuple(int(i) * c for i, c in zip(index, self.chunks, strict=True))
-        stop = tuple(
-            min(a + c, s) for a, c, s in zip(start, self.chunks, self.shape, strict=True)
-        )
+        stop = tuple(min(a + c, s) for a, c, s in zip(start, self.chunks, self.shape, strict=True))
         return start, stop
 
     def flat(self, index: npt.ArrayLike) -> Ints:

@@ -40,7 +40,9 @@ def key_of(*parts: object) -> int:
     return int.from_bytes(digest(*parts, size=8), "little")
 
 
-def philox(key: int | Words, *counter: npt.ArrayLike) -> tuple[Words, Words, Words, Words]:
+def philox(
+    key: int | np.uint64 | Words, *counter: npt.ArrayLike
+) -> tuple[Words, Words, Words, Words]:
     """Four 32-bit words for each address.
 
     Parameters
@@ -56,8 +58,10 @@ def philox(key: int | Words, *counter: npt.ArrayLike) -> tuple[Words, Words, Wor
     four uint64[n]
         Values in [0, 2**32).
     """
-    columns = [np.asarray(c).astype(np.uint64) & _LOW for c in counter]
-    columns += [np.uint64(0)] * (4 - len(columns))
+    columns: list[npt.NDArray[np.uint64]] = [
+        np.asarray(c).astype(np.uint64) & _LOW for c in counter
+    ]
+    columns += [np.zeros((), np.uint64)] * (4 - len(columns))
     x0, x1, x2, x3 = (np.array(c, np.uint64) for c in np.broadcast_arrays(*columns))
     keys = np.asarray(key, np.uint64)
     k0, k1 = keys & _LOW, keys >> _HALF

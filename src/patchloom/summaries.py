@@ -252,11 +252,11 @@ def _bucketed(values: Floats, counts: Ints) -> tuple[Floats, Ints]:
 
 
 def _exact_sum(values: Floats, counts: Ints) -> float:
-    if np.all(np.isfinite(values)) and np.all(values == np.trunc(values)):
-        if len(values) and np.abs(values).max() < 2**31:
-            # Integers: exact whatever their number.
-            whole = values.astype(np.int64).astype(object) * counts.astype(object)
-            return float(sum(whole.tolist()))
+    small = len(values) > 0 and bool(np.abs(values).max() < 2**31)
+    if small and bool(np.all(values == np.trunc(values))):
+        # Integers: exact whatever their number.
+        whole = values.astype(np.int64).astype(object) * counts.astype(object)
+        return float(sum(whole.tolist()))
     with np.errstate(invalid="ignore"):
         return math.fsum((values * counts).tolist())
 

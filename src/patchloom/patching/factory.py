@@ -79,9 +79,7 @@ def create_patching(
         common["edge"] = edge
     if isinstance(model, SequentialConfig):
         return SequentialPatching(data_shapes, model.patch_size, model.overlaps, **common)
-    return RandomPatching(
-        data_shapes, model.patch_size, seed, n_patches=model.n_patches, **common
-    )
+    return RandomPatching(data_shapes, model.patch_size, seed, n_patches=model.n_patches, **common)
 
 
 def _sentences(error: ValidationError, name: str) -> list[str]:

@@ -199,4 +199,5 @@ def _check_size(patch_size: tuple[int, ...], shapes: Sequence[Sequence[int]]) ->
 
 def volume(extents: Sequence[Ints]) -> Ints:
     """Outer product of per-axis numbers, raveled in C order."""
-    return math.prod(np.ix_(*extents), start=np.int64(1)).ravel()  # type: ignore[no-any-return]
+    product: Ints = math.prod(np.ix_(*extents), start=np.int64(1)).ravel()
+    return product

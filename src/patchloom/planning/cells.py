@@ -106,7 +106,7 @@ class Cells:
 
     def units(self, images: Sequence[Image]) -> Ints:
         """Number of each cell's unit: consecutive cells of one block, which decode together."""
-        change = np.zeros(len(self), np.bool_)
+        change: npt.NDArray[np.bool_] = np.zeros(len(self), np.bool_)
         change[1:] = np.diff(self.image) != 0
         for index in np.unique(self.image):
             layout = images[int(index)].layout
@@ -114,13 +114,15 @@ class Cells:
             sample, chunk = np.divmod(self.cell[low:high], layout.space.n_chunks)
             block = layout.groups_of(sample) * layout.space.n_chunks + chunk
             change[low + 1 : high] |= np.diff(block) != 0
-        return np.cumsum(change)
+        numbers: Ints = np.cumsum(change)
+        return numbers
 
     def unit_ends(self, images: Sequence[Image]) -> Ints:
         """Rows at which a unit begins, and the number of rows at the end."""
         units = self.units(images)
         begins = np.flatnonzero(np.diff(units, prepend=-1))
-        return self.first[np.append(begins, len(self))]
+        ends: Ints = self.first[np.append(begins, len(self))]
+        return ends
 
     @cached_property
     def _sorted(self) -> tuple[Ints, Ints, Ints]:

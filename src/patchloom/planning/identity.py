@@ -31,9 +31,7 @@ def patch_ids(plan: Plan, patches: Patches) -> list[str]:
     return _ids(image, plan.patch_size, patches, occurrence)
 
 
-def _ids(
-    image: Image, size: Sequence[int], patches: Patches, occurrence: Ints | None
-) -> list[str]:
+def _ids(image: Image, size: Sequence[int], patches: Patches, occurrence: Ints | None) -> list[str]:
     seed = digest("patch", image.id, image.level, tuple(size), size=24)
     key = np.uint64(int.from_bytes(seed[:8], "little"))
     mask = np.frombuffer(seed[8:], "<u4")

@@ -39,9 +39,7 @@ class Patches:
         )
 
 
-def touches(
-    layout: Layout, sample: Ints, corner: Ints, size: Sequence[int]
-) -> tuple[Ints, Ints]:
+def touches(layout: Layout, sample: Ints, corner: Ints, size: Sequence[int]) -> tuple[Ints, Ints]:
     """All pairs of a patch and a block that it needs.
 
     Parameters

@@ -86,7 +86,7 @@ class Plan:
     @cached_property
     def runs(self) -> Runs:
         """How shards are dealt out to tasks."""
-        return arrange(self)
+        return arrange(self.images, self.cells, self.patch_size, self.rows_per_shard, self.memory)
 
     @property
     def n_tasks(self) -> int:
@@ -244,6 +244,12 @@ class Plan:
                 total += len(np.unique(blocks)) * layout.chunks_per_block
         return total
 
+    def walk(self) -> Iterator[Patches]:
+        """All patches in row order, a bounded number of one image at a time."""
+        for index in range(len(self.images)):
+            low, high = np.searchsorted(self.cells.image, [index, index + 1])
+            yield from self._batches(int(low), int(high))
+
     def _batches(self, low: int, high: int) -> Iterator[Patches]:
         """The patches of cells [low, high) of one image, a bounded number at a time."""
         first = self.cells.first
@@ -353,8 +359,8 @@ class Plan:
                 own = given.get(image.id)
                 if own is None or own.shape != image.shape or own.dtype != image.dtype:
                     raise SourceError(
-                        f"{image.id!r} ({image.shape}, {image.dtype}) was an array in memory, which "
-                        "a saved plan does not hold; pass it: Plan.load(url, images=[...])"
+                        f"{image.id!r} ({image.shape}, {image.dtype}) was an array in memory, "
+                        "which a saved plan does not hold; pass it: Plan.load(url, images=[...])"
                     )
                 image = own
             found.append(image)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import BudgetError
 from patchloom.image import Image, Layout
-
-if TYPE_CHECKING:
-    from patchloom.planning.plans import Plan
+from patchloom.planning.cells import Cells
 
 __all__ = ["FETCH", "GATHER", "MIN_TASKS", "Runs", "arrange", "pack", "shard_rows"]
 
@@ -142,41 +139,53 @@ def pack(sizes: Ints, rows: int, used: int = 0) -> Ints:
     return np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
 
 
-def arrange(plan: Plan) -> Runs:
+def arrange(
+    images: Sequence[Image], cells: Cells, size: Sequence[int], rows: int, memory: int
+) -> Runs:
     """Deal the shards of a plan out to tasks: as long runs as memory and parallelism allow.
+
+    Parameters
+    ----------
+    images, cells
+        Of the plan.
+    size
+        Extent of a patch, in pixels.
+    rows
+        Patches of a shard.
+    memory
+        Bytes that one task may use.
 
     Raises
     ------
     BudgetError
-        If not even one shard fits into the plan's memory.
+        If not even one shard fits into the memory.
     """
-    n, rows = plan.n_patches, plan.rows_per_shard
+    n = int(cells.first[-1])
     if not n:
         return Runs(0, rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
-    longest = max(1, plan.n_shards // MIN_TASKS)
+    n_shards = -(-n // rows)
+    clean = np.isin(np.arange(n_shards + 1) * rows, cells.unit_ends(images))
+    longest = max(1, n_shards // MIN_TASKS)
     length = 1 << (longest.bit_length() - 1)
     while True:
-        bounds = _bounds(plan, length)
-        memory = _project(plan, bounds)
-        if length == 1 or memory.max() <= plan.memory:
+        bounds = _bounds(clean, length)
+        needs = _project(images, cells, size, rows, bounds)
+        if length == 1 or needs.max() <= memory:
             break
         length //= 2
-    worst = int(memory.max())
-    if worst > plan.memory:
+    worst = int(needs.max())
+    if worst > memory:
         raise BudgetError(
-            f"one task must fit into memory={plan.memory:,} bytes, but task "
-            f"{int(memory.argmax())} with shards of {rows:,} patches needs {worst:,}; "
-            f"raise memory, lower rows_per_shard ({rows:,}) or the patch size "
-            f"{list(plan.patch_size)}"
+            f"one task must fit into memory={memory:,} bytes, but task {int(needs.argmax())} with "
+            f"shards of {rows:,} patches needs {worst:,}; raise memory, lower rows_per_shard "
+            f"({rows:,}) or the patch size {list(size)}"
         )
-    return Runs(n, rows, bounds, memory)
+    return Runs(n, rows, bounds, needs)
 
 
-def _bounds(plan: Plan, length: int) -> Ints:
+def _bounds(clean: npt.NDArray[np.bool_], length: int) -> Ints:
     """Run borders about `length` shards apart, at borders of units where there are some."""
-    n = plan.n_shards
-    borders = np.arange(n + 1, dtype=np.int64)
-    clean = np.isin(borders * plan.rows_per_shard, plan.cells.unit_ends(plan.images))
+    n = len(clean) - 1
     found = [0]
     for nominal in range(length, n, length):
         if nominal <= found[-1]:
@@ -186,60 +195,57 @@ def _bounds(plan: Plan, length: int) -> Ints:
     return np.array([*(b for b in found if b < n), n], np.int64)
 
 
-def _project(plan: Plan, bounds: Ints) -> Ints:
+def _project(
+    images: Sequence[Image], cells: Cells, size: Sequence[int], rows: int, bounds: Ints
+) -> Ints:
     """An upper bound of each task's memory, from cells alone."""
-    first = plan.cells.first
-    starts = bounds[:-1] * plan.rows_per_shard
-    stops = np.minimum(bounds[1:] * plan.rows_per_shard, plan.n_patches)
+    first = cells.first
+    starts = bounds[:-1] * rows
+    stops = np.minimum(bounds[1:] * rows, first[-1])
     lows = np.searchsorted(first, starts, side="right") - 1
     highs = np.searchsorted(first, stops, side="left")
-    patch = math.prod(plan.patch_shape) * plan.dtype.itemsize
-    patch += sum(
-        role.image.layout.n_channels * math.prod(plan.patch_size) * role.image.dtype.itemsize
-        for role in (plan.images[0].labels, plan.images[0].target)
-        if role is not None
-    )
+    roles = (images[0].labels, images[0].target)
+    arrays = [images[0], *(role.image for role in roles if role is not None)]
+    patch = math.prod(size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
-    fixed = 2 * plan.rows_per_shard * patch + 2 * max(GATHER, patch)
+    fixed = 2 * rows * patch + 2 * max(GATHER, patch)
     return np.array(
         [
-            fixed + _live(plan, np.arange(low, high))
+            fixed + _live(images, cells, size, np.arange(low, high))
             for low, high in zip(lows, highs, strict=True)
         ],
         np.int64,
     )
 
 
-def _live(plan: Plan, positions: Ints) -> int:
+def _live(images: Sequence[Image], cells: Cells, size: Sequence[int], positions: Ints) -> int:
     """Bytes of decoded blocks that a walk over some cells holds at once, at most."""
     worst = 0
-    images = plan.cells.image[positions]
-    for part in np.split(positions, np.flatnonzero(np.diff(images)) + 1):
-        image = plan.images[int(plan.cells.image[part[0]])]
+    of_image = cells.image[positions]
+    for part in np.split(positions, np.flatnonzero(np.diff(of_image)) + 1):
+        image = images[int(cells.image[part[0]])]
         held = 0
         for array in (image, *(r.image for r in (image.labels, image.target) if r is not None)):
-            size = math.prod(array.layout.block_shape()) * array.dtype.itemsize
-            peak = _peak(plan, image, array.layout, part)
+            nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
+            peak = _peak(image, cells, size, array.layout, part)
             # A batch is fetched ahead, compressed beside decoded.
-            held += max(peak * size, size) + 2 * max(FETCH, size)
+            held += max(peak, 1) * nbytes + 2 * max(FETCH, nbytes)
         counted = math.prod(image.layout.block_shape()[2:]) * _COUNT_BYTES
-        region = math.prod(
-            c + p for c, p in zip(image.layout.space.chunks, plan.patch_size, strict=True)
-        )
+        chunks = image.layout.space.chunks
+        region = math.prod(c + p for c, p in zip(chunks, size, strict=True))
         held += counted + region * image.layout.n_channels * image.dtype.itemsize
         held += image.layout.n_channels * 2 ** (8 * min(image.dtype.itemsize, 2)) * 8
         worst = max(worst, held)
     return worst
 
 
-def _peak(plan: Plan, image: Image, layout: Layout, positions: Ints) -> int:
+def _peak(image: Image, cells: Cells, size: Sequence[int], layout: Layout, positions: Ints) -> int:
     """Most blocks of an array alive at once, each from its first to its last cell."""
     space = image.layout.space
-    sample, chunk = np.divmod(plan.cells.cell[positions], space.n_chunks)
+    sample, chunk = np.divmod(cells.cell[positions], space.n_chunks)
     start = space.unflat(chunk) * np.asarray(space.chunks)
-    stop = np.minimum(
-        start + np.asarray(space.chunks) + np.asarray(plan.patch_size) - 1, np.asarray(space.shape)
-    )
+    reach = start + np.asarray(space.chunks) + np.asarray(size) - 1
+    stop = np.minimum(reach, np.asarray(space.shape))
     low, high = layout.space.chunk_of(start), layout.space.chunk_of(stop - 1)
     widest = (high - low).max(0) + 1
     if layout.n_samples == 1:

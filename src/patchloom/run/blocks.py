@@ -160,7 +160,8 @@ class BlockCache:
             region, tuple(size), axis=tuple(range(1, region.ndim))
         )
         view = np.moveaxis(view, 0, len(size))
-        return view[tuple((corner - np.asarray(origin)).T)]
+        cut: Pixels = view[tuple((corner - np.asarray(origin)).T)]
+        return cut
 
     def _region(
         self, sample: int, start: Ints, stop: Ints, shape: Sequence[int]
@@ -177,12 +178,12 @@ class BlockCache:
         region = np.zeros((layout.n_channels, *(stop - start)), self._image.dtype)
         for step in np.ndindex(*(high - low + 1).tolist()):
             at = low + np.asarray(step)
-            block = self._held.get(int(layout.blocks_of(one, at[None])[0]))
-            if block is None:
+            found = self._held.get(int(layout.blocks_of(one, at[None])[0]))
+            if found is None:
                 continue  # no patch of this step reaches into it
             first, _ = layout.space.box(at.tolist())
-            into, of = overlap(first, block.shape[2:], start.tolist(), region.shape[1:])
-            region[(slice(None), *into)] = block[(inside, slice(None), *of)]
+            into, of = overlap(first, found.shape[2:], start.tolist(), region.shape[1:])
+            region[(slice(None), *into)] = found[inside][(slice(None), *of)]
         return region, start.tolist()
 
     def _load(self, blocks: Ints) -> None:

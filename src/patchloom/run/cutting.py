@@ -121,9 +121,8 @@ def cut_run(
     for shard in _walk(run, shards):
         for key, tally in shard.tallies.items():
             found[key] = found.get(key, Summary.empty()) + tally.summary()
-    report = TaskReport(
-        **run.counts, peak_memory=run.meter.peak, seconds=time.perf_counter() - begun
-    )
+    done: dict[str, Any] = {**run.counts, "peak_memory": run.meter.peak}
+    report = TaskReport(**done, seconds=time.perf_counter() - begun)
     return report, found
 
 
@@ -153,9 +152,7 @@ def _attempt(
                     run.counts[name] += more[name]
                 done += [_Shard(number, [], {})] * more["n_shards"]
                 run.meter.peak = max(run.meter.peak, more["peak_memory"])
-    n_patches = sum(
-        sum(len(part) for part in _rows_of(plan, shard.number)) for shard in done
-    )
+    n_patches = sum(sum(len(part) for part in _rows_of(plan, shard.number)) for shard in done)
     return {
         **run.counts,
         "n_patches": n_patches,
@@ -200,8 +197,9 @@ def _cut_image(
     corner = np.concatenate([part.corner for _, part in pieces])
     cell = np.concatenate([part.cell for _, part in pieces])
     step = _steps(cell, shard, plan)
+    arrays = _arrays(image)
     caches: dict[str, BlockCache] = {}
-    for name, array in _arrays(image).items():
+    for name, array in arrays.items():
         which = sample if array.layout.n_samples > 1 else np.zeros_like(sample)
         patch, block = touches(array.layout, which, corner, plan.patch_size)
         counter = _counter(run, index, image, np.unique(block), begun) if name == "image" else None
@@ -217,8 +215,9 @@ def _cut_image(
             for name, cache in caches.items():
                 cache.enter(k)
                 if run.job.target is not None:
-                    which = int(sample[a]) if _arrays(image)[name].layout.n_samples > 1 else 0
-                    pixels = cache.windows(which, corner[a:b], plan.patch_size)
+                    shared = arrays[name].layout.n_samples == 1
+                    at = 0 if shared else int(sample[a])
+                    pixels = cache.windows(at, corner[a:b], plan.patch_size)
                     _store(run, current, name, index, pixels)
                 cache.leave(k)
             current.left -= b - a
@@ -275,9 +274,7 @@ def _store(run: _Run, shard: _Shard, name: str, image: int, pixels: Pixels) -> N
     run.meter.give(pixels.nbytes)
 
 
-def _counter(
-    run: _Run, index: int, image: Image, blocks: Ints, begun: dict[int, _Shard]
-) -> Any:
+def _counter(run: _Run, index: int, image: Image, blocks: Ints, begun: dict[int, _Shard]) -> Any:
     """A function that counts a block's pixels when it arrives, each pixel once.
 
     A block belongs to the shard of the first row that touches it, wherever that row is

@@ -102,9 +102,7 @@ def plan(
         rejected["outside the mask"] += left_out
         parts.append(cells.take(spatial_order(cells.cell, image.layout)))
     too_small = [
-        image.id
-        for image in images
-        if edge != "pad" and _is_smaller(image, config.patch_size)
+        image.id for image in images if edge != "pad" and _is_smaller(image, config.patch_size)
     ]
     reasons = {k: v for k, v in rejected.items() if v}
     if too_small:
@@ -245,8 +243,8 @@ def _check_patch(images: Sequence[Image], size: Sequence[int], edge: str) -> Non
     if len(size) != len(spatial):
         raise PatchSizeError(
             f"patch_size has one number a spatial axis, got {list(size)} for the axes "
-            f"{spatial!r} of {images[0].id!r} (axes {images[0].axes}); give {len(spatial)} numbers, "
-            "or open the images with other axes=, for example sample='z' for planes"
+            f"{spatial!r} of {images[0].id!r} (axes {images[0].axes}); give {len(spatial)} "
+            "numbers, or open the images with other axes=, for example sample='z' for planes"
         )
     if edge != "pad" and all(_is_smaller(image, size) for image in images):
         raise PatchSizeError(

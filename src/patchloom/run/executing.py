@@ -70,7 +70,7 @@ def _on_cluster(client: Any, graph: Graph, step: Callable[[], None]) -> list[Any
     return found
 
 
-class _Counting(Callback):
+class _Counting(Callback):  # type: ignore[misc]  # Dask is untyped
     """Counts finished tasks of one name on a local scheduler."""
 
     def __init__(self, name: str, step: Callable[[], None]) -> None:

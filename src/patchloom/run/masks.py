@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ _LIMIT = 2**23
 
 def covered_area(
     image: Image, sample: Ints, corner: Ints, size: Sequence[int]
-) -> tuple[npt.NDArray[np.object_] | Ints, int]:
+) -> tuple[npt.NDArray[Any], int]:
     """Area of each patch under the mask, and of a whole patch, in the same unit.
 
     Without a mask the whole image is covered; padding never is.
@@ -56,9 +57,7 @@ def covered_area(
     return area * factor, unit * math.prod(size[a] for a in missing)
 
 
-def read_region(
-    image: Image, sample: int, window: Sequence[tuple[int, int]]
-) -> npt.NDArray[np.generic]:
+def read_region(image: Image, sample: int, window: Sequence[tuple[int, int]]) -> npt.NDArray[Any]:
     """Pixels of one sample, all channels, in a spatial window: [channels, *space]."""
     axes = image.axes
     start, stop = [0] * image.ndim, list(image.shape)
@@ -75,7 +74,9 @@ def read_region(
 
 def _unit(role: Role, size: Sequence[int]) -> int:
     none = np.zeros((0, len(size)), np.int64)
-    return coverage(np.zeros((1,) * len(size), np.bool_), [0] * len(size), role.alignment, none, size)[1]
+    return coverage(
+        np.zeros((1,) * len(size), np.bool_), [0] * len(size), role.alignment, none, size
+    )[1]
 
 
 def _groups(role: Role, corner: Ints, members: Ints, size: Sequence[int]) -> list[Ints]:
@@ -100,9 +101,7 @@ def _window(role: Role, corner: Ints, size: Sequence[int]) -> tuple[tuple[int, i
     return role.alignment.window(start, stop, role.image.layout.space.shape)
 
 
-def _area(
-    role: Role, sample: int, corner: Ints, size: Sequence[int]
-) -> npt.NDArray[np.object_] | Ints:
+def _area(role: Role, sample: int, corner: Ints, size: Sequence[int]) -> npt.NDArray[Any]:
     window = _window(role, corner, size)
     block = read_region(role.image, sample, window)[0] != 0
     return coverage(block, [a for a, _ in window], role.alignment, corner, size)[0]

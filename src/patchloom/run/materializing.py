@@ -153,9 +153,7 @@ def materialize(
     missing = [shard for shard in range(plan.n_shards) if shard not in done]
     job = Job(target, specs, scaling, skip=on_error == "skip")
     token = uuid.uuid4().hex
-    results = execute(
-        run_graph(plan, job, missing, token), progress=progress, label="materialize"
-    )
+    results = execute(run_graph(plan, job, missing, token), progress=progress, label="materialize")
     skipped = {shard for result in results for shard, _, _ in result.skipped}
     complete = not skipped
     if complete:
@@ -188,9 +186,7 @@ def _specs(plan: Plan, normalize: str | None, codec: Codec) -> dict[str, ArraySp
     for name, role in (("labels", first.labels), ("targets", first.target)):
         if role is not None:
             shape = (role.image.layout.n_channels, *plan.patch_size)
-            specs[name] = ArraySpec(
-                name, shape, role.image.dtype, axes, plan.rows_per_shard, codec
-            )
+            specs[name] = ArraySpec(name, shape, role.image.dtype, axes, plan.rows_per_shard, codec)
     return specs
 
 
@@ -274,8 +270,8 @@ def _claim(target: Location, attributes: Mapping[str, Any], resume: bool) -> dic
         )
     if not resume:
         raise ExistsError(
-            f"resume=False writes only where nothing is, but {target.shown!r} holds a store of this "
-            "plan; call with resume=True to finish it, or give another URL"
+            f"resume=False writes only where nothing is, but {target.shown!r} holds a store of "
+            "this plan; call with resume=True to finish it, or give another URL"
         )
     return existing
 

@@ -18,12 +18,12 @@ Pixels = npt.NDArray[np.uint8]
 _GREY = ((1.0, 1.0, 1.0),)
 _TWO = ((0.25, 1.0, 0.45), (1.0, 0.25, 0.9))
 _MANY = (
-    (0.20, 0.50, 1.00),
-    (1.00, 0.30, 0.55),
-    (1.00, 0.80, 0.25),
-    (0.25, 0.95, 0.55),
-    (0.65, 0.40, 1.00),
-    (0.20, 0.90, 0.95),
+    (0.00, 0.75, 1.00),
+    (1.00, 0.10, 0.45),
+    (1.00, 0.75, 0.00),
+    (0.25, 0.95, 0.45),
+    (0.65, 0.35, 1.00),
+    (0.95, 0.95, 0.95),
 )
 
 # Every fourth entry or so of viridis (S. van der Walt, N. Smith, 2015): even to the eye, readable
@@ -45,7 +45,7 @@ _VIRIDIS = np.array(
 
 
 def png(pixels: Pixels) -> bytes:
-    """Pixels as a PNG file (W3C Recommendation, third edition).
+    r"""Pixels as a PNG file (W3C Recommendation, third edition).
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def data_uri(pixels: Pixels) -> str:
 
 
 def blend(
-    channels: npt.NDArray[Any], low: Sequence[float], high: Sequence[float], gamma: float = 0.8
+    channels: npt.NDArray[Any], low: Sequence[float], high: Sequence[float], gamma: float = 1.2
 ) -> Pixels:
     """Channels as one picture in colours, each stretched from `low` to `high`.
 
@@ -114,7 +114,7 @@ def blend(
     low, high
         Grey levels of each channel that become black and full colour.
     gamma
-        Below 1 lifts the dark parts.
+        Above 1 darkens the background.
 
     Returns
     -------

@@ -174,9 +174,7 @@ def _count_blocks(image: Image, span: _Span, supplied: list[Any]) -> tuple[Found
         reader = image.source.reader()
     else:
         rows = [tuple(r) for r in stored_chunks(image, np.arange(span.start, span.stop)).tolist()]
-        pixels = {
-            r: _native(np.asarray(b)) for r, b in zip(rows, supplied, strict=True)
-        }
+        pixels = {r: _native(np.asarray(b)) for r, b in zip(rows, supplied, strict=True)}
         reader = Supplied(pixels, len(rows)).reader()
     tallies: dict[int, Tally] = {}
     axes = image.axes

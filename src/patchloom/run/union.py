@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,15 +39,13 @@ def union(
     edges = [
         np.unique(np.concatenate([[0, extent[a]], low[:, a], high[:, a]])) for a in range(ndim)
     ]
-    counts = np.zeros([len(e) for e in edges], np.int64)
-    ends = [
-        [np.searchsorted(edges[a], side[:, a]) for side in (low, high)] for a in range(ndim)
-    ]
+    counts: npt.NDArray[Any] = np.zeros([len(e) for e in edges], np.int64)
+    ends = [[np.searchsorted(edges[a], side[:, a]) for side in (low, high)] for a in range(ndim)]
     for pick in itertools.product((0, 1), repeat=ndim):
         np.add.at(counts, tuple(ends[a][pick[a]] for a in range(ndim)), (-1) ** sum(pick))
     for axis in range(ndim):
         counts = np.cumsum(counts, axis=axis)
-    covered = counts[(slice(0, -1),) * ndim] > 0
+    covered: npt.NDArray[np.bool_] = counts[(slice(0, -1),) * ndim] > 0
     if covered.all():
         return None
     for axis in range(ndim):

@@ -38,9 +38,7 @@ class ArraySource:
         return {"kind": "array"}
 
     @classmethod
-    def from_document(
-        cls, document: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> ArraySource:
+    def from_document(cls, document: Mapping[str, Any], options: Mapping[str, Any]) -> ArraySource:
         """A source without pixels; a loaded plan needs the images themselves."""
         return cls(None)
 
@@ -62,9 +60,7 @@ class _ArrayReader:
     def read(self, chunks: Ints) -> list[Any]:
         found = []
         for row in np.asarray(chunks).tolist():
-            where = tuple(
-                slice(i * c, (i + 1) * c) for i, c in zip(row, self._chunks, strict=True)
-            )
+            where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(row, self._chunks, strict=True))
             part = self._array[where]
             self.reads.chunks += 1
             if hasattr(part, "compute"):

@@ -7,7 +7,6 @@ itself; `ZarrReader` asks zarr-python chunk by chunk and serves whatever codec i
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,11 +179,9 @@ class DirectReader:
             tuple(divmod(i, n) for i, n in zip(row, sharding.counts, strict=True)) for row in rows
         ]
         shards = [tuple(q for q, _ in pair) for pair in split]
-        inner = [
-            int(np.ravel_multi_index([r for _, r in pair], sharding.counts)) for pair in split
-        ]
+        inner = [int(np.ravel_multi_index([r for _, r in pair], sharding.counts)) for pair in split]
         keys = [self._parsed.encode_chunk_key(shard) for shard in shards]
-        self._load_indices({s: k for s, k in zip(shards, keys, strict=True)})
+        self._load_indices(dict(zip(shards, keys, strict=True)))
         wanted: dict[str, list[tuple[int, int, int]]] = {}
         for position, (shard, slot, key) in enumerate(zip(shards, inner, keys, strict=True)):
             index = self._indices[shard]
@@ -230,9 +227,7 @@ class DirectReader:
         paths = [f"{self._root}/{key}" for key, _, _ in ranges]
         found: list[Bytes | None]
         if isinstance(self._fs, LocalFileSystem):
-            found = [
-                _get_local(path, a, b) for path, (_, a, b) in zip(paths, ranges, strict=True)
-            ]
+            found = [_get_local(path, a, b) for path, (_, a, b) in zip(paths, ranges, strict=True)]
         elif paths:
             found = [
                 self._checked(item, path)
@@ -333,7 +328,7 @@ def _get_remote(
     for path, a, b in zip(paths, starts, stops, strict=True):
         try:
             found.append(fs.cat_file(path, start=a, end=b))
-        except (OSError, KeyError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError, KeyError) as error:
             found.append(error)
     return found
 
@@ -367,9 +362,7 @@ def _decoder_v2(document: Mapping[str, Any], parsed: Any) -> tuple[Decode, None]
     return decode, None
 
 
-def _decoder_v3(
-    document: Mapping[str, Any], parsed: Any
-) -> tuple[Decode, _Sharding | None] | None:
+def _decoder_v3(document: Mapping[str, Any], parsed: Any) -> tuple[Decode, _Sharding | None] | None:
     if document["chunk_grid"]["name"] != "regular":
         return None
     outer = tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
@@ -408,9 +401,7 @@ def _plain_index(codecs: _Described) -> bool | None:
     return {(): False, ("crc32c",): True}.get(tuple(names[1:]))
 
 
-def _chain_v3(
-    codecs: _Described, shape: tuple[int, ...], native: np.dtype[Any]
-) -> Decode | None:
+def _chain_v3(codecs: _Described, shape: tuple[int, ...], native: np.dtype[Any]) -> Decode | None:
     """The inverse of a codec chain, or None if one of them is not known here."""
     order = list(range(len(shape)))
     stored = native

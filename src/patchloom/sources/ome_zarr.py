@@ -54,7 +54,8 @@ def levels_of(node: Node) -> list[Level]:
         ndim = len(axes)
         common = _transform(image.get("coordinateTransformations"), ndim)
         channels = tuple(
-            str(c.get("label", k)) for k, c in enumerate((ome.get("omero") or {}).get("channels", ()))
+            str(c.get("label", k))
+            for k, c in enumerate((ome.get("omero") or {}).get("channels", ()))
         )
         found = []
         for dataset in image["datasets"]:
@@ -65,8 +66,7 @@ def levels_of(node: Node) -> list[Level]:
                     axes="".join(axes),
                     scale=tuple(a * b for a, b in zip(scale, common[0], strict=True)),
                     translation=tuple(
-                        t * s + c
-                        for t, s, c in zip(translation, common[0], common[1], strict=True)
+                        t * s + c for t, s, c in zip(translation, common[0], common[1], strict=True)
                     ),
                     units=units,
                     channels=channels,
@@ -113,9 +113,7 @@ def _axis(item: Any) -> str:
     return letter
 
 
-def _transform(
-    transforms: Any, ndim: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _transform(transforms: Any, ndim: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     scale, translation = [1.0] * ndim, [0.0] * ndim
     for item in transforms or ():
         if item.get("type") == "scale" and "scale" in item:

@@ -151,7 +151,9 @@ def _open(
     position: int,
 ) -> Image:
     if is_array(item):
-        return _from_array(item, axes, name or str(getattr(item, "name", None) or f"image-{position}"))
+        return _from_array(
+            item, axes, name or str(getattr(item, "name", None) or f"image-{position}")
+        )
     location = Location.of(item, options)
     return _from_node(open_node(location), axes, level, name or location.stem)
 
@@ -184,8 +186,8 @@ def _from_node(node: Node, axes: str | None, level: int | str, name: str) -> Ima
         inner = open_node(node.location / chosen.path)
         if inner.array is None:
             raise NotAnArrayError(
-                f"level {chosen.path!r} of {node.location.shown!r} is listed in its metadata but is "
-                "no array; restore it, or open another level"
+                f"level {chosen.path!r} of {node.location.shown!r} is listed in its metadata but "
+                "is no array; restore it, or open another level"
             )
         return _from_array_node(inner, axes, name, chosen, index)
     if level != 0:
@@ -316,7 +318,9 @@ def _pick_level(levels: Sequence[Level], level: int | str, node: Node) -> int:
 def _arrays_inside(node: Node) -> list[str]:
     fs, root = node.location.open()
     try:
-        names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(root, detail=True))
+        names = sorted(
+            str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(root, detail=True)
+        )
     except (OSError, ValueError):
         return []
     return [
@@ -348,14 +352,15 @@ def _with_samples(images: Sequence[Image], sample: Any) -> list[Image]:
         rows = [sample.get(i.id) for i in images] if nested else [sample] * len(images)
     else:
         rows = list(sample)
-    if len(rows) != len(images) or not all(isinstance(row, Mapping) for row in rows):
+    good = [row for row in rows if isinstance(row, Mapping)]
+    if len(rows) != len(images) or len(good) != len(rows):
         raise IdentityError(
             "sample= names axes (a string), or gives metadata: a mapping of columns, one for each "
             f"image, or one for each image id; the images are {[i.id for i in images]}"
         )
     return [
         replace(image, metadata={str(k): v for k, v in row.items()})
-        for image, row in zip(images, rows, strict=True)
+        for image, row in zip(images, good, strict=True)
     ]
 
 
@@ -368,7 +373,8 @@ def _as_samples(image: Image, letters: str) -> Image:
     for letter in letters:
         if letter not in names:
             raise AxesError(
-                f"sample= names axes of the image, got {letter!r} for {image.id!r} with axes {names!r}"
+                f"sample= names axes of the image, got {letter!r} for {image.id!r} with axes "
+                f"{names!r}"
             )
         if letter in "st":
             continue

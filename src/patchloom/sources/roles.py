@@ -90,8 +90,8 @@ def align(image: Image, other: Image, name: str) -> Role:
         "z"
     }:
         raise AxesError(
-            f"a {name} has the spatial axes of its image ({image.axes.spatial!r}; z may be missing), "
-            f"got {spatial!r} for {image.id!r}; pick the array that shows the same field"
+            f"a {name} has the spatial axes of its image ({image.axes.spatial!r}; z may be "
+            f"missing), got {spatial!r} for {image.id!r}; pick the array that shows the same field"
         )
     n = other.layout.n_samples
     if n not in (1, image.layout.n_samples):
@@ -107,7 +107,9 @@ def align(image: Image, other: Image, name: str) -> Role:
     shape = _extents(image, spatial)
     extents = _extents(other, spatial)
     physical = all(a in image.spacing and a in other.spacing for a in spatial)
-    alignment = _physical(image, other, spatial) if physical else Alignment.of_shapes(shape, extents)
+    alignment = (
+        _physical(image, other, spatial) if physical else Alignment.of_shapes(shape, extents)
+    )
     if not physical:
         _check_aspect(image, shape, extents, spatial, name)
     for axis, s, o, have, need in zip(
@@ -132,8 +134,8 @@ def role_axes(image: Image, ndim: int) -> Axes:
         if len(names) == ndim:
             return Axes(names)
     raise AxesError(
-        f"a role has the axes of its image ({axes}) or its spatial ones ({spatial.upper()}), got an "
-        f"array of {ndim} dimensions for {image.id!r}; give one with named axes"
+        f"a role has the axes of its image ({axes}) or its spatial ones ({spatial.upper()}), got "
+        f"an array of {ndim} dimensions for {image.id!r}; give one with named axes"
     )
 
 

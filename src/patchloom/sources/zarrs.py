@@ -54,9 +54,7 @@ class ZarrSource:
         }
 
     @classmethod
-    def from_document(
-        cls, document: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> ZarrSource:
+    def from_document(cls, document: Mapping[str, Any], options: Mapping[str, Any]) -> ZarrSource:
         """Inverse of `to_document`."""
         return cls(
             Location.of(document["url"], options),
@@ -99,7 +97,9 @@ class _Sliceable:
 
     def __getitem__(self, where: Any) -> npt.NDArray[Any]:
         # Dask merges a user's slices and integers into its own: basic indexing, all axes.
-        start, stop, rest = [], [], []
+        start: list[int] = []
+        stop: list[int] = []
+        rest: list[Any] = []
         for item, n in zip(where, self.shape, strict=True):
             inside = range(n)[item]
             if isinstance(inside, int):
@@ -111,7 +111,8 @@ class _Sliceable:
             start.append(low)
             stop.append(high)
             rest.append(slice(None, None, inside.step) if inside else slice(0, 0))
-        return self.image.read(start, stop)[tuple(rest)]
+        pixels: npt.NDArray[Any] = self.image.read(start, stop)[tuple(rest)]
+        return pixels
 
 
 def open_node(location: Location) -> Node:
@@ -172,7 +173,9 @@ def _document(location: Location, name: str) -> dict[str, Any] | None:
             f"Zarr metadata are JSON, but {location.shown}/{name} is not ({error})"
         ) from error
     if not isinstance(document, dict):
-        raise NotAnArrayError(f"Zarr metadata are a JSON object, but {location.shown}/{name} is not")
+        raise NotAnArrayError(
+            f"Zarr metadata are a JSON object, but {location.shown}/{name} is not"
+        )
     return document
 
 

@@ -182,13 +182,15 @@ class PatchStore:
         import xarray
 
         names = [n for n in ("images", "labels", "targets") if n in self.attributes["arrays"]]
-        view = xarray.open_zarr(self._store(), chunks=None, consolidated=True, zarr_format=3)[names]
+        view: xarray.Dataset = xarray.open_zarr(
+            self._store(), chunks=None, consolidated=True, zarr_format=3
+        )[names]
         columns = {
             name: ("patch", self.manifest[name].to_numpy(zero_copy_only=False))
             for name in self.manifest.column_names
         }
         if self.manifest.num_rows == len(self):
-            view = view.assign_coords(columns)
+            return view.assign_coords(columns)
         return view
 
     def _array(self, name: str) -> zarr.Array[Any]:

@@ -122,34 +122,34 @@ class ArraySpec:
         """``zarr.json`` of the array."""
         inner = [1, *self.patch_shape]
         return {
-                "zarr_format": 3,
-                "node_type": "array",
-                "shape": [n_rows, *self.patch_shape],
-                "data_type": self.dtype.name,
-                "chunk_grid": {
-                    "name": "regular",
-                    "configuration": {"chunk_shape": [self.rows_per_shard, *self.patch_shape]},
-                },
-                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-                "fill_value": False if self.dtype.kind == "b" else 0,
-                "codecs": [
-                    {
-                        "name": "sharding_indexed",
-                        "configuration": {
-                            "chunk_shape": inner,
-                            "codecs": self.codec.documents(self.dtype),
-                            "index_codecs": [
-                                {"name": "bytes", "configuration": {"endian": "little"}},
-                                {"name": "crc32c"},
-                            ],
-                            "index_location": "end",
-                        },
-                    }
-                ],
-                "dimension_names": self.dimensions,
-                "attributes": {},
-                "storage_transformers": [],
-            }
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [n_rows, *self.patch_shape],
+            "data_type": self.dtype.name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [self.rows_per_shard, *self.patch_shape]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": False if self.dtype.kind == "b" else 0,
+            "codecs": [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": inner,
+                        "codecs": self.codec.documents(self.dtype),
+                        "index_codecs": [
+                            {"name": "bytes", "configuration": {"endian": "little"}},
+                            {"name": "crc32c"},
+                        ],
+                        "index_location": "end",
+                    },
+                }
+            ],
+            "dimension_names": self.dimensions,
+            "attributes": {},
+            "storage_transformers": [],
+        }
 
 
 def group_document(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def encoder(spec: ArraySpec) -> Encode:
     def encode(patch: npt.NDArray[Any]) -> bytes:
         pixels = np.ascontiguousarray(patch, stored)
         body = pixels.tobytes() if compress is None else bytes(compress(pixels))
-        return body + google_crc32c.value(body).to_bytes(4, "little")
+        checksum: int = google_crc32c.value(body)
+        return body + checksum.to_bytes(4, "little")
 
     return encode
 

@@ -1,0 +1,340 @@
+"""Page: one self-contained HTML file that shows what a plan took and what its store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from patchloom.planning.plans import Plan
+from patchloom.run.drawing import (
+    coverage_legend,
+    field_drawing,
+    histogram_drawing,
+    plan_drawing,
+)
+from patchloom.run.pictures import blend, data_uri, label_colours
+from patchloom.run.scene import Scene, decodes_patch_by_patch, scene_of
+from patchloom.run.wording import as_bytes, worded
+from patchloom.store.patch_store import PatchStore
+
+__all__ = ["page"]
+
+_SAMPLES = 12
+_RUNS = 4
+
+Limits = list[tuple[float, float]]
+
+
+def page(
+    plan: Plan,
+    store: PatchStore,
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    title: str = "Training patches",
+    job: str = "",
+    credit: str = "",
+) -> str:
+    """A page with the image, its mask, the planned patches, samples of them, and all figures.
+
+    Parameters
+    ----------
+    plan
+        What was asked for; its first image is shown.
+    store
+        The complete store that was made from it.
+    reports
+        `RunReport.to_dict()` of the runs that made it, in order.
+    title
+        Its heading.
+    job
+        Text of the job file, if there is one.
+    credit
+        Where the image comes from.
+
+    Returns
+    -------
+    str
+        HTML without scripts that refers to nothing outside itself.
+    """
+    scene = scene_of(plan)
+    parts = [
+        _head(title, plan, store),
+        _tiles(plan, scene, reports),
+        _image_section(scene, _limits(store, scene), credit),
+        _plan_section(plan, scene),
+        _patch_section(store, scene),
+        _figures_section(plan, reports),
+        _statistics_section(store),
+        _next_section(store, job),
+    ]
+    style = (files("patchloom.run") / "page.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="generator" content="patchloom">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} - patchloom</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _head(title: str, plan: Plan, store: PatchStore) -> str:
+    size = " x ".join(str(n) for n in plan.patch_shape)
+    return (
+        f'<header><p class="brand">patchloom {escape(str(store.attributes["patchloom_version"]))}'
+        f"</p><h1>{escape(title)}</h1><p>{plan.n_patches:,} patches of {size} "
+        f"({escape(store.attributes['axes'])}, {escape(plan.dtype.name)}) from "
+        f"{_many(len(plan.images), 'image')}, in "
+        f"<code>{escape(store.url)}</code></p></header><main>"
+    )
+
+
+def _tiles(plan: Plan, scene: Scene, reports: Sequence[Mapping[str, Any]]) -> str:
+    # Runs that only finished what another began say less than the one that did most.
+    did = max(reports, key=lambda r: int(r["n_patches"]), default={})
+    left = sum(plan.rejected.values())
+    chunks = sum(image.grid.n_chunks for image in plan.images)
+    naive = decodes_patch_by_patch(plan)
+    shown = [
+        (f"{plan.n_patches:,}", "patches kept", f"of {plan.n_patches + left:,} candidates"),
+        (f"{left:,}", "left out", f"less than {float(plan.min_coverage):.0%} under the mask"),
+    ]
+    if did:
+        shown += [
+            (
+                f"{did['read_amplification']:.2f}",
+                "decodes a needed chunk",
+                f"{did['chunk_reads']:,} for {did['chunks_needed']:,} chunks; "
+                f"cut one by one: {naive:,}",
+            ),
+            (
+                f"{chunks - plan.chunks_needed:,}",
+                "chunks never fetched",
+                f"of {chunks:,}: no kept patch needs them",
+            ),
+            (
+                as_bytes(did["bytes_written"]),
+                "written",
+                f"{_many(did['n_shards'], 'shard')}; {as_bytes(did['bytes_read'])} read in "
+                f"{_many(did['requests'], 'request')}",
+            ),
+            (f"{did['seconds']:.2f} s", "for the run", _many(did['n_tasks'], "Dask task")),
+        ]
+    tiles = "".join(
+        f"<li><strong>{escape(big)}</strong><span>{escape(what)}</span>"
+        f"<small>{escape(more)}</small></li>"
+        for big, what, more in shown
+    )
+    return f'<ul class="tiles" aria-label="Key figures">{tiles}</ul>'
+
+
+def _image_section(scene: Scene, limits: Limits, credit: str) -> str:
+    image = scene.image
+    facts = [f"<b>{escape(image.id)}</b>, axes {image.axes}, {_times(image.shape)} pixels"]
+    facts.append(f"{image.dtype.name}, chunks of {_times(image.grid.chunks)}")
+    if image.spacing:
+        facts.append(
+            ", ".join(f"{a} {v:g} {image.unit.get(a, '')}" for a, v in image.spacing.items())
+        )
+    if image.channels:
+        facts.append("channels " + ", ".join(image.channels))
+    if scene.plane is not None:
+        facts.append(f"plane z = {scene.plane}")
+    if scene.mask is not None:
+        scale = _times([f"{v:g}" for v in scene.mask.scale])
+        facts.append(f"one mask pixel covers {scale} image pixels")
+    text = escape("; ".join(facts)).replace("&lt;b&gt;", "<b>").replace("&lt;/b&gt;", "</b>")
+    note = f'<p class="credit">{escape(credit)}</p>' if credit else ""
+    return (
+        '<div class="pair"><section><h2>The image and its mask</h2><figure>'
+        f"{field_drawing(scene, limits)}<figcaption>{text}. What lies outside the mask is "
+        f"shaded.{note}</figcaption></figure></section>"
+    )
+
+
+def _plan_section(plan: Plan, scene: Scene) -> str:
+    size = _times(plan.patch_size)
+    unread = int((~scene.needed).sum())
+    layers = (
+        ("kept", f"kept ({int(scene.kept.sum()):,})"),
+        ("left", f"left out ({int((~scene.kept).sum()):,})"),
+        ("chunks", "chunk grid"),
+        ("dimmed", "image"),
+    )
+    boxes = "".join(
+        f'<label><input type="checkbox" class="show-{name}" checked> {text}</label>'
+        for name, text in layers
+    )
+    counted = "all candidates" if scene.whole else "the candidates in this picture"
+    return (
+        "<section><h2>The planned patches</h2><figure>"
+        f"{plan_drawing(scene)}"
+        f'<figcaption><p class="layers">{boxes}</p><p>One dot a patch, in the colour of its coverage '
+        f"{coverage_legend()}; hollow ones are left out. A patch is {size} pixels, a chunk "
+        f"{_times(scene.chunk)}. Hatched: {unread:,} chunks that no kept patch needs; they are "
+        "never fetched.</p></figcaption></figure></section></div>"
+        f"<section><h2>Coverage</h2><figure>{histogram_drawing(scene, float(plan.min_coverage))}"
+        f"<figcaption>How much of each patch the mask covers, over {counted}; computed exactly, "
+        "at the mask's own resolution. The line is the least that is kept, hollow bars are left "
+        "out.</figcaption></figure></section>"
+    )
+
+
+def _patch_section(store: PatchStore, scene: Scene) -> str:
+    rows = np.unique(np.linspace(0, len(store) - 1, _SAMPLES).round().astype(int)) if store else ()
+    manifest = store.manifest
+    cards = []
+    for row in map(int, rows):
+        told = {name: manifest[name][row].as_py() for name in manifest.column_names}
+        starts = ", ".join(
+            f"{name[6:]} {value}" for name, value in told.items() if name.startswith("start_")
+        )
+        covered = f"coverage {told['coverage']:.2f}"
+        limits = _limits_of(store, str(told["image_id"]), store[row])
+        pictures = _img(
+            blend(_middle(store[row]), *_split(limits)),
+            f"Patch {row} of {told['image_id']} at {starts}, {covered}",
+        )
+        if store.labels is not None:
+            labels = _middle(np.asarray(store.labels[row]))[0]
+            pictures += _img(label_colours(labels), f"Labels of patch {row}")
+        cards.append(
+            f'<li><div class="pictures">{pictures}</div><p><b>row {row}</b> {starts}<br>{covered}'
+            f'<br><code title="patch_id">{told["patch_id"]}</code></p></li>'
+        )
+    labelled = ", each with its labels" if store.labels is not None else ""
+    return (
+        f"<section><h2>Patches from the store</h2><p>{len(cards)} of {len(store):,}, read back "
+        f"from the store{labelled}; contrast from the store's own percentiles.</p>"
+        f'<ul class="sheet">{"".join(cards)}</ul></section>'
+    )
+
+
+def _figures_section(plan: Plan, reports: Sequence[Mapping[str, Any]]) -> str:
+    last = reports[-_RUNS:]
+    first = len(reports) - len(last) + 1
+    head = ["", *(f"run {first + k}" for k in range(len(last)))] if len(last) > 1 else []
+    columns = [worded({k: v for k, v in report.items() if k != "url"}) for report in last]
+    runs = [[_label(key, label), *(c[k][2] for c in columns)] for k, (key, label, _) in _first(columns)]
+    planned = [[_label(key, label), value] for key, label, value in worded(plan.summary())]
+    return (
+        '<div class="pair"><section><h2>The plan</h2>'
+        f"{_table('What it takes and what it will cost, known before any pixel is read', planned)}"
+        "</section><section><h2>The run</h2>"
+        f"{_table('What happened, counted on the workers', runs, head)}</section></div>"
+    )
+
+
+def _first(columns: Sequence[list[tuple[str, str, str]]]) -> list[tuple[int, tuple[str, str, str]]]:
+    return list(enumerate(columns[0])) if columns else []
+
+
+def _statistics_section(store: PatchStore) -> str:
+    found = store.statistics
+    over = {"patches": "pixels of the patches, each once", "image": "all pixels of the image"}
+    head = ["image", "channel", "pixels", "mean", "std", "min", "max"]
+    head += [f"p{100 * q:g}" for q in found["quantile"].values.tolist()]
+    rows = []
+    for image in found["image"].values.tolist()[:20]:
+        for channel in found["channel"].values.tolist():
+            one = found.sel(image=image, channel=channel)
+            rows.append(
+                [
+                    escape(str(image)),
+                    escape(str(channel)),
+                    f"{int(one['count']):,}",
+                    *(f"{float(one[name]):,.2f}" for name in ("mean", "std")),
+                    *(f"{float(one[name]):,.6g}" for name in ("min", "max")),
+                    *(f"{v:,.6g}" for v in one["percentile"].values.tolist()),
+                ]
+            )
+    exact = "exact" if found.attrs["exact"] else "within the stated relative error"
+    caption = f"Over {over[str(found.attrs['over'])]}, {exact}, from the pass that cut the patches"
+    return f"<section><h2>Statistics</h2>{_table(caption, rows, head)}</section>"
+
+
+def _next_section(store: PatchStore, job: str) -> str:
+    code = (
+        "import patchloom\n\n"
+        f"store = patchloom.open_patches({store.url!r})\n"
+        "store[0]          # pixels of row 0, channels first\n"
+        "store.manifest    # one row a patch: id, image, position, coverage\n"
+        "store.statistics  # percentiles, mean, std by image and channel"
+    )
+    told = f"<h3>The job file</h3><pre><code>{escape(job)}</code></pre>" if job else ""
+    return (
+        "<section><h2>Go on</h2><h3>Read it back</h3>"
+        f"<pre><code>{escape(code)}</code></pre>{told}</section></main>"
+        f"<footer>Plan fingerprint <code>{escape(store.fingerprint)}</code>. This page refers to "
+        "nothing outside itself.</footer>"
+    )
+
+
+def _limits(store: PatchStore, scene: Scene) -> Limits:
+    """Grey levels to stretch the image between: the store's percentiles, else its own."""
+    own = [tuple(np.percentile(channel, (1, 99.8)).tolist()) for channel in scene.pixels]
+    if not len(store) or not store.statistics.sizes["quantile"]:
+        return [(low, high) for low, high in own]
+    return _ends(store, scene.image.id)
+
+
+def _limits_of(store: PatchStore, image: str, pixels: np.ndarray[Any, Any]) -> Limits:
+    normalize = store.attributes["job"]["normalize"]
+    if normalize is None and store.statistics.sizes["quantile"]:
+        return _ends(store, image)
+    # Stored pixels were scaled already.
+    ends = (0.0, 1.0) if normalize == "percentile" else (-2.0, 4.0)
+    return [ends] * len(pixels)
+
+
+def _ends(store: PatchStore, image: str) -> Limits:
+    table = store.statistics["percentile"].sel(image=image)
+    low, high = table.min("quantile").values.tolist(), table.max("quantile").values.tolist()
+    return list(zip(low, high, strict=True))
+
+
+def _split(limits: Limits) -> tuple[list[float], list[float]]:
+    return [low for low, _ in limits], [high for _, high in limits]
+
+
+def _middle(patch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The plane in the middle of a patch: [c, y, x] from [c, (z, y,) x]."""
+    if patch.ndim == 4:
+        return patch[:, patch.shape[1] // 2]
+    return patch[:, None] if patch.ndim == 2 else patch
+
+
+def _img(pixels: np.ndarray[Any, Any], alt: str) -> str:
+    height, width = pixels.shape[:2]
+    return f'<img src="{data_uri(pixels)}" width="{width}" height="{height}" alt="{escape(alt)}">'
+
+
+def _label(key: str, label: str) -> str:
+    return f'{escape(label)} <code class="key">{escape(key)}</code>'
+
+
+def _table(caption: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """A table; the first cell of a row is its heading and HTML already."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    # Not a <caption>: where a wide table is scrolled, its text would be scrolled away.
+    return (
+        f'<p>{escape(caption)}</p><div class="scroll" tabindex="0">'
+        f'<table aria-label="{escape(caption)}"{" class=numbers" if head else ""}>'
+        f"{f'<thead><tr>{top}</tr></thead>' if head else ''}<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _many(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _times(extents: Sequence[object]) -> str:
+    return " x ".join(str(n) for n in extents)

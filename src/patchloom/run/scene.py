@@ -1,0 +1,217 @@
+"""Scene: the part of a plan that one picture shows, as columns and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.image import Image
+from patchloom.planning.incidence import touches
+from patchloom.planning.plans import Plan
+from patchloom.run.masks import covered_area, read_region
+
+__all__ = [
+    "MOST_PATCHES",
+    "MOST_PIXELS",
+    "MaskView",
+    "Scene",
+    "decodes_patch_by_patch",
+    "scene_of",
+]
+
+MOST_PIXELS = 1024
+"""Pixels that a picture shows along y and x at most."""
+
+MOST_PATCHES = 4_000
+"""Patches that are drawn at most."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskView:
+    """The mask under a scene."""
+
+    covered: npt.NDArray[np.bool_]
+    """bool[y, x], in mask pixels."""
+    origin: tuple[float, float]
+    """Where its first pixel begins (y, x), in pixels of the scene."""
+    scale: tuple[float, float]
+    """Extent of its pixel (y, x), in pixels of the scene."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One image of a plan (a plane of it, if it has z), from its first pixel on."""
+
+    image: Image
+    pixels: npt.NDArray[Any]
+    """[c, y, x]"""
+    plane: int | None
+    """Which z, if the image has z."""
+    mask: MaskView | None
+    chunk: tuple[int, int]
+    """Extent of a chunk (y, x)."""
+    needed: npt.NDArray[np.bool_]
+    """Whether each chunk under the scene is needed by a kept patch: bool[y, x], in chunks."""
+    patch: tuple[int, int]
+    """Extent of a patch (y, x)."""
+    corner: Ints
+    """First pixel (y, x) of each candidate that reaches into the scene: int64[n, 2]."""
+    coverage: npt.NDArray[np.float64]
+    """Share of each candidate under the mask: float64[n]."""
+    kept: npt.NDArray[np.bool_]
+    """Whether the plan takes it: bool[n]."""
+    whole: bool
+    """Whether these are all the plan's patches: one image, one plane, nothing left out."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Extent (y, x), in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+def scene_of(plan: Plan, index: int = 0) -> Scene:
+    """The scene of one image of a plan; reads at most `MOST_PIXELS` squared of it.
+
+    Parameters
+    ----------
+    plan
+        Any plan.
+    index
+        Which of its images.
+    """
+    image = plan.images[index]
+    space = image.layout.space
+    window = _window(space.shape)
+    plane = window[0][0] if len(window) == 3 else None
+    pixels = read_region(image, 0, window)
+    height, width = (b - a for a, b in _plane_of(window, (0, 1)))
+    candidates = _candidates(plan, index, window)
+    sample = np.zeros(len(candidates), np.int64)
+    area, unit = covered_area(image, sample, candidates, plan.patch_size)
+    kept = _kept(plan, index, candidates)
+    blocks = touches(image.layout, sample[kept], candidates[kept], plan.patch_size)[1]
+    patch, chunk = _last_two(plan.patch_size), _last_two(space.chunks)
+    return Scene(
+        image=image,
+        pixels=pixels.reshape(len(pixels), height, width),
+        plane=plane,
+        mask=_mask(image, window),
+        chunk=chunk,
+        needed=_needed(image, blocks, plane, (height, width)),
+        patch=patch,
+        corner=_flat(candidates),
+        coverage=np.asarray([float(Fraction(int(a), unit)) for a in area], np.float64),
+        kept=kept,
+        whole=len(plan.images) == 1 and int(kept.sum()) == plan.n_patches,
+    )
+
+
+def _window(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last-but-one pixel on each axis; of z the plane in the middle."""
+    window = [(0, min(n, MOST_PIXELS)) for n in shape]
+    if len(shape) == 3:
+        window[0] = (shape[0] // 2, shape[0] // 2 + 1)
+    return window
+
+
+def _last_two(values: Sequence[int]) -> tuple[int, int]:
+    return (1, values[0]) if len(values) == 1 else (values[-2], values[-1])
+
+
+def _plane_of(
+    window: Sequence[tuple[int, int]], line: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The part of a window along y and x; an image without y is a line."""
+    return (line, window[0]) if len(window) == 1 else (window[-2], window[-1])
+
+
+def _flat(corner: Ints) -> Ints:
+    if corner.shape[1] == 1:
+        return np.concatenate([np.zeros_like(corner), corner], 1)
+    return corner[:, -2:]
+
+
+def _candidates(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> Ints:
+    """Corners of all patches of the first sample that reach into the window: int64[n, ndim]."""
+    space = plan.images[index].layout.space
+    ranges = [
+        np.arange(max(0, (a - size + 1) // c), min(-(-b // c), n))
+        for (a, b), size, c, n in zip(
+            window, plan.patch_size, space.chunks, space.counts, strict=True
+        )
+    ]
+    grid = np.stack([m.ravel() for m in np.meshgrid(*ranges, indexing="ij")], -1)
+    cells = np.sort(space.flat(grid))
+    counts = plan.patching.counts(index)[cells]
+    cells = cells[(counts > 0) & (np.cumsum(counts) <= MOST_PATCHES)]
+    corners, _ = plan.patching.corners(index, cells)
+    low = np.array([a for a, _ in window])
+    high = np.array([b for _, b in window])
+    return corners[((corners < high) & (corners + np.array(plan.patch_size) > low)).all(-1)]
+
+
+def _kept(plan: Plan, index: int, corners: Ints) -> npt.NDArray[np.bool_]:
+    """Which candidates of the first sample the plan takes: it is asked, not computed anew."""
+    layout = plan.images[index].layout
+    cells = np.unique(layout.space.flat(layout.space.chunk_of(corners)))
+    positions = plan.cells.find(index, cells)
+    taken = {
+        tuple(corner)
+        for part in (plan.owned_by(positions) if len(positions) else ())
+        for corner in part.corner.tolist()
+    }
+    return np.array([tuple(corner) in taken for corner in corners.tolist()], np.bool_)
+
+
+def _needed(
+    image: Image, blocks: Ints, plane: int | None, shape: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    space = image.layout.space
+    flags = np.zeros(space.n_chunks, np.bool_)
+    flags[np.unique(blocks)] = True
+    grid = flags.reshape(space.counts)
+    if plane is not None:
+        grid = grid[plane // space.chunks[0]]
+    chunk = _last_two(space.chunks)
+    rows, columns = (-(-n // c) for n, c in zip(shape, chunk, strict=True))
+    return np.atleast_2d(grid)[:rows, :columns]
+
+
+def _mask(image: Image, window: Sequence[tuple[int, int]]) -> MaskView | None:
+    role = image.mask
+    if role is None:
+        return None
+    mine = [window[image.axes.spatial.index(a)] for a in role.axes]
+    shape = role.image.layout.space.shape
+    inside = role.alignment.window([a for a, _ in mine], [b for _, b in mine], shape)
+    if len(inside) == 3:
+        # A plane of the image touches one plane of the mask, or two: the first stands for it.
+        inside = ((inside[0][0], inside[0][0] + 1), *inside[1:])
+    covered = read_region(role.image, 0, inside)[0] != 0
+    begins = [
+        float(o + a * s - w)
+        for o, s, (a, _), (w, _) in zip(
+            role.alignment.offset, role.alignment.scale, inside, mine, strict=True
+        )
+    ]
+    scale = [float(s) for s in role.alignment.scale]
+    if len(scale) == 1:
+        begins, scale = [0.0, *begins], [1.0, *scale]
+    height = covered.shape[-2] if covered.ndim > 1 else 1
+    return MaskView(covered.reshape(height, -1), (begins[-2], begins[-1]), (scale[-2], scale[-1]))
+
+
+def decodes_patch_by_patch(plan: Plan) -> int:
+    """Chunk decodes if each patch were cut on its own, every chunk that it touches read anew."""
+    return sum(
+        len(touches(layout, part.sample, part.corner, plan.patch_size)[0]) * layout.chunks_per_block
+        for part in plan.walk()
+        if (layout := plan.images[part.image].layout)
+    )
