@@ -7,6 +7,8 @@ raised on a worker reaches the client as itself.
 
 from __future__ import annotations
 
+from typing import Self
+
 __all__ = [
     "AxesError",
     "BudgetError",
@@ -32,16 +34,29 @@ class PatchloomError(Exception):
     """The base of all errors that patchloom raises on purpose."""
 
 
+class _FromOS:
+    """What an error needs that is also an OSError: our message, and a way to be unpickled.
+
+    The tools that carry exceptions between processes make them with ``__new__``, which by the
+    order of the bases would be ValueError's and refuse.
+    """
+
+    args: tuple[object, ...]
+
+    def __new__(cls, *args: object) -> Self:
+        return OSError.__new__(cls, *args)  # type: ignore[type-var]
+
+    def __str__(self) -> str:
+        # OSError would print an errno tuple; ours is one sentence.
+        return str(self.args[0]) if self.args else ""
+
+
 class SourceError(PatchloomError, ValueError):
     """An image, mask, label or target cannot be used as it is."""
 
 
-class SourceMissingError(SourceError, FileNotFoundError):
+class SourceMissingError(_FromOS, SourceError, FileNotFoundError):
     """Nothing that can be read stands at a URL (missing, or no permission)."""
-
-    def __str__(self) -> str:
-        # FileNotFoundError would print an errno tuple; ours is one sentence.
-        return str(self.args[0]) if self.args else ""
 
 
 class NotAnArrayError(SourceError, TypeError):
@@ -60,11 +75,8 @@ class IdentityError(SourceError):
     """Two images have the same id, or roles cannot be joined to images."""
 
 
-class ChunkError(SourceError, OSError):
+class ChunkError(_FromOS, SourceError, OSError):
     """A chunk of a source could not be fetched or decoded."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
 
 
 class SourceChangedError(SourceError, RuntimeError):
@@ -91,19 +103,13 @@ class StoreError(PatchloomError, ValueError):
     """A patch store cannot be opened, read or written."""
 
 
-class ExistsError(StoreError, FileExistsError):
+class ExistsError(_FromOS, StoreError, FileExistsError):
     """Something else stands where the store should go; it is left untouched."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
 
 
 class FingerprintError(ExistsError):
     """The store at the output belongs to another plan or job."""
 
 
-class WriteError(StoreError, OSError):
+class WriteError(_FromOS, StoreError, OSError):
     """An object could not be written (disk full, permission, network)."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""

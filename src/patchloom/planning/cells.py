@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -92,6 +92,10 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.cell)
+
+    def __getstate__(self) -> dict[str, object]:
+        # What is derived is derived again: it need not travel.
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def take(self, order: Ints) -> Cells:
         """The same cells in another order."""

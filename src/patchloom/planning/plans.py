@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -61,6 +61,10 @@ class Plan:
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Candidates that were left out, by reason; they add up with the kept ones."""
 
+    def __getstate__(self) -> dict[str, object]:
+        # What is derived is derived again: it need not travel.
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
     # -- what it is ---------------------------------------------------------------------
 
     @cached_property
@@ -86,7 +90,14 @@ class Plan:
     @cached_property
     def runs(self) -> Runs:
         """How shards are dealt out to tasks."""
-        return arrange(self.images, self.cells, self.patch_size, self.rows_per_shard, self.memory)
+        return arrange(
+            self.images,
+            self.cells,
+            self.patch_size,
+            self.rows_per_shard,
+            self.memory,
+            aligned=self.patching.is_aligned,
+        )
 
     @property
     def n_tasks(self) -> int:

@@ -140,7 +140,13 @@ def pack(sizes: Ints, rows: int, used: int = 0) -> Ints:
 
 
 def arrange(
-    images: Sequence[Image], cells: Cells, size: Sequence[int], rows: int, memory: int
+    images: Sequence[Image],
+    cells: Cells,
+    size: Sequence[int],
+    rows: int,
+    memory: int,
+    *,
+    aligned: bool,
 ) -> Runs:
     """Deal the shards of a plan out to tasks: as long runs as memory and parallelism allow.
 
@@ -154,6 +160,9 @@ def arrange(
         Patches of a shard.
     memory
         Bytes that one task may use.
+    aligned
+        Whether every patch lies inside one chunk: then tasks end where units end, so that no
+        chunk is read by two of them.
 
     Raises
     ------
@@ -164,7 +173,9 @@ def arrange(
     if not n:
         return Runs(0, rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
     n_shards = -(-n // rows)
-    clean = np.isin(np.arange(n_shards + 1) * rows, cells.unit_ends(images))
+    clean = np.ones(n_shards + 1, np.bool_)
+    if aligned:
+        clean = np.isin(np.arange(n_shards + 1) * rows, cells.unit_ends(images))
     longest = max(1, n_shards // MIN_TASKS)
     length = 1 << (longest.bit_length() - 1)
     while True:
@@ -184,15 +195,15 @@ def arrange(
 
 
 def _bounds(clean: npt.NDArray[np.bool_], length: int) -> Ints:
-    """Run borders about `length` shards apart, at borders of units where there are some."""
+    """Run borders at least `length` shards apart, only where a border is clean."""
     n = len(clean) - 1
+    places = np.flatnonzero(clean[:n])
     found = [0]
-    for nominal in range(length, n, length):
-        if nominal <= found[-1]:
-            continue
-        near = np.flatnonzero(clean[nominal : nominal + 16 * length])
-        found.append(nominal + int(near[0]) if len(near) else nominal)
-    return np.array([*(b for b in found if b < n), n], np.int64)
+    while True:
+        k = int(np.searchsorted(places, found[-1] + length))
+        if k == len(places):
+            return np.array([*found, n], np.int64)
+        found.append(int(places[k]))
 
 
 def _project(

@@ -89,7 +89,10 @@ def histogram_drawing(scene: Scene, threshold: float) -> str:
             f'height="{tall - solid:g}"/>'
             f'<rect fill="{colour((k + 0.5) / _BINS)}" x="{x:g}" y="{low - solid:g}" '
             f'width="{step - 4:g}" height="{solid:g}"/>'
-            + (f'<text x="{x + step / 2 - 2:g}" y="{low - tall - 5:g}">{n + m}</text>' * (n + m > 0))
+            + (
+                f'<text x="{x + step / 2 - 2:g}" y="{low - tall - 5:g}">{n + m}</text>'
+                * (n + m > 0)
+            )
             + "</g>"
         )
     ticks = "".join(
@@ -164,4 +167,6 @@ def _patch_layer(scene: Scene) -> str:
             f'<rect x="{x + 1}" y="{y + 1}" width="{max(wide - 2, 1)}" height="{max(tall - 2, 1)}"/>'
             f'<circle cx="{x + wide / 2:g}" cy="{y + tall / 2:g}" r="{radius:g}"/></g>'
         )
-    return f'<g class="left">{"".join(layers[False])}</g><g class="kept">{"".join(layers[True])}</g>'
+    return (
+        f'<g class="left">{"".join(layers[False])}</g><g class="kept">{"".join(layers[True])}</g>'
+    )

@@ -99,9 +99,11 @@ def _tiles(plan: Plan, scene: Scene, reports: Sequence[Mapping[str, Any]]) -> st
     left = sum(plan.rejected.values())
     chunks = sum(image.grid.n_chunks for image in plan.images)
     naive = decodes_patch_by_patch(plan)
+    least = float(plan.min_coverage)
+    asked = f"less than {least:.0%} under the mask" if least else "no coverage was asked for"
     shown = [
         (f"{plan.n_patches:,}", "patches kept", f"of {plan.n_patches + left:,} candidates"),
-        (f"{left:,}", "left out", f"less than {float(plan.min_coverage):.0%} under the mask"),
+        (f"{left:,}", "left out", asked),
     ]
     if did:
         shown += [
@@ -122,7 +124,7 @@ def _tiles(plan: Plan, scene: Scene, reports: Sequence[Mapping[str, Any]]) -> st
                 f"{_many(did['n_shards'], 'shard')}; {as_bytes(did['bytes_read'])} read in "
                 f"{_many(did['requests'], 'request')}",
             ),
-            (f"{did['seconds']:.2f} s", "for the run", _many(did['n_tasks'], "Dask task")),
+            (f"{did['seconds']:.2f} s", "for the run", _many(did["n_tasks"], "Dask task")),
         ]
     tiles = "".join(
         f"<li><strong>{escape(big)}</strong><span>{escape(what)}</span>"
@@ -134,8 +136,10 @@ def _tiles(plan: Plan, scene: Scene, reports: Sequence[Mapping[str, Any]]) -> st
 
 def _image_section(scene: Scene, limits: Limits, credit: str) -> str:
     image = scene.image
-    facts = [f"<b>{escape(image.id)}</b>, axes {image.axes}, {_times(image.shape)} pixels"]
-    facts.append(f"{image.dtype.name}, chunks of {_times(image.grid.chunks)}")
+    facts = [
+        f"axes {image.axes}, {_times(image.shape)} pixels",
+        f"{image.dtype.name}, chunks of {_times(image.grid.chunks)}",
+    ]
     if image.spacing:
         facts.append(
             ", ".join(f"{a} {v:g} {image.unit.get(a, '')}" for a, v in image.spacing.items())
@@ -147,12 +151,13 @@ def _image_section(scene: Scene, limits: Limits, credit: str) -> str:
     if scene.mask is not None:
         scale = _times([f"{v:g}" for v in scene.mask.scale])
         facts.append(f"one mask pixel covers {scale} image pixels")
-    text = escape("; ".join(facts)).replace("&lt;b&gt;", "<b>").replace("&lt;/b&gt;", "</b>")
     note = f'<p class="credit">{escape(credit)}</p>' if credit else ""
+    masked = scene.mask is not None
     return (
-        '<div class="pair"><section><h2>The image and its mask</h2><figure>'
-        f"{field_drawing(scene, limits)}<figcaption>{text}. What lies outside the mask is "
-        f"shaded.{note}</figcaption></figure></section>"
+        f'<div class="pair"><section><h2>The image{" and its mask" if masked else ""}</h2><figure>'
+        f"{field_drawing(scene, limits)}<figcaption><b>{escape(image.id)}</b>, "
+        f"{escape('; '.join(facts))}.{' What lies outside the mask is shaded.' if masked else ''}"
+        f"{note}</figcaption></figure></section>"
     )
 
 
@@ -219,7 +224,9 @@ def _figures_section(plan: Plan, reports: Sequence[Mapping[str, Any]]) -> str:
     first = len(reports) - len(last) + 1
     head = ["", *(f"run {first + k}" for k in range(len(last)))] if len(last) > 1 else []
     columns = [worded({k: v for k, v in report.items() if k != "url"}) for report in last]
-    runs = [[_label(key, label), *(c[k][2] for c in columns)] for k, (key, label, _) in _first(columns)]
+    runs = [
+        [_label(key, label), *(c[k][2] for c in columns)] for k, (key, label, _) in _first(columns)
+    ]
     planned = [[_label(key, label), value] for key, label, value in worded(plan.summary())]
     return (
         '<div class="pair"><section><h2>The plan</h2>'
@@ -276,16 +283,25 @@ def _next_section(store: PatchStore, job: str) -> str:
 
 def _limits(store: PatchStore, scene: Scene) -> Limits:
     """Grey levels to stretch the image between: the store's percentiles, else its own."""
-    own = [tuple(np.percentile(channel, (1, 99.8)).tolist()) for channel in scene.pixels]
-    if not len(store) or not store.statistics.sizes["quantile"]:
-        return [(low, high) for low, high in own]
-    return _ends(store, scene.image.id)
+    if len(store) and store.statistics.sizes["quantile"]:
+        return _ends(store, scene.image.id)
+    return [_own(channel) for channel in scene.pixels]
+
+
+def _own(channel: np.ndarray[Any, Any]) -> tuple[float, float]:
+    numbers = channel.astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
+        return 0.0, 1.0
+    low, high = np.percentile(numbers, (1, 99.8)).tolist()
+    return low, high
 
 
 def _limits_of(store: PatchStore, image: str, pixels: np.ndarray[Any, Any]) -> Limits:
     normalize = store.attributes["job"]["normalize"]
-    if normalize is None and store.statistics.sizes["quantile"]:
-        return _ends(store, image)
+    if normalize is None:
+        known = store.statistics.sizes["quantile"]
+        return _ends(store, image) if known else [_own(channel) for channel in pixels]
     # Stored pixels were scaled already.
     ends = (0.0, 1.0) if normalize == "percentile" else (-2.0, 4.0)
     return [ends] * len(pixels)
@@ -321,8 +337,7 @@ def _table(caption: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ()
     """A table; the first cell of a row is its heading and HTML already."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
+        f'<tr><th scope="row">{first}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in rows
     )
     # Not a <caption>: where a wide table is scrolled, its text would be scrolled away.
     return (
@@ -330,6 +345,11 @@ def _table(caption: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ()
         f'<table aria-label="{escape(caption)}"{" class=numbers" if head else ""}>'
         f"{f'<thead><tr>{top}</tr></thead>' if head else ''}<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(text: str) -> str:
+    # A number and its unit stay on one line.
+    return f"<td>{escape(text if len(text) > 12 else text.replace(' ', chr(160)))}</td>"
 
 
 def _many(n: int, noun: str) -> str:

@@ -125,8 +125,11 @@ def blend(
     out = np.zeros((*channels.shape[1:], 3))
     for k, pixels in enumerate(channels):
         span = high[k] - low[k]
-        shade = np.clip((pixels.astype(np.float64) - low[k]) / span, 0, 1) if span > 0 else 0.0
-        out += (np.asarray(shade) ** gamma)[..., None] * np.asarray(tints[k % len(tints)])
+        if not span > 0:
+            continue
+        # NaN is shown black, like the lowest grey level.
+        level = np.nan_to_num((pixels.astype(np.float64) - low[k]) / span, nan=0.0)
+        out += (np.clip(level, 0, 1) ** gamma)[..., None] * np.asarray(tints[k % len(tints)])
     # Where bright channels meet, keep the hue instead of running into white.
     peak = out.max(-1, keepdims=True)
     return np.rint(out / np.maximum(peak, 1) * 255).astype(np.uint8)

@@ -30,6 +30,9 @@ MOST_PIXELS = 1024
 MOST_PATCHES = 4_000
 """Patches that are drawn at most."""
 
+_CELLS = 256
+"""Cells whose patches are looked at together."""
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -58,7 +61,7 @@ class Scene:
     chunk: tuple[int, int]
     """Extent of a chunk (y, x)."""
     needed: npt.NDArray[np.bool_]
-    """Whether each chunk under the scene is needed by a kept patch: bool[y, x], in chunks."""
+    """Whether any kept patch needs each chunk under the scene: bool[y, x], in chunks."""
     patch: tuple[int, int]
     """Extent of a patch (y, x)."""
     corner: Ints
@@ -96,7 +99,6 @@ def scene_of(plan: Plan, index: int = 0) -> Scene:
     sample = np.zeros(len(candidates), np.int64)
     area, unit = covered_area(image, sample, candidates, plan.patch_size)
     kept = _kept(plan, index, candidates)
-    blocks = touches(image.layout, sample[kept], candidates[kept], plan.patch_size)[1]
     patch, chunk = _last_two(plan.patch_size), _last_two(space.chunks)
     return Scene(
         image=image,
@@ -104,7 +106,7 @@ def scene_of(plan: Plan, index: int = 0) -> Scene:
         plane=plane,
         mask=_mask(image, window),
         chunk=chunk,
-        needed=_needed(image, blocks, plane, (height, width)),
+        needed=_needed(plan, index, window),
         patch=patch,
         corner=_flat(candidates),
         coverage=np.asarray([float(Fraction(int(a), unit)) for a in area], np.float64),
@@ -170,18 +172,20 @@ def _kept(plan: Plan, index: int, corners: Ints) -> npt.NDArray[np.bool_]:
     return np.array([tuple(corner) in taken for corner in corners.tolist()], np.bool_)
 
 
-def _needed(
-    image: Image, blocks: Ints, plane: int | None, shape: tuple[int, int]
-) -> npt.NDArray[np.bool_]:
-    space = image.layout.space
-    flags = np.zeros(space.n_chunks, np.bool_)
-    flags[np.unique(blocks)] = True
-    grid = flags.reshape(space.counts)
-    if plane is not None:
-        grid = grid[plane // space.chunks[0]]
-    chunk = _last_two(space.chunks)
-    rows, columns = (-(-n // c) for n, c in zip(shape, chunk, strict=True))
-    return np.atleast_2d(grid)[:rows, :columns]
+def _needed(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+    """Which chunks under a window any kept patch needs: bool[y, x], in chunks."""
+    layout = plan.images[index].layout
+    space = layout.space
+    ranges = [np.arange(a // c, -(-b // c)) for (a, b), c in zip(window, space.chunks, strict=True)]
+    # The first sample lies in the first blocks.
+    blocks = space.flat(np.stack(np.meshgrid(*ranges, indexing="ij"), -1))
+    flags = np.zeros(layout.samples.n_chunks * space.n_chunks, np.bool_)
+    positions = plan.touching(index, blocks.ravel())
+    for start in range(0, len(positions), _CELLS):
+        for part in plan.owned_by(positions[start : start + _CELLS]):
+            flags[touches(layout, part.sample, part.corner, plan.patch_size)[1]] = True
+    found = flags[blocks]
+    return found.reshape(-1, found.shape[-1])
 
 
 def _mask(image: Image, window: Sequence[tuple[int, int]]) -> MaskView | None:
