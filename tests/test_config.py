@@ -188,9 +188,7 @@ def test_a_misspelled_key_is_not_missing_as_well(tmp_path: Path) -> None:
     """One mistake is said once."""
     found = mistakes(tmp_path, GOOD.replace("images", "image"))
     assert found == ["line 1: unknown key 'image'; did you mean 'images'?"]
-    assert mistakes(tmp_path, "images: a\noutput: b\n") == [
-        "line 1: the key 'patching' is missing"
-    ]
+    assert mistakes(tmp_path, "images: a\noutput: b\n") == ["line 1: the key 'patching' is missing"]
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "hello\n", "# nothing\n"])
@@ -259,9 +257,10 @@ def test_any_text_is_a_job_or_a_named_mistake(tmp_path_factory: Any, text: str) 
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(GOOD + text, encoding="utf-8")
     try:
-        assert isinstance(load_job(path), Job)
+        found: object = load_job(path)
     except ConfigError as error:
-        assert "any.yaml" in str(error)
+        found = error
+    assert isinstance(found, Job) or "any.yaml" in str(found)
 
 
 def test_the_published_schema_is_the_models() -> None:

@@ -142,7 +142,7 @@ def test_physical_coordinates_decide(tmp_path: Any) -> None:
                 }
             },
         )
-        group.create_array("0", shape=shape, dtype="uint8", chunks=[16, 16])[...] = 1
+        group.create_array("0", shape=shape, dtype="uint8", chunks=(16, 16))[...] = 1
         return str(path)
 
     image = write("image.zarr", [64, 64], 0.5, 0.0)

@@ -295,7 +295,7 @@ def test_what_is_no_image_is_refused(
 @pytest.mark.parametrize("axes", ["YX", "CYXX", "QYX", "CZC", ""])
 def test_wrong_axes_are_refused(axes: str) -> None:
     """Unknown, repeated, missing or too many letters."""
-    with pytest.raises(AxesError, match="axes|axis"):
+    with pytest.raises(AxesError, match=r"axes|axis"):
         patchloom.open_images(PIXELS, axes=axes)
 
 

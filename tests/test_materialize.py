@@ -107,11 +107,23 @@ def expected(
     return found
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(job=jobs())
 def test_whole_job_equals_numpy(job: dict[str, Any], tmp_path_factory: Any) -> None:
     """Kept patches, pixels, manifest and statistics equal the brute force, whatever the job."""
-    folder = tmp_path_factory.mktemp("job")
+    check_whole_job(job, tmp_path_factory.mktemp("job"))
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(job=jobs())
+def test_whole_job_equals_numpy_for_long(job: dict[str, Any], tmp_path_factory: Any) -> None:
+    """The same over many more jobs."""
+    check_whole_job(job, tmp_path_factory.mktemp("job"))
+
+
+def check_whole_job(job: dict[str, Any], folder: Path) -> None:
+    """Materialise a job and compare everything with brute force."""
     image = pixels(job)
     rng = np.random.default_rng(job["seed"] + 1)
     mask = None if job["mask_shape"] is None else rng.random(job["mask_shape"]) < 0.6

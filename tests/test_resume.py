@@ -93,7 +93,10 @@ def kill_at(client: subprocess.Popen[str], committed: Callable[[], int], n: int)
         stream.close()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(k, marks=[pytest.mark.slow] if k > 3 else []) for k in range(20)],
+)
 def test_killed_client_resumes_to_the_same_bytes(
     seed: int, image: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -139,8 +139,8 @@ def load_job(path: str | os.PathLike[str]) -> Job:
     --------
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-    ...     _ = file.write("images: a.zarr\\noutput: patches.zarr\\n")
-    ...     _ = file.write("patching: {name: random, patch_size: [64, 64]}\\n")
+    ...     _ = file.write("images: a.zarr\noutput: patches.zarr\n")
+    ...     _ = file.write("patching: {name: random, patch_size: [64, 64]}\n")
     >>> load_job(file.name).patching.patch_size
     [64, 64]
     """
@@ -185,9 +185,10 @@ def _parsed(data: bytes, shown: str) -> tuple[yaml.Node, dict[Any, Any]]:
         try:
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
+                kind = "sequence" if isinstance(node, yaml.SequenceNode) else "single value"
                 raise ConfigError(
-                    f"a job is a mapping of keys such as 'images', 'patching' and 'output', but "
-                    f"{shown!r} holds {'nothing' if node is None else f'a {node.id}'}"
+                    "a job is a mapping of keys such as 'images', 'patching' and 'output', but "
+                    f"{shown!r} holds {'nothing' if node is None else f'a {kind}'}"
                 )
             _check_keys(node, shown)
             document: dict[Any, Any] = loader.construct_document(node)
@@ -306,13 +307,10 @@ def _in_document(loc: Sequence[str | int], document: Any) -> _Path:
     """The part of pydantic's path that the file has; the rest names branches of unions."""
     path: list[str | int] = []
     for step in loc:
-        if (isinstance(document, Mapping) and step in document) or (
-            isinstance(document, list) and isinstance(step, int) and step < len(document)
-        ):
-            document = document[step]
-        else:
-            continue
-        path.append(step)
+        keys: Any = range(len(document)) if isinstance(document, list) else document
+        if isinstance(document, Mapping | list) and step in keys:
+            document = _value((step,), document)
+            path.append(step)
     return tuple(path)
 
 

@@ -160,11 +160,12 @@ def _patch_layer(scene: Scene) -> str:
         scene.corner.tolist(), scene.coverage.tolist(), scene.kept.tolist(), strict=True
     ):
         paint = f' style="--c:{colour(share)}"' if kept else ""
+        told = f"y {y}, x {x}: coverage {share:.3f}, {'kept' if kept else 'left out'}"
         # A little smaller than they are: neighbours that share an edge stay apart to the eye.
         layers[kept].append(
-            f"<g{paint}><title>y {y}, x {x}: coverage {share:.3f}, "
-            f"{'kept' if kept else 'left out'}</title>"
-            f'<rect x="{x + 1}" y="{y + 1}" width="{max(wide - 2, 1)}" height="{max(tall - 2, 1)}"/>'
+            f"<g{paint}><title>{told}</title>"
+            f'<rect x="{x + 1}" y="{y + 1}" width="{max(wide - 2, 1)}" '
+            f'height="{max(tall - 2, 1)}"/>'
             f'<circle cx="{x + wide / 2:g}" cy="{y + tall / 2:g}" r="{radius:g}"/></g>'
         )
     return (

@@ -178,10 +178,10 @@ def _plan_section(plan: Plan, scene: Scene) -> str:
     return (
         "<section><h2>The planned patches</h2><figure>"
         f"{plan_drawing(scene)}"
-        f'<figcaption><p class="layers">{boxes}</p><p>One dot a patch, in the colour of its coverage '
-        f"{coverage_legend()}; hollow ones are left out. A patch is {size} pixels, a chunk "
-        f"{_times(scene.chunk)}. Hatched: {unread:,} chunks that no kept patch needs; they are "
-        "never fetched.</p></figcaption></figure></section></div>"
+        f'<figcaption><p class="layers">{boxes}</p><p>One dot a patch, in the colour of its '
+        f"coverage {coverage_legend()}; hollow ones are left out. A patch is {size} pixels, a "
+        f"chunk {_times(scene.chunk)}. Hatched: {unread:,} chunks that no kept patch needs; they "
+        "are never fetched.</p></figcaption></figure></section></div>"
         f"<section><h2>Coverage</h2><figure>{histogram_drawing(scene, float(plan.min_coverage))}"
         f"<figcaption>How much of each patch the mask covers, over {counted}; computed exactly, "
         "at the mask's own resolution. The line is the least that is kept, hollow bars are left "

@@ -55,7 +55,7 @@ def png(pixels: Pixels) -> bytes:
     Examples
     --------
     >>> png(np.zeros((2, 3), np.uint8))[:4]
-    b'\\x89PNG'
+    b'\x89PNG'
     """
     rows = np.ascontiguousarray(pixels, np.uint8)
     height, width = rows.shape[:2]
@@ -131,8 +131,7 @@ def blend(
         level = np.nan_to_num((pixels.astype(np.float64) - low[k]) / span, nan=0.0)
         out += (np.clip(level, 0, 1) ** gamma)[..., None] * np.asarray(tints[k % len(tints)])
     # Where bright channels meet, keep the hue instead of running into white.
-    peak = out.max(-1, keepdims=True)
-    return np.rint(out / np.maximum(peak, 1) * 255).astype(np.uint8)
+    return _as_bytes(out / np.maximum(out.max(-1, keepdims=True), 1))
 
 
 def label_colours(labels: npt.NDArray[Any]) -> Pixels:
@@ -141,7 +140,12 @@ def label_colours(labels: npt.NDArray[Any]) -> Pixels:
     hue = (labels.astype(np.float64) * 0.6180339887498949) % 1.0
     turn = (hue[..., None] * 6 + np.array([0.0, 4.0, 2.0])) % 6
     tint = np.clip(np.abs(turn - 3) - 1, 0, 1) * 0.65 + 0.3
-    return np.rint(np.where(labels[..., None] != 0, tint, 0.08) * 255).astype(np.uint8)
+    return _as_bytes(np.where(labels[..., None] != 0, tint, 0.08))
+
+
+def _as_bytes(shares: npt.NDArray[np.float64]) -> Pixels:
+    found: Pixels = np.rint(shares * 255).astype(np.uint8)
+    return found
 
 
 def colour(share: float) -> str:

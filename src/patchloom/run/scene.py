@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.image import Image
-from patchloom.planning.incidence import touches
+from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.run.masks import covered_area, read_region
 
@@ -156,7 +156,9 @@ def _candidates(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> In
     corners, _ = plan.patching.corners(index, cells)
     low = np.array([a for a, _ in window])
     high = np.array([b for _, b in window])
-    return corners[((corners < high) & (corners + np.array(plan.patch_size) > low)).all(-1)]
+    inside = (corners < high) & (corners + np.array(plan.patch_size) > low)
+    reaching: Ints = corners[inside.all(-1)]
+    return reaching
 
 
 def _kept(plan: Plan, index: int, corners: Ints) -> npt.NDArray[np.bool_]:
@@ -214,8 +216,11 @@ def _mask(image: Image, window: Sequence[tuple[int, int]]) -> MaskView | None:
 
 def decodes_patch_by_patch(plan: Plan) -> int:
     """Chunk decodes if each patch were cut on its own, every chunk that it touches read anew."""
-    return sum(
-        len(touches(layout, part.sample, part.corner, plan.patch_size)[0]) * layout.chunks_per_block
-        for part in plan.walk()
-        if (layout := plan.images[part.image].layout)
+    return sum(_pairs(plan, part) for part in plan.walk())
+
+
+def _pairs(plan: Plan, part: Patches) -> int:
+    layout = plan.images[part.image].layout
+    return len(touches(layout, part.sample, part.corner, plan.patch_size)[0]) * (
+        layout.chunks_per_block
     )

@@ -1,0 +1,349 @@
+"""The command line: the same walk as in Python, from a job file.
+
+What a command needs is imported inside it: Dask takes seconds, ``patchloom --help`` should not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchloom import __version__
+from patchloom.errors import ConfigError, PatchloomError
+
+if TYPE_CHECKING:
+    from patchloom.image import Image
+    from patchloom.planning.plans import Plan
+    from patchloom.store.patch_store import PatchStore
+
+__all__ = ["main"]
+
+SCHEDULERS = ("threads", "synchronous", "processes")
+"""What ``--scheduler`` takes besides the address of a cluster."""
+
+_WRONG, _INTERRUPTED = 2, 130
+_RESUMABLE = {"run", "demo"}
+
+
+class _Commands(click.Group):
+    """Commands whose mistakes and interrupts end in one clear sentence, never a stack trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PatchloomError as error:
+            click.echo(f"patchloom: {error}", err=True)
+            ctx.exit(_WRONG)
+        except KeyboardInterrupt:
+            text = "patchloom: interrupted"
+            if ctx.invoked_subcommand in _RESUMABLE:
+                text += "; finished shards are kept: run the same command again to go on"
+            click.echo(text, err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on the standard error of the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="patchloom")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Turn chunked images too big for one machine into training patches."""
+    handler = _Lines()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("patchloom")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+    @ctx.call_on_close
+    def _quiet() -> None:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+@main.command()
+@click.option(
+    "--output",
+    default="patchloom-demo",
+    show_default=True,
+    metavar="DIR",
+    help="Folder or URL for the job file, the store and the page.",
+)
+def demo(output: str) -> None:
+    """Make training patches of a small real image that ships with patchloom.
+
+    Needs no network. Writes a patch store and a page that shows the image, its mask, the planned
+    patches and samples of them.
+    """
+    from patchloom.demo.walk import run_demo
+
+    made = run_demo(output)
+    done = made.report.already_done and not made.report.n_tasks
+    click.echo("The store was complete already." if done else str(made.report))
+    _table("Where it is", [("store", made.store), ("page", made.page), ("job", made.job)])
+    click.echo("\nOpen the page in a browser, or look at the store:")
+    click.echo(f"  patchloom inspect {made.store}")
+
+
+@main.command("plan")
+@click.argument("job", metavar="JOB.yaml")
+@_json
+@click.option("--save", metavar="URL", help="Save the plan there; `inspect` shows it again.")
+def plan_command(job: str, as_json: bool, save: str | None) -> None:
+    """Plan a job and say what it will take: reads masks, but no pixel of an image."""
+    from patchloom.config import load_job
+    from patchloom.run.jobs import plan_of
+
+    loaded = load_job(job)
+    planned = plan_of(loaded)
+    if save is not None:
+        planned.save(save, storage_options=loaded.storage_options)
+    _show_plan(planned, as_json)
+
+
+@main.command()
+@click.argument("job", metavar="JOB.yaml")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask cluster (tcp://host:8786), or threads (default), processes or synchronous.",
+)
+@click.option("--dry-run", is_flag=True, help="Plan, say what it will take, write nothing.")
+@_json
+def run(job: str, scheduler: str | None, dry_run: bool, as_json: bool) -> None:
+    """Write the patch store of a job; run it again to finish what was interrupted."""
+    from patchloom.config import load_job
+
+    loaded = load_job(job)
+    _check_scheduler(scheduler)
+    from patchloom.run.jobs import materialize_job, plan_of
+
+    if dry_run:
+        _show_plan(plan_of(loaded), as_json)
+        return
+    with _scheduler(scheduler):
+        planned = plan_of(loaded)
+        report = materialize_job(loaded, planned)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+        return
+    _figures("Run", report.to_dict())
+    if report.complete:
+        nothing = "" if report.n_tasks else ", nothing was left to do"
+        click.echo(f"\nThe store is complete{nothing}; look at it: patchloom inspect {report.url}")
+    else:
+        click.echo("\nThe store is not complete: some chunks could not be read (see skipped).")
+        click.echo("Mend them and run the same command again; the rest is kept.")
+    click.echo(f"Reports of all runs: {report.url}.report/")
+
+
+@main.command()
+@click.argument("url")
+@_json
+def inspect(url: str, as_json: bool) -> None:
+    """Say what stands at URL: a patch store, a saved plan, or images."""
+    from patchloom.location import Location
+
+    kind = _kind_of(Location.of(url))
+    if kind == "store":
+        from patchloom.store.patch_store import open_patches
+
+        _show_store(open_patches(url), as_json)
+    elif kind == "plan":
+        from patchloom.planning.plans import Plan
+
+        _show_plan(Plan.load(url), as_json)
+    else:
+        from patchloom.sources.opening import open_images
+
+        _show_images(open_images(url), as_json)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of a job file."""
+    from patchloom.config import job_schema
+
+    click.echo(json.dumps(job_schema(), indent=2))
+
+
+def _check_scheduler(name: str | None) -> None:
+    """Refuse a scheduler that cannot be meant, before anything is read."""
+    if name is None or name in SCHEDULERS or "://" in name:
+        return
+    near = difflib.get_close_matches(name, SCHEDULERS, 1)
+    raise ConfigError(
+        f"--scheduler is the address of a Dask cluster such as tcp://host:8786, or one of "
+        f"{list(SCHEDULERS)}, got {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    )
+
+
+@contextlib.contextmanager
+def _scheduler(name: str | None) -> Iterator[None]:
+    """Dask's scheduler for a while; None leaves what Dask's own configuration says."""
+    if name is None:
+        yield
+        return
+    if "://" not in name:
+        import dask
+
+        with dask.config.set(scheduler=name):
+            yield
+        return
+    from distributed import Client
+
+    try:
+        client = Client(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--scheduler is the address of a running Dask scheduler, but {name!r} does not "
+            f"answer: {error}; start one (dask scheduler), or leave the option out"
+        ) from None
+    with client:
+        yield
+
+
+def _kind_of(location: Any) -> str:
+    """``store``, ``plan`` or ``image``; what cannot be read is left to the opener to explain."""
+    try:
+        if location.read("plan.json") is not None:
+            return "plan"
+        group = json.loads(location.read("zarr.json") or b"{}")
+        return "store" if "patchloom" in group.get("attributes", {}) else "image"
+    except (OSError, ValueError, AttributeError, TypeError):
+        return "image"
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(plan.summary(), indent=1))
+        return
+    _figures("Plan", plan.summary())
+    if not plan.n_patches:
+        click.echo("\nThe plan is empty; what was left out, and why, stands above.")
+
+
+def _show_images(images: Sequence[Image], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([image.to_document() for image in images], indent=1))
+        return
+    for image in images:
+        spacing = ", ".join(
+            f"{a} {v:g} {image.unit.get(a, '')}".strip() for a, v in image.spacing.items()
+        )
+        rows = [
+            ("url", image.uri),
+            ("axes", str(image.axes)),
+            ("shape", _times(image.shape)),
+            ("data type", image.dtype.name),
+            ("chunks", f"{_times(image.grid.chunks)} ({image.grid.n_chunks:,})"),
+            ("shards", "none" if image.shards is None else _times(image.shards)),
+            ("spacing", spacing or "unknown"),
+            ("channels", ", ".join(image.channels) or "unnamed"),
+        ]
+        _table(f"Image {image.id}, level {image.level}", rows)
+
+
+def _show_store(store: PatchStore, as_json: bool) -> None:
+    told = store.attributes
+    if as_json:
+        click.echo(json.dumps({"url": store.url, **told}, indent=1))
+        return
+    job: Mapping[str, Any] = told["job"]
+    rows = [
+        ("url", store.url),
+        ("complete", "yes" if store.complete else "no: run its job again to finish it"),
+        ("patches", f"{len(store):,}"),
+        ("patch", f"{_times(told['patch_shape'])} ({told['axes']})"),
+        ("arrays", ", ".join(told["arrays"])),
+        ("channels", ", ".join(told["channels"])),
+        ("patches a shard", f"{told['rows_per_shard']:,}"),
+        ("images", f"{len(told['images']):,}"),
+        ("patching", ", ".join(f"{k} {v}" for k, v in job["patching"].items() if v is not None)),
+        ("min_coverage", str(job["min_coverage"])),
+        ("normalize", str(job["normalize"] or "no: pixels of the source")),
+        ("seed", str(told["seed"])),
+        ("fingerprint", store.fingerprint),
+        ("made by", f"patchloom {told['patchloom_version']}"),
+    ]
+    _table("Patch store", rows)
+    found = told.get("statistics")
+    if found:
+        _table(f"Statistics over {found['over']}", *_statistics(found))
+
+
+def _statistics(found: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """Rows and headings of a store's statistics, at most 20 images."""
+    names = ("count", "mean", "std", "min", "max")
+    rows = []
+    for i, image in enumerate(found["images"][:20]):
+        for c, channel in enumerate(found["channels"]):
+            numbers = [found[name][i][c] for name in names] + found["percentile"][i][c]
+            text = ["-" if v is None else f"{v:,.6g}" for v in numbers[1:]]
+            rows.append((image, channel, f"{numbers[0]:,}", *text))
+    quantiles = (f"p{100 * q:g}" for q in found["quantiles"])
+    return rows, ("image", "channel", *names, *quantiles)
+
+
+def _figures(title: str, figures: Mapping[str, Any]) -> None:
+    from patchloom.run.wording import worded
+
+    _table(title, [(label, text) for _, label, text in worded(figures)])
+
+
+def _table(title: str, rows: Sequence[tuple[str, ...]], head: tuple[str, ...] = ()) -> None:
+    """A table: drawn on a terminal, aligned text elsewhere."""
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD if head else box.SIMPLE,
+            show_header=bool(head),
+            pad_edge=False,
+        )
+        for k in range(len(head or rows[0])):
+            # Where there is a heading, numbers follow after two names; they are never broken.
+            number = bool(head) and k >= 2
+            table.add_column(
+                head[k] if head else "",
+                overflow="fold",
+                no_wrap=number,
+                justify="right" if number else "left",
+            )
+        for row in rows:
+            # Names and URLs may hold what rich would take for markup.
+            table.add_row(*map(escape, row))
+        Console().print(table)
+        return
+    lines = [head, *rows] if head else list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    click.echo(title)
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  " + "  ".join(cells).rstrip())
+
+
+def _times(extents: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in extents)

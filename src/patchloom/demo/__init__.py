@@ -1,0 +1,1 @@
+"""The demo: the whole walk on a small real image that ships with patchloom."""
