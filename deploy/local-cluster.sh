@@ -13,8 +13,11 @@ threads=${3:-1}
 place=$(mktemp -d)
 running=()
 finish() {
-    kill "${running[@]}" 2>/dev/null || true
-    wait || true
+    # Workers first: they take their leave of the scheduler.
+    for ((k = ${#running[@]} - 1; k >= 0; k--)); do
+        kill "${running[k]}" 2>/dev/null || true
+        wait "${running[k]}" 2>/dev/null || true
+    done
     rm -rf "$place"
 }
 trap finish EXIT

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import json
+import os
+import pickle
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +21,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import patchloom
 from patchloom import errors
 from patchloom.cli import main
 from patchloom.config import load_job
@@ -192,3 +198,65 @@ def test_design_records_are_numbered_and_listed() -> None:
     assert [int(name[:3]) for name in records] == list(range(1, len(records) + 1))
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert not [name for name in records if f"design/{name}" not in text]
+
+
+class _Trap:
+    """Leaves a file where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path("sprung").touch, ()
+
+
+@pytest.mark.parametrize("place", ["filters", "compressor"])
+def test_page_of_security(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that asks for the codec ``pickle`` is refused before a chunk of it is read."""
+    monkeypatch.chdir(tmp_path)
+    codec = {"id": "pickle", "protocol": 5}
+    document = {
+        "zarr_format": 2,
+        "shape": [4, 4],
+        "chunks": [4, 4],
+        "dtype": "|u1",
+        "fill_value": 0,
+        "order": "C",
+        "compressor": codec if place == "compressor" else None,
+        "filters": [codec] if place == "filters" else None,
+    }
+    Path("evil.zarr").mkdir()
+    Path("evil.zarr/.zarray").write_text(json.dumps(document), encoding="utf-8")
+    Path("evil.zarr/0.0").write_bytes(pickle.dumps(_Trap()))
+    with pytest.raises(errors.NotAnArrayError):
+        patchloom.open_images("evil.zarr")
+    assert not Path("sprung").exists()
+
+
+def test_local_cluster(tmp_path: Path) -> None:
+    """The script makes a cluster of processes, runs the job there, and leaves nothing running."""
+    here = Path(sys.executable).parent
+    command = tmp_path / "bin" / "patchloom"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m patchloom "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"images: {ROOT / 'src/patchloom/demo/cardiomyocytes.ome.zarr'}\n"
+        "patching: {name: sequential, patch_size: [128, 128]}\n"
+        "rows_per_shard: 4\n"
+        "output: train.zarr\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        ["bash", str(ROOT / "deploy" / "local-cluster.sh"), job.name, "2", "1"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{command.parent}:{here}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(patchloom.__file__).parents[1]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert patchloom.open_patches(str(tmp_path / "train.zarr")).complete
