@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import patchloom
 from patchloom.coverage import Alignment, coverage, threshold
-from patchloom.errors import AxesError, CoverageError
+from patchloom.errors import AxesError, CoverageError, SourceError
 from patchloom.run import masks
 from tests import oracle
 
@@ -150,5 +150,15 @@ def test_physical_coordinates_decide(tmp_path: Any) -> None:
         [opened] = patchloom.open_images(image, mask=write(f"m{shift}.zarr", [16, 16], 2.0, shift))
         assert opened.mask is not None
         assert opened.mask.alignment == Alignment((Fraction(4),) * 2, (Fraction(offset),) * 2)
+    nanometres = tmp_path / "nm.zarr"
+    write("nm.zarr", [16, 16], 2000.0, 750.0)
+    text = (nanometres / "zarr.json").read_text()
+    (nanometres / "zarr.json").write_text(text.replace("micrometer", "nanometer"))
+    [opened] = patchloom.open_images(image, mask=str(nanometres))
+    assert opened.mask is not None
+    assert opened.mask.alignment == Alignment((Fraction(4),) * 2, (Fraction(0),) * 2)
+    (nanometres / "zarr.json").write_text(text.replace("micrometer", "furlong"))
+    with pytest.raises(SourceError, match="furlong"):
+        patchloom.open_images(image, mask=str(nanometres))
     with pytest.raises(CoverageError, match="reaches"):
         patchloom.open_images(image, mask=write("short.zarr", [8, 8], 2.0, 0.75))

@@ -177,7 +177,7 @@ def test_the_demos_job_is_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.chdir(tmp_path)
     result = run_demo("here", progress=False)
-    assert result.page == "here/index.html"
+    assert result.page == str(tmp_path / "here" / "index.html")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     job = load_job(tmp_path / "here" / "job.yaml")

@@ -20,6 +20,7 @@ from patchloom.errors import (
     AxesError,
     IdentityError,
     NotAnArrayError,
+    SourceChangedError,
     SourceError,
     SourceMissingError,
 )
@@ -96,7 +97,39 @@ def test_missing_chunks_are_fill_value(tmp_path: Path) -> None:
     assert (image.read([0, 0], [8, 8]) == -7).all()
     plan = patchloom.plan(image, {"name": "sequential", "patch_size": [4, 4]})
     report = patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
-    assert (report.chunk_reads, report.bytes_read) == (4, 0)
+    assert report.chunk_reads == 4
+    # Nothing but the metadata, to be sure that the array is still there.
+    assert report.bytes_read == report.n_tasks * (path / "zarr.json").stat().st_size
+
+
+def test_a_vanished_source_is_no_blank_image(tmp_path: Path) -> None:
+    """Gone or changed after it was opened, an array is an error, never a store of fill values."""
+    path = Path(store(tmp_path, chunks=(1, 8, 8)))
+    [image] = patchloom.open_images(path, axes="CYX")
+    plan = patchloom.plan(image, {"name": "sequential", "patch_size": [8, 8]})
+    path.rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(SourceChangedError, match="not there any more"):
+        patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
+    zarr.create_array(path, shape=(3, 40, 40), chunks=(1, 8, 8), dtype="uint16")
+    with pytest.raises(SourceChangedError, match="other metadata"):
+        patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
+    (tmp_path / "elsewhere.zarr").rename(tmp_path / "back.zarr")
+    assert not patchloom.open_patches(tmp_path / "out.zarr").complete
+
+
+def test_relative_paths_mean_the_same_on_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path is made absolute when it is given, wherever a worker stands."""
+    store(tmp_path, chunks=(1, 8, 8))
+    monkeypatch.chdir(tmp_path)
+    [image] = patchloom.open_images("image.zarr", axes="CYX")
+    plan = patchloom.plan(image, {"name": "sequential", "patch_size": [8, 8]})
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    np.testing.assert_array_equal(image.read([0, 0, 0], PIXELS.shape), PIXELS)
+    patchloom.materialize(plan, "out.zarr", progress=False)
+    assert patchloom.open_patches(tmp_path / "other" / "out.zarr").complete
 
 
 def test_sharded_reads_fetch_an_index_once_and_ranges(tmp_path: Path) -> None:

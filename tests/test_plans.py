@@ -113,6 +113,19 @@ def test_saved_plans_come_back(config: dict[str, Any], where: str, tmp_path: Pat
     assert patchloom.materialize(back, tmp_path / "out.zarr", progress=False).complete
 
 
+def test_saved_plans_take_arrays_in_memory_from_images(tmp_path: Path) -> None:
+    """A mask that was an array is not saved: the loaded plan asks for its image."""
+    mask = np.random.default_rng(0).random((16, 16)) < 0.5
+    images = patchloom.open_images(empty(tmp_path), axes="CYX", mask=mask, labels=None)
+    plan = patchloom.plan(images, GRID, min_coverage=0.4)
+    plan.save(str(tmp_path / "plan"))
+    with pytest.raises(SourceError, match=r"the mask of 'a'.*images="):
+        patchloom.Plan.load(str(tmp_path / "plan"))
+    back = patchloom.Plan.load(str(tmp_path / "plan"), images=images)
+    assert back.fingerprint == plan.fingerprint
+    assert patchloom.materialize(back, tmp_path / "out.zarr", progress=False).complete
+
+
 def test_loading_refuses_what_is_no_plan(tmp_path: Path) -> None:
     """Nothing there, a newer format, an edited plan, arrays that are gone: errors of ours."""
     with pytest.raises(PlanError, match=r"plan\.save"):
@@ -167,6 +180,11 @@ def test_graphs_carry_no_large_object(tmp_path: Path) -> None:
     graph = dict(run_graph(plan, Job(None, {}), range(plan.n_shards), "token").dsk)
     tasks = [v for k, v in graph.items() if isinstance(k, tuple)]
     assert max(len(pickle.dumps(task)) for task in tasks) < 1000
+    pixels = np.zeros((1, 2048, 2048), "uint16")
+    images = patchloom.open_images(pixels, axes="CYX", labels=pixels[0], target=pixels)
+    plan = patchloom.plan(images, GRID)
+    graph = dict(run_graph(plan, Job(None, {}), range(plan.n_shards), "token").dsk)
+    assert len(pickle.dumps(graph["patchloom-plan-token"])) < 40 * len(plan.cells) + 8192
 
 
 @settings(max_examples=100, deadline=None)

@@ -121,7 +121,7 @@ def test_statistics_of_whole_images(axes: str, kind: str) -> None:
     [image] = patchloom.open_images(source, axes=axes)
     table = patchloom.statistics(image, Q)
     assert table["percentile"].dims == ("image", "channel", "quantile")
-    np.testing.assert_allclose(table["quantile"], np.array(Q) / 100)
+    assert table["quantile"].values.tolist() == [0, 0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999, 1]
     for channel in range(3):
         flat = np.take(pixels, channel, axes.index("C")).astype("float64")
         row = table.isel(image=0, channel=channel)

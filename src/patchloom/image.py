@@ -74,6 +74,9 @@ class Source(Protocol):
     def addressable(self) -> bool:
         """Whether a worker can read chunks by itself (else Dask hands them over)."""
 
+    def without_pixels(self) -> Source:
+        """The same without what it holds in memory."""
+
     def to_document(self) -> dict[str, Any]:
         """What it is, for JSON, without credentials; `kind` names its home."""
 

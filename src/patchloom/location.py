@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from patchloom.errors import SourceMissingError, WriteError
 
-__all__ = ["Location", "StorageOptions", "is_local"]
+__all__ = ["Location", "StorageOptions"]
 
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _QUERY = re.compile(r"\?.*$")
@@ -48,13 +48,17 @@ class Location:
     """
 
     url: str
-    """Path or URL; without a trailing slash."""
+    """URL or absolute path; without a trailing slash."""
 
     options: StorageOptions = field(default_factory=StorageOptions, compare=False)
     """Handed to fsspec; may hold credentials, so it is never shown or saved."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", os.fspath(self.url).rstrip("/") or "/")
+        url = os.fspath(self.url)
+        if "://" not in url and "::" not in url:
+            # A worker may stand in another folder: a path means the same everywhere.
+            url = os.path.abspath(os.path.expanduser(url))
+        object.__setattr__(self, "url", url.rstrip("/") or "/")
         if not isinstance(self.options, StorageOptions):
             object.__setattr__(self, "options", StorageOptions(self.options or {}))
 
@@ -173,11 +177,6 @@ class Location:
                 UploadId=upload["UploadId"],
             )
         return len(stale)
-
-
-def is_local(location: Location) -> bool:
-    """Whether the bytes lie in the local file system."""
-    return isinstance(location.open()[0], LocalFileSystem)
 
 
 def _write_local(path: str, data: bytes | memoryview) -> None:

@@ -366,15 +366,7 @@ class Plan:
         found = []
         for item in document["images"]:
             image = Image.from_document(item, storage_options)
-            if item["source"]["kind"] == "array":
-                own = given.get(image.id)
-                if own is None or own.shape != image.shape or own.dtype != image.dtype:
-                    raise SourceError(
-                        f"{image.id!r} ({image.shape}, {image.dtype}) was an array in memory, "
-                        "which a saved plan does not hold; pass it: Plan.load(url, images=[...])"
-                    )
-                image = own
-            found.append(image)
+            found.append(_with_pixels(image, item, given.get(image.id)))
         table = pq.read_table(io.BytesIO(body))
         columns = {name: table[name].to_numpy().astype(np.int64) for name in table.column_names}
         bits = np.frombuffer((table.schema.metadata or {}).get(b"bits", b""), np.uint8)
@@ -439,6 +431,31 @@ def patching_of(
         chunks=[image.layout.space.chunks for image in images],
         keys=[key_of("image", image.id, image.level) for image in images],
     )
+
+
+def _with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) -> Image:
+    """An image of a saved plan with the arrays that were in memory taken from a given one."""
+
+    def check(what: str, saved: Image, own: Image | None) -> None:
+        if own is None or own.shape != saved.shape or own.dtype != saved.dtype:
+            raise SourceError(
+                f"{what} ({saved.shape}, {saved.dtype}) was an array in memory, which a saved plan "
+                "does not hold; pass the image with it: Plan.load(url, images=[...])"
+            )
+
+    roles = document["roles"]
+    for name in ROLES:
+        role = getattr(image, name)
+        if role is None or roles[name]["image"]["source"]["kind"] != "array":
+            continue
+        own = None if given is None else getattr(given, name)
+        check(f"the {name} of {image.id!r}", role.image, None if own is None else own.image)
+        image = image.with_role(name, own)
+    if document["source"]["kind"] == "array":
+        check(f"{image.id!r}", image, given)
+        assert given is not None
+        image = replace(image, source=given.source)
+    return image
 
 
 def _identity(image: Image) -> dict[str, Any]:

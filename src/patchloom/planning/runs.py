@@ -219,7 +219,7 @@ def _project(
     arrays = [images[0], *(role.image for role in roles if role is not None)]
     patch = math.prod(size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
-    fixed = 2 * rows * patch + 2 * max(GATHER, patch)
+    fixed = 2 * rows * patch + 2 * min(max(GATHER, patch), rows * patch)
     return np.array(
         [
             fixed + _live(images, cells, size, np.arange(low, high))
@@ -238,9 +238,9 @@ def _live(images: Sequence[Image], cells: Cells, size: Sequence[int], positions:
         held = 0
         for array in (image, *(r.image for r in (image.labels, image.target) if r is not None)):
             nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
-            peak = _peak(image, cells, size, array.layout, part)
+            peak, n = _peak(image, cells, size, array.layout, part)
             # A batch is fetched ahead, compressed beside decoded.
-            held += max(peak, 1) * nbytes + 2 * max(FETCH, nbytes)
+            held += peak * nbytes + 2 * min(max(FETCH, nbytes), n * nbytes)
         counted = math.prod(image.layout.block_shape()[2:]) * _COUNT_BYTES
         chunks = image.layout.space.chunks
         region = math.prod(c + p for c, p in zip(chunks, size, strict=True))
@@ -250,8 +250,10 @@ def _live(images: Sequence[Image], cells: Cells, size: Sequence[int], positions:
     return worst
 
 
-def _peak(image: Image, cells: Cells, size: Sequence[int], layout: Layout, positions: Ints) -> int:
-    """Most blocks of an array alive at once, each from its first to its last cell."""
+def _peak(
+    image: Image, cells: Cells, size: Sequence[int], layout: Layout, positions: Ints
+) -> tuple[int, int]:
+    """Most blocks of an array alive at once, each from its first to its last cell; and all."""
     space = image.layout.space
     sample, chunk = np.divmod(cells.cell[positions], space.n_chunks)
     start = space.unflat(chunk) * np.asarray(space.chunks)
@@ -277,4 +279,4 @@ def _peak(image: Image, cells: Cells, size: Sequence[int], layout: Layout, posit
     change = np.zeros(len(positions) + 1, np.int64)
     np.add.at(change, begin, 1)
     np.add.at(change, end + 1, -1)
-    return int(np.cumsum(change).max())
+    return int(np.cumsum(change).max()), n

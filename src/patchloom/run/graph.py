@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
     """
     name = f"{'patchloom-write' if job is not None else 'patchloom-count'}-{token}"
     plan_key, job_key = f"patchloom-plan-{token}", f"patchloom-job-{token}"
-    layer: dict[Any, Any] = {plan_key: plan}
+    layer: dict[Any, Any] = {plan_key: plan.with_images([_light(i) for i in plan.images])}
     if job is not None:
         layer[job_key] = job
     lazies = _lazy_arrays(plan, job)
@@ -103,6 +103,18 @@ def _cut_arrays(image: Image, job: Job | None) -> dict[str, Image]:
         if role is not None and job is not None:
             found[name] = role.image
     return found
+
+
+def _light(image: Image) -> Image:
+    """The image without the pixels that Dask hands over anyway."""
+    for name in ("labels", "target"):
+        role = getattr(image, name)
+        if role is not None and not role.image.source.addressable:
+            bare = replace(role.image, source=role.image.source.without_pixels())
+            image = image.with_role(name, replace(role, image=bare))
+    if image.source.addressable:
+        return image
+    return replace(image, source=image.source.without_pixels())
 
 
 def _lazy_arrays(plan: Plan, job: Job | None) -> dict[ArrayKey, Any]:

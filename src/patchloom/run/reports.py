@@ -96,11 +96,12 @@ class RunReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.n_patches:,} patches in {self.n_shards:,} shards by {self.n_tasks:,} tasks, "
-            f"{self.chunk_reads:,} chunk reads for {self.chunks_needed:,} needed "
-            f"({self.read_amplification:.2f}x), {self.bytes_read / 1e6:,.1f} MB read in "
-            f"{self.requests:,} requests, {self.bytes_written / 1e6:,.1f} MB written, "
-            f"{self.seconds:.1f} s, peak {self.peak_memory / 2**20:,.0f} MiB a task"
+            f"{_n(self.n_patches, 'patch', 'es')} in {_n(self.n_shards, 'shard')} by "
+            f"{_n(self.n_tasks, 'task')}, {_n(self.chunk_reads, 'chunk read')} for "
+            f"{self.chunks_needed:,} needed ({self.read_amplification:.2f}x), "
+            f"{self.bytes_read / 2**20:,.1f} MiB read in {_n(self.requests, 'request')}, "
+            f"{self.bytes_written / 2**20:,.1f} MiB written, {self.seconds:.1f} s, "
+            f"peak {self.peak_memory / 2**20:,.1f} MiB a task"
         )
 
     def _repr_html_(self) -> str:
@@ -111,3 +112,7 @@ class RunReport:
             for k, v in self.to_dict().items()
         )
         return f"<table><caption>Run</caption>{rows}</table>"
+
+
+def _n(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count:,} {noun}{'' if count == 1 else plural}"

@@ -33,6 +33,10 @@ class ArraySource:
         """A reader that slices (and computes) one chunk at a time."""
         return _ArrayReader(self.array)
 
+    def without_pixels(self) -> ArraySource:
+        """A source that only a graph's blocks can serve."""
+        return ArraySource(None)
+
     def to_document(self) -> dict[str, Any]:
         """Only that it was in memory: pixels are not saved."""
         return {"kind": "array"}

@@ -7,6 +7,7 @@ itself; `ZarrReader` asks zarr-python chunk by chunk and serves whatever codec i
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ import numpy.typing as npt
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from patchloom.errors import ChunkError
+from patchloom.errors import ChunkError, SourceChangedError
 from patchloom.grid import ChunkGrid
 from patchloom.image import ChunkReader, Ints, Reads
 from patchloom.location import Location
 
-__all__ = ["ArrayMetadata", "reader_for"]
+__all__ = ["ArrayMetadata", "bare", "reader_for"]
 
 Pixels = npt.NDArray[Any]
 Bytes = bytes | memoryview
@@ -73,6 +74,11 @@ class ArrayMetadata:
             return kind.from_dict(dict(self.document))
 
 
+def bare(document: dict[str, Any]) -> dict[str, Any]:
+    """An array's metadata without what only people read: the rest travels to the workers."""
+    return {**document, "attributes": {}} if document.get("zarr_format") == 3 else document
+
+
 def reader_for(location: Location, metadata: ArrayMetadata) -> ChunkReader:
     """The fastest reader that understands every codec of an array."""
     parsed = metadata.parsed()
@@ -84,7 +90,7 @@ def reader_for(location: Location, metadata: ArrayMetadata) -> ChunkReader:
     )
     if decoder is None:
         return ZarrReader(location, parsed, inner)
-    return DirectReader(location, parsed, inner, *decoder)
+    return DirectReader(location, metadata, parsed, inner, *decoder)
 
 
 Decode = Callable[[Bytes], Pixels]
@@ -123,6 +129,7 @@ class DirectReader:
     def __init__(
         self,
         location: Location,
+        metadata: ArrayMetadata,
         parsed: Any,
         inner: tuple[int, ...],
         decode: Decode,
@@ -139,6 +146,8 @@ class DirectReader:
         fill = parsed.fill_value
         self._fill = np.zeros((), self._dtype) if fill is None else np.asarray(fill, self._dtype)
         self._indices: dict[tuple[int, ...], npt.NDArray[np.uint64] | None] = {}
+        self._location, self._metadata = location, metadata
+        self._verified = False
 
     def read(self, chunks: Ints) -> list[Pixels]:
         """Decode chunks: int64[n, ndim] indices -> clipped arrays in stored axis order."""
@@ -153,6 +162,7 @@ class DirectReader:
         extent = tuple(b - a for a, b in zip(start, stop, strict=True))
         self.reads.chunks += 1
         if data is None:
+            self._verify()
             return np.full(extent, self._fill)
         try:
             pixels = self._decode(data)
@@ -167,6 +177,23 @@ class DirectReader:
         if pixels.shape != extent:
             pixels = pixels[tuple(slice(n) for n in extent)]
         return pixels
+
+    def _verify(self) -> None:
+        """An absent chunk is blank only if its array is still there, as it was planned."""
+        if self._verified:
+            return
+        name = "zarr.json" if self._metadata.format == 3 else ".zarray"
+        [data] = self._get([(name, None, None)])
+        found = None if data is None else bare(json.loads(bytes(data)))
+        # As text: a fill value of NaN equals itself.
+        if json.dumps(found, sort_keys=True) != json.dumps(self._metadata.document, sort_keys=True):
+            raise SourceChangedError(
+                f"an image stays as it was when it was opened, but {self._shown!r} "
+                + ("is not there any more" if data is None else "has other metadata now")
+                + " (seen from the process that reads it); restore it, mount it on every worker, "
+                "or open and plan anew"
+            )
+        self._verified = True
 
     def _fetch_plain(self, rows: Sequence[tuple[int, ...]]) -> list[tuple[Bytes | None, str]]:
         keys = [self._parsed.encode_chunk_key(row) for row in rows]

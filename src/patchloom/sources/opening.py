@@ -151,9 +151,9 @@ def _open(
     position: int,
 ) -> Image:
     if is_array(item):
-        return _from_array(
-            item, axes, name or str(getattr(item, "name", None) or f"image-{position}")
-        )
+        # A Dask array's name is a hash; an xarray's is its user's.
+        own = getattr(item, "name", None) if hasattr(item, "dims") else None
+        return _from_array(item, axes, name or str(own or f"image-{position}"))
     location = Location.of(item, options)
     return _from_node(open_node(location), axes, level, name or location.stem)
 

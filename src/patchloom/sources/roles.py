@@ -19,6 +19,18 @@ _PRECISION = 4096
 """Ratios of spacings are rationals with a denominator up to this."""
 
 
+_METRES = {
+    "angstrom": 1e-10,
+    "nanometer": 1e-9,
+    "micrometer": 1e-6,
+    "millimeter": 1e-3,
+    "centimeter": 1e-2,
+    "meter": 1.0,
+    "kilometer": 1e3,
+}
+"""Length units of the NGFF specification that are in use, in metres."""
+
+
 def join(
     given: Any, images: Sequence[Image], name: str, open_one: Callable[[Any, Image], Image]
 ) -> list[Image]:
@@ -151,19 +163,33 @@ def _physical(image: Image, other: Image, spatial: str) -> Alignment:
     for a, have, need in zip(
         spatial, _extents(other, spatial), _extents(image, spatial), strict=True
     ):
-        ratio = other.spacing[a] / image.spacing[a]
+        unit = _in_unit_of(image, other, a)
+        ratio = other.spacing[a] * unit / image.spacing[a]
         if not ratio > 0:
             raise SourceError(f"a spacing is above 0, got {other.spacing[a]} along {a}")
         exact = Fraction(need, have)
         if abs(ratio - exact) > 1e-6 * ratio:
             exact = Fraction(ratio).limit_denominator(_PRECISION)
-        shift = (other.origin.get(a, 0.0) - image.origin.get(a, 0.0)) / image.spacing[a]
+        shift = (other.origin.get(a, 0.0) * unit - image.origin.get(a, 0.0)) / image.spacing[a]
         begin = 0.0 if plain else shift - (float(exact) - 1) / 2
         scale.append(exact)
         offset.append(
             Fraction(0) if abs(begin) < 1e-3 else Fraction(begin).limit_denominator(_PRECISION)
         )
     return Alignment(tuple(scale), tuple(offset))
+
+
+def _in_unit_of(image: Image, other: Image, axis: str) -> float:
+    """One unit of the other array in units of the image."""
+    here, there = image.unit.get(axis, ""), other.unit.get(axis, "")
+    if here == there or not here or not there:
+        return 1.0
+    if here not in _METRES or there not in _METRES:
+        raise SourceError(
+            f"physical units are compared if both are one of {sorted(_METRES)}, got {there!r} for "
+            f"{here!r} along {axis} of {image.id!r}; write the same unit into both"
+        )
+    return _METRES[there] / _METRES[here]
 
 
 def _check_aspect(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from patchloom.errors import ChunkError, NotAnArrayError, SourceMissingError
 from patchloom.image import ChunkReader, Image
 from patchloom.location import Location
-from patchloom.sources.chunks import ArrayMetadata, reader_for
+from patchloom.sources.chunks import ArrayMetadata, bare, reader_for
 
 __all__ = ["Node", "ZarrSource", "open_node"]
 
@@ -43,6 +43,10 @@ class ZarrSource:
     def reader(self) -> ChunkReader:
         """A fresh reader; opening it sends no request."""
         return reader_for(self.location, self.metadata)
+
+    def without_pixels(self) -> ZarrSource:
+        """Itself: it holds none."""
+        return self
 
     def to_document(self) -> dict[str, Any]:
         """The shown URL and the metadata document."""
@@ -129,7 +133,7 @@ def open_node(location: Location) -> Node:
     if v3 is not None:
         attributes = v3.get("attributes") or {}
         if v3.get("node_type") == "array":
-            return Node(location, attributes, _checked(location, ArrayMetadata(3, _bare(v3))))
+            return Node(location, attributes, _checked(location, ArrayMetadata(3, bare(v3))))
         return Node(location, attributes, None)
     v2 = _document(location, ".zarray")
     attributes = _document(location, ".zattrs") or {}
@@ -177,11 +181,6 @@ def _document(location: Location, name: str) -> dict[str, Any] | None:
             f"Zarr metadata are a JSON object, but {location.shown}/{name} is not"
         )
     return document
-
-
-def _bare(document: dict[str, Any]) -> dict[str, Any]:
-    """An array's metadata without what only people read: the rest travels to the workers."""
-    return {**document, "attributes": {}}
 
 
 def _checked(location: Location, metadata: ArrayMetadata) -> ArrayMetadata:

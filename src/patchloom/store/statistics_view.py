@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def document(
         "over": over,
         "images": list(images),
         "channels": list(channels),
-        "quantiles": [v / 100 for v in q],
+        # As decimals: 99.9 becomes 0.999, not the float that 99.9 / 100 gives.
+        "quantiles": [float(Fraction(str(v)) / 100) for v in q],
         "exact": all(s.exact for row in grid for s in row),
         "count": numbers(lambda s: s.count),
         "nans": numbers(lambda s: s.nans),
