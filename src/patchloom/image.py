@@ -18,6 +18,7 @@ from patchloom.coverage import Alignment
 from patchloom.errors import SourceError
 from patchloom.grid import ChunkGrid
 from patchloom.randomness import digest
+from patchloom.table import html_table
 
 if TYPE_CHECKING:
     import xarray
@@ -378,8 +379,6 @@ class Image:
         return f"<Image {self.id!r} {extents} {self.dtype}, level {self.level}{roles}>"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         rows = {
             "axes": str(self.axes),
             "shape": self.shape,
@@ -392,10 +391,7 @@ class Image:
             "channels": ", ".join(self.channels),
             "uri": self.uri or "in memory",
         }
-        cells = "".join(
-            f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items()
-        )
-        return f"<table><caption>Image {escape(self.id)}</caption>{cells}</table>"
+        return html_table(f"Image {self.id}", rows)
 
 
 def overlap(

@@ -26,6 +26,7 @@ from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Patches, reach, touches
 from patchloom.planning.runs import Runs, arrange
 from patchloom.randomness import digest, key_of
+from patchloom.table import html_table
 
 __all__ = ["FORMAT", "Plan", "patching_of"]
 
@@ -406,13 +407,7 @@ class Plan:
         )
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>"
-            for k, v in self.summary().items()
-        )
-        return f"<table><caption>Plan</caption>{rows}</table>"
+        return html_table("Plan", self.summary())
 
     def with_images(self, images: Sequence[Image]) -> Plan:
         """The same plan over other handles of the same images."""

@@ -55,7 +55,8 @@ class _SuppliedReader:
         self.reads = Reads(supplied.counted, supplied.counted, nbytes)
 
     def read(self, chunks: Ints) -> list[Pixels]:
-        return [np.asarray(self._chunks[tuple(row)]) for row in np.asarray(chunks).tolist()]
+        found = (np.asarray(self._chunks[tuple(row)]) for row in np.asarray(chunks).tolist())
+        return [part.astype(part.dtype.newbyteorder("="), copy=False) for part in found]
 
 
 def stored_chunks(image: Image, blocks: Ints) -> Ints:

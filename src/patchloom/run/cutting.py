@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import ChunkError
-from patchloom.image import Image, Layout
+from patchloom.image import Image, Layout, Reads
 from patchloom.location import Location
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
@@ -113,17 +113,15 @@ def write_run(
 
 def cut_run(
     plan: Plan, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied] | None = None
-) -> tuple[TaskReport, dict[tuple[int, int], Summary]]:
+) -> tuple[dict[tuple[int, int], Summary], Reads]:
     """Summarize the pixels of some shards' patches, each once, without writing."""
-    begun = time.perf_counter()
     run = _Run(plan, Job(None), supplied or {})
     found: dict[tuple[int, int], Summary] = {}
     for shard in _walk(run, shards):
         for key, tally in shard.tallies.items():
             found[key] = found.get(key, Summary.empty()) + tally.summary()
-    done: dict[str, Any] = {**run.counts, "peak_memory": run.meter.peak}
-    report = TaskReport(**done, seconds=time.perf_counter() - begun)
-    return report, found
+    counts = run.counts
+    return found, Reads(counts["chunk_reads"], counts["requests"], counts["bytes_read"])
 
 
 def _attempt(

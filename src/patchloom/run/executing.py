@@ -113,10 +113,12 @@ class _Progress:
         if self._bar is not None:
             self._bar.advance(self._task)
         elif self._shown and self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
-            logger.info(
-                "%s: %d of %d tasks, %.1f s",
-                self._label,
-                self._done,
-                self._total,
-                time.perf_counter() - self._begun,
+            line = (
+                f"{self._label}: {self._done} of {self._total} tasks, "
+                f"{time.perf_counter() - self._begun:.1f} s"
             )
+            if logger.hasHandlers():
+                logger.info(line)
+            else:
+                # Nobody set up logging: a line on stderr is what a person expects.
+                print(line, file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,13 +87,9 @@ def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:
     for key, chunks, counted in zip(ids.arrays, ids.chunks, ids.counted, strict=True):
         mine = blocks[at : at + len(chunks)]
         at += len(chunks)
-        pixels = {c: _native(np.asarray(b)) for c, b in zip(chunks, mine, strict=True)}
+        pixels = {c: np.asarray(b) for c, b in zip(chunks, mine, strict=True)}
         found[key] = Supplied(pixels, counted)
     return found
-
-
-def _native(pixels: Any) -> Any:
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def _cut_arrays(image: Image, job: Job | None) -> dict[str, Image]:
@@ -158,6 +154,3 @@ def _supplies(
             counted.update(mine)
             keys += mine
     return _Ids(tuple(arrays), tuple(chunks), tuple(fresh)), keys
-
-
-Callback = Callable[[int, int, Any], None]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from patchloom.table import html_table
+
 __all__ = ["RunReport", "TaskReport"]
 
 
@@ -105,13 +107,7 @@ class RunReport:
         )
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>"
-            for k, v in self.to_dict().items()
-        )
-        return f"<table><caption>Run</caption>{rows}</table>"
+        return html_table("Run", self.to_dict())
 
 
 def _n(count: int, noun: str, plural: str = "s") -> str:

@@ -132,29 +132,23 @@ def survey_images(images: Sequence[Image], *, progress: bool) -> tuple[Found, Re
             layer[key] = (_count_blocks, handle, span, dependencies)
             keys.append(key)
     graph = Graph(HighLevelGraph.from_collections(name, layer, dependencies=lazies), keys)
-    found: Found = {}
-    reads = Reads()
-    for part, counted in execute(graph, progress=progress, label="survey"):
-        for at, summary in part.items():
-            found[at] = found.get(at, Summary.empty()) + summary
-        reads.chunks += counted.chunks
-        reads.requests += counted.requests
-        reads.nbytes += counted.nbytes
-    return found, reads
+    return _collected(execute(graph, progress=progress, label="survey"))
 
 
 def survey_patches(plan: Plan, *, progress: bool) -> tuple[Found, Reads]:
     """Count every pixel of a plan's patches, each once."""
     graph = run_graph(plan, None, range(plan.n_shards), uuid.uuid4().hex)
-    found: Found = {}
+    return _collected(execute(graph, progress=progress, label="survey"))
+
+
+def _collected(parts: Sequence[tuple[Found, Reads]]) -> tuple[Found, Reads]:
+    """What the tasks of a survey found, and what they read."""
     reads = Reads()
-    for report, part in execute(graph, progress=progress, label="survey"):
-        for at, summary in part.items():
-            found[at] = found.get(at, Summary.empty()) + summary
-        reads.chunks += report.chunk_reads
-        reads.requests += report.requests
-        reads.nbytes += report.bytes_read
-    return found, reads
+    for _, counted in parts:
+        reads.chunks += counted.chunks
+        reads.requests += counted.requests
+        reads.nbytes += counted.nbytes
+    return merged([found for found, _ in parts]), reads
 
 
 class _Span:
@@ -174,7 +168,7 @@ def _count_blocks(image: Image, span: _Span, supplied: list[Any]) -> tuple[Found
         reader = image.source.reader()
     else:
         rows = [tuple(r) for r in stored_chunks(image, np.arange(span.start, span.stop)).tolist()]
-        pixels = {r: _native(np.asarray(b)) for r, b in zip(rows, supplied, strict=True)}
+        pixels = {r: np.asarray(b) for r, b in zip(rows, supplied, strict=True)}
         reader = Supplied(pixels, len(rows)).reader()
     tallies: dict[int, Tally] = {}
     axes = image.axes
@@ -193,10 +187,6 @@ def _count_blocks(image: Image, span: _Span, supplied: list[Any]) -> tuple[Found
             for k, plane in enumerate(part):
                 tallies.setdefault(begin + k, Tally(image.dtype)).add(plane)
     return {(span.index, c): t.summary() for c, t in tallies.items()}, reader.reads
-
-
-def _native(pixels: Any) -> Any:
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def merged(parts: Sequence[Mapping[tuple[int, int], Summary]]) -> Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from patchloom.errors import (
     SourceMissingError,
 )
 from patchloom.grid import ChunkGrid
-from patchloom.image import Image, Role
+from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
 from patchloom.sources.ome_zarr import Level, label_names, levels_of
@@ -244,8 +245,6 @@ def _from_array_node(
     )
     if not described or level is None:
         return image
-    from dataclasses import replace
-
     return replace(
         image,
         spacing={a: level.scale[places[a]] for a in spatial},
@@ -341,8 +340,6 @@ def _check_ids(images: Sequence[Image]) -> None:
 
 
 def _with_samples(images: Sequence[Image], sample: Any) -> list[Image]:
-    from dataclasses import replace
-
     if sample is None:
         return list(images)
     if isinstance(sample, str):
@@ -366,8 +363,6 @@ def _with_samples(images: Sequence[Image], sample: Any) -> list[Image]:
 
 def _as_samples(image: Image, letters: str) -> Image:
     """The same image with some of its axes counted as samples."""
-    from dataclasses import replace
-
     names = image.axes.names
     free = [a for a in "st" if a not in names]
     for letter in letters:
@@ -462,9 +457,3 @@ def _matching_level(group: Node, image: Image, level: int | str) -> Image:
         chosen = chosen or candidate
     assert chosen is not None
     return chosen
-
-
-def role_of(image: Image, name: str) -> Role | None:
-    """One role of an image."""
-    role: Role | None = getattr(image, name)
-    return role
