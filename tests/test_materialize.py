@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import patchloom
@@ -107,7 +107,25 @@ def expected(
     return found
 
 
+TINY = {
+    "axes": "yx",
+    "shape": (3, 14),
+    "chunks": (1, 1),
+    "size": [1, 1],
+    "overlaps": [0, 0],
+    "edge": "drop",
+    "mask_shape": None,
+    "min_coverage": 0.0,
+    "dtype": "uint8",
+    "rows_per_shard": None,
+    "seed": 0,
+    "kind": "dask",
+}
+"""Patches of one pixel: what a row costs beside its pixels is most of it."""
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@example(job=TINY)
 @given(job=jobs())
 def test_whole_job_equals_numpy(job: dict[str, Any], tmp_path_factory: Any) -> None:
     """Kept patches, pixels, manifest and statistics equal the brute force, whatever the job."""

@@ -28,6 +28,8 @@ GATHER = 16 * 2**20
 """Bytes of patches that a task cuts together, at least one patch."""
 _AHEAD = 4096
 """How many units `pack` looks ahead to fill a gap."""
+_ROW_BYTES = 64
+"""Bytes that a patch costs beside its pixels: headers, checksum, entry in the shard's index."""
 _COUNT_BYTES = 24
 """Bytes a pixel while it is counted: a wide copy for the histogram and the union's mask."""
 
@@ -219,7 +221,7 @@ def _project(
     arrays = [images[0], *(role.image for role in roles if role is not None)]
     patch = math.prod(size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
-    fixed = 2 * rows * patch + 2 * min(max(GATHER, patch), rows * patch)
+    fixed = 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), rows * patch)
     return np.array(
         [
             fixed + _live(images, cells, size, np.arange(low, high))
