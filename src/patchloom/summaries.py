@@ -40,7 +40,7 @@ class Summary:
     """
 
     values: Floats
-    """Distinct values (lower ends of buckets if not exact), ascending: float64[k]."""
+    """Distinct values (of each bucket the end nearest 0 if not exact), ascending: float64[k]."""
     counts: Ints
     """How often each occurs: int64[k]."""
     exact: bool = True
@@ -165,24 +165,48 @@ def summarize(pixels: npt.NDArray[Any]) -> Summary:
         tally = Tally(pixels.dtype)
         tally.add(pixels)
         return tally.summary()
-    nans = 0
-    if kind == "f":
-        good = ~np.isnan(flat)
-        nans = int(flat.size - np.count_nonzero(good))
-        flat = flat[good] if nans else flat
-    if not flat.size:
+    numbers, nans = _numbers(flat)
+    if not numbers.size:
         return Summary(np.zeros(0), np.zeros(0, np.int64), True, nans)
-    found, counts = np.unique(flat, return_counts=True)
+    found, counts = np.unique(numbers, return_counts=True)
+    if len(found) > DISTINCT:
+        return _bounded(numbers, nans)
     # Signed zeros are one value.
     values = found.astype(np.float64) + 0.0
     low, high = float(values[0]), float(values[-1])
-    if len(values) <= DISTINCT:
-        return Summary(values, counts.astype(np.int64), True, nans, low, high)
-    wide = flat.astype(np.float64)
+    return Summary(values, counts.astype(np.int64), True, nans, low, high)
+
+
+def _numbers(flat: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+    """Pixels without NaN, and how many were NaN."""
+    if flat.dtype.kind != "f":
+        return flat, 0
+    bad = np.isnan(flat)
+    n = int(np.count_nonzero(bad))
+    return (flat[~bad] if n else flat), n
+
+
+def _bounded(numbers: npt.NDArray[Any], nans: int) -> Summary:
+    """A summary in buckets; no sorting of pixels."""
+    if not numbers.size:
+        return Summary(np.zeros(0), np.zeros(0, np.int64), False, nans)
+    wide = numbers.astype(np.float64) + 0.0
     mean = float(wide.mean())
-    m2 = float(((wide - mean) ** 2).sum()) if math.isfinite(mean) else math.nan
-    values, counts = _bucketed(values, counts.astype(np.int64))
-    return Summary(values, counts, False, nans, low, high, mean * flat.size, m2)
+    m2 = float(np.square(wide - mean).sum()) if math.isfinite(mean) else math.nan
+    dense = np.bincount((wide.view(np.uint64) >> np.uint64(_BITS)).astype(np.int64))
+    keys = np.flatnonzero(dense)
+    values = (keys.astype(np.uint64) << np.uint64(_BITS)).view(np.float64)
+    order = np.argsort(values)
+    return Summary(
+        values[order],
+        dense[keys][order].astype(np.int64),
+        False,
+        nans,
+        float(wide.min()),
+        float(wide.max()),
+        mean * wide.size,
+        m2,
+    )
 
 
 def from_counts(dense: Ints, first: int) -> Summary:
@@ -287,7 +311,10 @@ class Tally:
         if not pixels.size:
             return
         if not self._narrow:
-            self._sum = self._sum + summarize(pixels)
+            # Once too many values were seen, looking for distinct ones again is of no use.
+            flat = pixels.reshape(-1)
+            part = summarize(flat) if self._sum.exact else _bounded(*_numbers(flat))
+            self._sum = self._sum + part
             return
         flat = np.ascontiguousarray(pixels).reshape(-1).view(f"u{pixels.dtype.itemsize}")
         # Only as many counts as the largest value asks for: most images leave most bins empty.
