@@ -14,7 +14,7 @@ from patchloom.errors import BudgetError
 from patchloom.image import Image, Layout
 from patchloom.planning.cells import Cells
 
-__all__ = ["FETCH", "GATHER", "MIN_TASKS", "Runs", "arrange", "pack", "shard_rows"]
+__all__ = ["FETCH", "GATHER", "MIN_TASKS", "RUN_BYTES", "Runs", "arrange", "pack", "shard_rows"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -22,6 +22,8 @@ SHARD_BYTES = 32 * 2**20
 """Default size of an output shard before compression."""
 MIN_TASKS = 16
 """A plan is cut into at least so many tasks where it has as many shards."""
+RUN_BYTES = 2**30
+"""Patches of one task, in bytes before compression, at most: what a lost worker costs at most."""
 FETCH = 32 * 2**20
 """Bytes of decoded blocks that a task asks for in one batch, at least one block."""
 GATHER = 16 * 2**20
@@ -178,7 +180,8 @@ def arrange(
     clean = np.ones(n_shards + 1, np.bool_)
     if aligned:
         clean = np.isin(np.arange(n_shards + 1) * rows, cells.unit_ends(images))
-    longest = max(1, n_shards // MIN_TASKS)
+    shard_bytes = rows * _patch_bytes(images, size)
+    longest = max(1, min(n_shards // MIN_TASKS, RUN_BYTES // max(1, shard_bytes)))
     length = 1 << (longest.bit_length() - 1)
     while True:
         bounds = _bounds(clean, length)
@@ -217,9 +220,7 @@ def _project(
     stops = np.minimum(bounds[1:] * rows, first[-1])
     lows = np.searchsorted(first, starts, side="right") - 1
     highs = np.searchsorted(first, stops, side="left")
-    roles = (images[0].labels, images[0].target)
-    arrays = [images[0], *(role.image for role in roles if role is not None)]
-    patch = math.prod(size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
+    patch = _patch_bytes(images, size)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
     fixed = 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), rows * patch)
     return np.array(
@@ -229,6 +230,13 @@ def _project(
         ],
         np.int64,
     )
+
+
+def _patch_bytes(images: Sequence[Image], size: Sequence[int]) -> int:
+    """Bytes of one patch in all arrays that are cut, before compression."""
+    roles = (images[0].labels, images[0].target)
+    arrays = [images[0], *(role.image for role in roles if role is not None)]
+    return math.prod(size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
 
 
 def _live(images: Sequence[Image], cells: Cells, size: Sequence[int], positions: Ints) -> int:
