@@ -120,6 +120,21 @@ def test_killed_client_resumes_to_the_same_bytes(
     assert contents(out) == undisturbed
 
 
+def test_two_clients_at_once_write_the_same_bytes(
+    image: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Two clients of one job on one store: both end, and nothing differs."""
+    out = tmp_path / "out.zarr"
+    first = start(arguments(image, out))
+    while first.poll() is None and not list(out.rglob("*.part")):
+        time.sleep(0.002)
+    second = start(arguments(image, out))
+    for client in (first, second):
+        _, err = client.communicate(timeout=240)
+        assert client.returncode == 0, err
+    assert contents(out) == undisturbed
+
+
 def test_resume_reads_only_what_is_missing(
     image: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

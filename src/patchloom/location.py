@@ -6,6 +6,7 @@ All bytes go in and out through fsspec here: local paths, ``s3://``, ``gs://``,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import uuid
@@ -23,6 +24,7 @@ __all__ = ["Location", "StorageOptions"]
 
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _QUERY = re.compile(r"\?.*$")
+_ATTEMPTS = 3
 
 
 class StorageOptions(dict[str, Any]):
@@ -156,7 +158,8 @@ class Location:
         """Remove objects by their names."""
         fs, root = self.open()
         for name in names:
-            fs.rm_file(f"{root}/{name}")
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(f"{root}/{name}")
 
     def abort_uploads(self) -> int:
         """Abort multipart uploads that a killed writer left below here; returns how many.
@@ -182,13 +185,20 @@ class Location:
 def _write_local(path: str, data: bytes | memoryview) -> None:
     # A rename is atomic where a write is not: a killed process leaves a ".part" file,
     # which the next run removes, and never half an object under the final name.
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{uuid.uuid4().hex}.part"
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-        os.replace(partial, path)
-    except BaseException:
-        if os.path.exists(partial):
-            os.remove(partial)
-        raise
+    for attempt in range(_ATTEMPTS):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex}.part"
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+            os.replace(partial, path)
+        except FileNotFoundError:
+            # Another client that resumes the same store took ours for a leftover.
+            if attempt == _ATTEMPTS - 1:
+                raise
+        except BaseException:
+            if os.path.exists(partial):
+                os.remove(partial)
+            raise
+        else:
+            return
