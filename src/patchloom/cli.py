@@ -295,7 +295,7 @@ def _statistics(found: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], tuple[
     for i, image in enumerate(found["images"][:20]):
         for c, channel in enumerate(found["channels"]):
             numbers = [found[name][i][c] for name in names] + found["percentile"][i][c]
-            text = ["-" if v is None else f"{v:,.6g}" for v in numbers[1:]]
+            text = ["-" if v is None else f"{float(v):,.6g}" for v in numbers[1:]]
             rows.append((image, channel, f"{numbers[0]:,}", *text))
     quantiles = (f"p{100 * q:g}" for q in found["quantiles"])
     return rows, ("image", "channel", *names, *quantiles)

@@ -17,7 +17,6 @@ from patchloom.axes import Axes
 from patchloom.coverage import Alignment
 from patchloom.errors import SourceError
 from patchloom.grid import ChunkGrid
-from patchloom.randomness import digest
 from patchloom.table import html_table
 
 if TYPE_CHECKING:
@@ -231,9 +230,10 @@ class Image:
         )
 
     @property
-    def key(self) -> bytes:
-        """128 bits fixed by the identity of the image and its level."""
-        return digest("image", self.id, self.level)
+    def cut_arrays(self) -> dict[str, Image]:
+        """The arrays that patches are cut from: the image, and labels and target it has."""
+        roles = {name: getattr(self, name) for name in ("labels", "target")}
+        return {"image": self, **{n: role.image for n, role in roles.items() if role is not None}}
 
     @property
     def data(self) -> xarray.DataArray:

@@ -22,8 +22,9 @@ from patchloom.errors import SourceMissingError, WriteError
 
 __all__ = ["Location", "StorageOptions"]
 
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-_QUERY = re.compile(r"\?.*$")
+# A password may hold "/" and "@": with one, all up to the last "@" goes; a port is no password.
+_USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s]*|[^/@\s]+)@")
+_QUERY = re.compile(r"[?#].*$")
 _ATTEMPTS = 3
 
 
@@ -39,7 +40,7 @@ class StorageOptions(dict[str, Any]):
         return StorageOptions, (dict(self),)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Location:
     """One place that bytes come from or go to.
 
@@ -72,12 +73,28 @@ class Location:
     @property
     def shown(self) -> str:
         """The URL without user, password, token or query: fit for logs and manifests."""
-        return _QUERY.sub("", _USERINFO.sub("", self.url))
+        return _QUERY.sub("", _USERINFO.sub("", self.url)) if "://" in self.url else self.url
+
+    def __repr__(self) -> str:
+        return f"Location({self.shown!r})"
+
+    def describe(self, error: BaseException) -> str:
+        """Name and text of a foreign error, without what `shown` leaves out and without options."""
+        text = str(getattr(error, "strerror", None) or error)
+        secrets = [match.group(0).rstrip("@") for match in _USERINFO.finditer(self.url)]
+        if "://" in self.url:
+            secrets += [match.group(0)[1:] for match in _QUERY.finditer(self.url)]
+        secrets += [part for secret in secrets for part in re.split(r"[:&=]", secret)]
+        secrets += [v for v in self.options.values() if isinstance(v, str)]
+        for secret in sorted(set(secrets), key=len, reverse=True):
+            if len(secret) > 3:
+                text = text.replace(secret, "***")
+        return f"{type(error).__name__}: {text}"
 
     @property
     def stem(self) -> str:
         """The last name of the path, up to its first dot."""
-        name = PurePosixPath(_QUERY.sub("", self.url)).name
+        name = PurePosixPath(self.shown).name
         return name.split(".")[0] or name
 
     @property
@@ -98,13 +115,18 @@ class Location:
             ) from None
         except (ValueError, TypeError) as error:
             raise SourceMissingError(
-                f"a URL is a path or fsspec protocol://path, got {self.shown!r} ({error})"
+                f"a URL is a path or fsspec protocol://path, got {self.shown!r} "
+                f"({self.describe(error)})"
             ) from None
         return fs, path.rstrip("/") if path != "/" else path
 
     def __truediv__(self, name: str) -> Location:
-        head, mark, tail = self.url.partition("?")
-        return Location(f"{head.rstrip('/')}/{name}{mark}{tail}", self.options)
+        return Location(self.inside(self.url, name), self.options)
+
+    def inside(self, path: str, name: str) -> str:
+        """The path of an object below a path of this location; a query stays at the end."""
+        head, mark, tail = path.partition("?") if "://" in self.url else (path, "", "")
+        return f"{head.rstrip('/')}/{name}{mark}{tail}"
 
     def beside(self, suffix: str) -> Location:
         """The location with `suffix` added to its last name."""
@@ -114,7 +136,7 @@ class Location:
         """The whole object, or None if it does not exist."""
         fs, path = self.open()
         try:
-            data: bytes = fs.cat_file(f"{path}/{name}" if name else path)
+            data: bytes = fs.cat_file(self.inside(path, name) if name else path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return data
@@ -128,18 +150,17 @@ class Location:
             If the target refuses (disk full, permission, network); what stood there stays.
         """
         fs, root = self.open()
-        path = f"{root}/{name}"
+        path = self.inside(root, name)
         try:
             if isinstance(fs, LocalFileSystem):
                 _write_local(path, data)
             else:
                 fs.pipe_file(path, bytes(data))
-        except (OSError, PermissionError) as error:
+        except Exception as error:  # each file system has errors of its own
             raise WriteError(
                 f"every object of a store must be writable, but {self.shown}/{name} "
-                f"({len(data):,} bytes) was refused: {type(error).__name__}: "
-                f"{error.strerror or error}; free space or mend the permission, then run the same "
-                "call again: finished shards are kept"
+                f"({len(data):,} bytes) was refused: {self.describe(error)}; free space or "
+                "mend the permission, then run the same call again: finished shards are kept"
             ) from error
 
     def list(self, name: str = "") -> dict[str, int]:
@@ -149,7 +170,7 @@ class Location:
         fs.invalidate_cache(folder)
         try:
             found = fs.find(folder, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, NotImplementedError):
             return {}
         skip = len(fs._strip_protocol(folder).rstrip("/")) + 1
         return {p[skip:]: int(info.get("size") or 0) for p, info in found.items() if len(p) > skip}

@@ -76,12 +76,13 @@ class Summary:
 
     @property
     def std(self) -> float:
-        """Population standard deviation; NaN if there is no pixel."""
-        if not self.count:
+        """Population standard deviation; NaN if there is no pixel, or an infinite one."""
+        if not self.count or not math.isfinite(self.mean):
             return math.nan
         if self.exact:
             # Centred on the mean, so that nothing cancels.
-            centred = (self.values - self.mean) ** 2
+            with np.errstate(over="ignore"):
+                centred = (self.values - self.mean) ** 2
             return math.sqrt(_exact_sum(centred, self.counts) / self.count)
         return math.sqrt(self.squares / self.count)
 
@@ -98,12 +99,24 @@ class Summary:
             exact = False
         if not exact:
             values, counts = _bucketed(values, counts)
+            return self._merged(other, values, counts)
+        return Summary(
+            values,
+            counts,
+            True,
+            self.nans + other.nans,
+            min(self.low, other.low),
+            max(self.high, other.high),
+        )
+
+    def _merged(self, other: Summary, values: Floats, counts: Ints) -> Summary:
+        """The sum in buckets, with moments that cannot be had from the values any more."""
         n, m = self.count, other.count
         delta = (other._sum() / m - self._sum() / n) if n and m else 0.0
         return Summary(
             values,
             counts,
-            exact,
+            False,
             self.nans + other.nans,
             min(self.low, other.low),
             max(self.high, other.high),
@@ -118,37 +131,6 @@ class Summary:
 
     def _m2(self) -> float:
         return self.std**2 * self.count if self.exact and self.count else self.squares
-
-    def to_document(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
-        return {
-            "values": [float(v).hex() for v in self.values]
-            if not self._whole()
-            else [int(v) for v in self.values],
-            "counts": self.counts.tolist(),
-            "exact": self.exact,
-            "nans": self.nans,
-            "low": float(self.low).hex(),
-            "high": float(self.high).hex(),
-            "total": float(self.total).hex(),
-            "squares": float(self.squares).hex(),
-        }
-
-    @classmethod
-    def from_document(cls, document: dict[str, Any]) -> Summary:
-        """Inverse of `to_document`."""
-        values = document["values"]
-        numbers = [float.fromhex(v) if isinstance(v, str) else float(v) for v in values]
-        return cls(
-            np.asarray(numbers, np.float64),
-            np.asarray(document["counts"], np.int64),
-            bool(document["exact"]),
-            int(document["nans"]),
-            *(float.fromhex(document[k]) for k in ("low", "high", "total", "squares")),
-        )
-
-    def _whole(self) -> bool:
-        return bool(np.all(np.isfinite(self.values)) and np.all(self.values == self.values.round()))
 
 
 def summarize(pixels: npt.NDArray[Any]) -> Summary:
@@ -281,8 +263,11 @@ def _exact_sum(values: Floats, counts: Ints) -> float:
         # Integers: exact whatever their number.
         whole = values.astype(np.int64).astype(object) * counts.astype(object)
         return float(sum(whole.tolist()))
-    with np.errstate(invalid="ignore"):
-        return math.fsum((values * counts).tolist())
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = values * counts
+        if np.isfinite(products).all():
+            return math.fsum(products.tolist())
+        return float(products.sum())
 
 
 class Tally:
@@ -304,7 +289,8 @@ class Tally:
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        return self._bins * 8 if self._narrow else self._sum.values.nbytes * 2
+        dense = 0 if self._dense is None else self._dense.nbytes
+        return dense + self._sum.values.nbytes * 2
 
     def add(self, pixels: npt.NDArray[Any]) -> None:
         """Count some pixels."""
@@ -318,15 +304,23 @@ class Tally:
             return
         flat = np.ascontiguousarray(pixels).reshape(-1).view(f"u{pixels.dtype.itemsize}")
         # Only as many counts as the largest value asks for: most images leave most bins empty.
-        counts = np.bincount(flat)
-        if self._dense is None:
-            self._dense = np.zeros(self._bins, np.int64)
-        self._dense[: len(counts)] += counts
+        counts: Ints = np.bincount(flat)
+        dense = self._dense
+        if dense is None or len(dense) < len(counts):
+            self._dense = counts
+            if dense is not None:
+                counts[: len(dense)] += dense
+        else:
+            dense[: len(counts)] += counts
 
     def summary(self) -> Summary:
         """What was counted so far."""
         if self._dense is None:
             return self._sum
         # Two's complement: the upper half of the unsigned counts are the negative values.
-        shift = self._bins // 2 if self._signed else 0
-        return from_counts(np.roll(self._dense, shift) if shift else self._dense, -shift)
+        if not self._signed:
+            return from_counts(self._dense, 0)
+        half = self._bins // 2
+        whole = np.zeros(self._bins, np.int64)
+        whole[: len(self._dense)] = self._dense
+        return from_counts(np.roll(whole, half), -half)

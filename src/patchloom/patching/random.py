@@ -128,4 +128,8 @@ class RandomPatching(GridPatching):
             return np.zeros(len(weights), np.int64)
         key = key_of("counts", self.seed, self.epoch, self.keys[image])
         generator = np.random.Generator(np.random.Philox(key=key))
-        return generator.multinomial(n, weights / weights.sum()).astype(np.int64)
+        # Only over chunks with room: the last weight takes what rounding leaves over.
+        some = np.flatnonzero(weights)
+        counts = np.zeros(len(weights), np.int64)
+        counts[some] = generator.multinomial(n, weights[some] / weights.sum())
+        return counts

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchloom.errors import PlanError, SourceError
+from patchloom.errors import PatchloomError, PlanError, SourceError
 from patchloom.image import ROLES, Image
 from patchloom.location import Location
 from patchloom.patching.config import RandomConfig, SequentialConfig
@@ -363,6 +363,30 @@ class Plan:
                 f"this version reads plans of format {FORMAT}, got format {version} in "
                 f"{location.shown!r}; plan anew"
             )
+        try:
+            plan = cls._from_parts(document, body, images, storage_options)
+        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            if isinstance(error, PatchloomError):
+                raise
+            raise PlanError(
+                f"{location.shown!r} is not a saved plan, or a damaged one: "
+                f"{type(error).__name__}: {error}; save it anew"
+            ) from error
+        if plan.fingerprint != document["fingerprint"]:
+            raise PlanError(
+                f"a saved plan is not edited by hand, but the fingerprint of {location.shown!r} "
+                "does not fit its content; save it anew"
+            )
+        return plan
+
+    @classmethod
+    def _from_parts(
+        cls,
+        document: Mapping[str, Any],
+        body: bytes,
+        images: Sequence[Image] | None,
+        storage_options: Mapping[str, Any] | None,
+    ) -> Plan:
         given = {image.id: image for image in images or ()}
         found = []
         for item in document["images"]:
@@ -372,7 +396,7 @@ class Plan:
         columns = {name: table[name].to_numpy().astype(np.int64) for name in table.column_names}
         bits = np.frombuffer((table.schema.metadata or {}).get(b"bits", b""), np.uint8)
         settings = dict(document["settings"])
-        plan = cls(
+        return cls(
             images=tuple(found),
             config=parse_patching(settings.pop("patching")),
             cells=Cells(**columns, bits=bits),
@@ -380,12 +404,6 @@ class Plan:
             rejected=document["rejected"],
             **settings,
         )
-        if plan.fingerprint != document["fingerprint"]:
-            raise PlanError(
-                f"a saved plan is not edited by hand, but the fingerprint of {location.shown!r} "
-                "does not fit its content; save it anew"
-            )
-        return plan
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from patchloom.errors import BudgetError
 from patchloom.image import Image, Layout
 from patchloom.planning.cells import Cells
+from patchloom.summaries import DISTINCT
 
 __all__ = ["FETCH", "GATHER", "MIN_TASKS", "RUN_BYTES", "Runs", "arrange", "pack", "shard_rows"]
 
@@ -255,9 +257,17 @@ def _live(images: Sequence[Image], cells: Cells, size: Sequence[int], positions:
         chunks = image.layout.space.chunks
         region = math.prod(c + p for c, p in zip(chunks, size, strict=True))
         held += counted + region * image.layout.n_channels * image.dtype.itemsize
-        held += image.layout.n_channels * 2 ** (8 * min(image.dtype.itemsize, 2)) * 8
+        # Two shards are counted at a time: the one that is cut, and the one of blocks ahead.
+        held += 2 * image.layout.n_channels * _tally_bytes(image.dtype)
         worst = max(worst, held)
     return worst
+
+
+def _tally_bytes(dtype: np.dtype[Any]) -> int:
+    """Most that the counts of one channel take."""
+    if dtype.itemsize <= 2 and dtype.kind in "biu":
+        return int(2 ** (8 * dtype.itemsize) * 8)
+    return 2 * DISTINCT * 8
 
 
 def _peak(

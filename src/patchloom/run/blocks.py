@@ -40,8 +40,8 @@ class Supplied:
     """Chunks that Dask hands to a task, for arrays that only a graph can read."""
 
     chunks: dict[tuple[int, ...], Pixels]
-    counted: int
-    """How many of them this task counts as read; others are counted by another task."""
+    fresh: frozenset[tuple[int, ...]]
+    """Those that this task counts as read; the others are counted by another task."""
 
     def reader(self) -> ChunkReader:
         """A reader over them."""
@@ -51,8 +51,8 @@ class Supplied:
 class _SuppliedReader:
     def __init__(self, supplied: Supplied) -> None:
         self._chunks = supplied.chunks
-        nbytes = sum(p.nbytes for p in supplied.chunks.values()) if supplied.counted else 0
-        self.reads = Reads(supplied.counted, supplied.counted, nbytes)
+        fresh = [supplied.chunks[chunk].nbytes for chunk in supplied.fresh]
+        self.reads = Reads(len(fresh), len(fresh), sum(fresh))
 
     def read(self, chunks: Ints) -> list[Pixels]:
         found = (np.asarray(self._chunks[tuple(row)]) for row in np.asarray(chunks).tolist())

@@ -57,11 +57,15 @@ class _Shard:
     parts: list[Patches]
     builders: dict[str, ShardBuilder]
     tallies: dict[tuple[int, int], Tally] = field(default_factory=dict)
+    summaries: dict[tuple[int, int], Summary] = field(default_factory=dict)
     left: int = 0
 
-    @property
-    def n_rows(self) -> int:
-        return sum(len(part) for part in self.parts)
+    def settle(self, meter: Meter, image: int | None = None) -> None:
+        """Turn tallies (of one image) into summaries, which are small."""
+        for key in [k for k in self.tallies if image is None or k[0] == image]:
+            tally = self.tallies.pop(key)
+            meter.give(tally.nbytes)
+            self.summaries[key] = tally.summary()
 
 
 @dataclass
@@ -118,8 +122,10 @@ def cut_run(
     run = _Run(plan, Job(None), supplied or {})
     found: dict[tuple[int, int], Summary] = {}
     for shard in _walk(run, shards):
-        for key, tally in shard.tallies.items():
-            found[key] = found.get(key, Summary.empty()) + tally.summary()
+        shard.settle(run.meter)
+        for key, summary in shard.summaries.items():
+            found[key] = found.get(key, Summary.empty()) + summary
+        shard.summaries.clear()
     counts = run.counts
     return found, Reads(counts["chunk_reads"], counts["requests"], counts["bytes_read"])
 
@@ -128,12 +134,12 @@ def _attempt(
     plan: Plan, job: Job, shards: list[int], supplied: Mapping[ArrayKey, Supplied]
 ) -> dict[str, Any]:
     run = _Run(plan, job, supplied)
-    done: list[_Shard] = []
+    done: list[int] = []
     skipped: list[tuple[int, int, str]] = []
     try:
         for shard in _walk(run, shards):
             _commit(run, shard)
-            done.append(shard)
+            done.append(shard.number)
     except ChunkError as error:
         if not job.skip:
             raise
@@ -142,15 +148,14 @@ def _attempt(
             skipped.append((shards[0], rows, str(error)))
         else:
             # One at a time: only the shards that need the chunk are left out.
-            written = {shard.number for shard in done}
-            for number in (n for n in shards if n not in written):
+            for number in [n for n in shards if n not in done]:
                 more = _attempt(plan, job, [number], supplied)
                 skipped += more["skipped"]
                 for name in run.counts:
                     run.counts[name] += more[name]
-                done += [_Shard(number, [], {})] * more["n_shards"]
+                done += [number] * more["n_shards"]
                 run.meter.peak = max(run.meter.peak, more["peak_memory"])
-    n_patches = sum(sum(len(part) for part in _rows_of(plan, shard.number)) for shard in done)
+    n_patches = sum(len(part) for number in done for part in _rows_of(plan, number))
     return {
         **run.counts,
         "n_patches": n_patches,
@@ -195,7 +200,8 @@ def _cut_image(
     corner = np.concatenate([part.corner for _, part in pieces])
     cell = np.concatenate([part.cell for _, part in pieces])
     step = _steps(cell, shard, plan)
-    arrays = _arrays(image)
+    # A survey looks at the image alone.
+    arrays = image.cut_arrays if run.job.target is not None else {"image": image}
     caches: dict[str, BlockCache] = {}
     for name, array in arrays.items():
         which = sample if array.layout.n_samples > 1 else np.zeros_like(sample)
@@ -231,20 +237,13 @@ def _cut_image(
             "it; on_error='skip' goes on without the shards that need it)"
         ) from error
     finally:
+        for shard_begun in begun.values():
+            shard_begun.settle(run.meter, index)
         for name, cache in caches.items():
             reads = cache.reads
             run.counts["chunk_reads" if name == "image" else "role_reads"] += reads.chunks
             run.counts["bytes_read"] += reads.nbytes
             run.counts["requests"] += reads.requests
-
-
-def _arrays(image: Image) -> dict[str, Image]:
-    """The arrays that are cut: the image, and labels and target where it has them."""
-    roles = {name: getattr(image, name) for name in ("labels", "target")}
-    return {
-        "image": image,
-        **{name: role.image for name, role in roles.items() if role is not None},
-    }
 
 
 _ARRAY_NAMES = {"image": "images", "labels": "labels", "target": "targets"}
@@ -296,20 +295,21 @@ def _counter(run: _Run, index: int, image: Image, blocks: Ints, begun: dict[int,
         if shard is None:
             return
         members = patch[begin[k] : end[k]]
-        _tally(shard, index, layout, flat, pixels, patches.take(members), plan.patch_size)
+        _tally(run, shard, index, layout, flat, pixels, patches.take(members))
 
     return count
 
 
 def _tally(
+    run: _Run,
     shard: _Shard,
     index: int,
     layout: Layout,
     block: int,
     pixels: Pixels,
     patches: Patches,
-    size: Sequence[int],
 ) -> None:
+    size = run.plan.patch_size
     first, _ = layout.space.box(layout.space.unflat(block % layout.space.n_chunks).tolist())
     extent = pixels.shape[2:]
     _, samples = layout.samples_of(np.asarray([block]))
@@ -325,7 +325,9 @@ def _tally(
             if tally is None:
                 tally = shard.tallies[index, channel] = Tally(pixels.dtype)
             plane = pixels[inside, channel]
+            before = tally.nbytes
             tally.add(plane if covered is None else plane[covered])
+            run.meter.take(tally.nbytes - before)
 
 
 def _commit(run: _Run, shard: _Shard) -> None:
@@ -339,13 +341,14 @@ def _commit(run: _Run, shard: _Shard) -> None:
         target.write(shard_name(job.specs[name], shard.number), data)
         run.counts["bytes_written"] += len(data)
         run.meter.give(len(data))
-    summaries = {key: tally.summary() for key, tally in shard.tallies.items()}
+    shard.settle(run.meter)
     for name, data in (
-        (summary_name(shard.number), summary_bytes(summaries)),
+        (summary_name(shard.number), summary_bytes(shard.summaries)),
         (manifest_name(shard.number), manifest_bytes(_manifest(plan, shard.parts))),
     ):
         target.write(name, data)
         run.counts["bytes_written"] += len(data)
+    shard.summaries.clear()
 
 
 def _manifest(plan: Plan, parts: Sequence[Patches]) -> dict[str, Any]:

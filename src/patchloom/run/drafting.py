@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -12,8 +14,9 @@ from dask.utils import parse_bytes
 from pydantic import BaseModel
 
 from patchloom.coverage import threshold
-from patchloom.errors import ConfigError, PatchSizeError, PlanError
+from patchloom.errors import ConfigError, IdentityError, PatchSizeError, PlanError
 from patchloom.image import Image, Ints
+from patchloom.patching.config import SequentialConfig
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.planning.cells import Cells, spatial_order
@@ -90,8 +93,14 @@ def plan(
     >>> patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]}).n_patches
     9
     """
-    images = (images,) if isinstance(images, Image) else tuple(images)
+    images = (images,) if isinstance(images, Image) else tuple(images or ())
     config = parse_patching(patching)
+    if isinstance(config, SequentialConfig) and config.overlaps is None:
+        # Written or not, no overlap is the same plan.
+        config = config.model_copy(update={"overlaps": [0] * len(config.patch_size)})
+    seed = _whole("seed", seed)
+    if rows_per_shard is not None:
+        rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
     coverage = _check(images, min_coverage, edge, order, window)
     _check_patch(images, config.patch_size, edge)
     check_columns([image.metadata for image in images])
@@ -109,10 +118,10 @@ def plan(
         # Such an image offers no candidate; it is named so that an empty plan says why.
         reasons[f"image smaller than the patch: {', '.join(too_small[:20])}"] = 0
     cells = Cells.join(parts)
+    if not len(cells) and not reasons:
+        reasons["offered by the strategy"] = 0
     shape = (images[0].layout.n_channels, *config.patch_size)
     patch_bytes = math.prod(shape) * images[0].dtype.itemsize
-    if rows_per_shard is not None and rows_per_shard < 1:
-        raise ConfigError(f"rows_per_shard is at least 1, got {rows_per_shard}")
     units = cells.units(images)
     sizes = np.bincount(units, cells.kept).astype(np.int64)
     rows = rows_per_shard or shard_rows(patch_bytes, sizes)
@@ -125,7 +134,7 @@ def plan(
         edge=edge,
         min_coverage=coverage,
         order=order,
-        seed=int(seed),
+        seed=seed,
         rows_per_shard=rows,
         window=window,
         memory=_bytes(memory),
@@ -184,6 +193,12 @@ def _check(
 ) -> Fraction:
     if not images or not all(isinstance(image, Image) for image in images):
         raise PlanError("a plan is over at least one Image; open them with open_images")
+    equal = sorted(name for name, n in Counter(i.id for i in images).items() if n > 1)
+    if equal:
+        raise IdentityError(
+            f"every image of a plan has an id of its own, but several are called {equal}; name "
+            "them when they are opened: ids=[...]"
+        )
     if edge not in ("drop", "shift", "pad"):
         raise ConfigError(f"edge= is 'drop', 'shift' or 'pad', got {edge!r}")
     if order != "spatial":
@@ -192,7 +207,7 @@ def _check(
         raise ConfigError(f"window= belongs to shuffled orders, got {window!r} for 'spatial'")
     try:
         coverage = Fraction(str(min_coverage))
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         coverage = Fraction(-1)
     if not 0 <= coverage <= 1:
         raise ConfigError(
@@ -255,9 +270,21 @@ def _check_patch(images: Sequence[Image], size: Sequence[int], edge: str) -> Non
         )
 
 
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """A setting that is an integer."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or (least is not None and found < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ConfigError(f"{name}= is an integer{bound}, got {value!r}")
+    return found
+
+
 def _bytes(memory: str | int) -> int:
     try:
-        found = int(parse_bytes(memory))
+        found = int(parse_bytes(memory)) if isinstance(memory, str) else operator.index(memory)
     except (ValueError, TypeError):
         found = 0
     if found < 1:

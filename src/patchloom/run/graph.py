@@ -79,25 +79,17 @@ class _Ids:
 
     arrays: tuple[ArrayKey, ...]
     chunks: tuple[tuple[tuple[int, ...], ...], ...]
-    counted: tuple[int, ...]
+    fresh: tuple[frozenset[tuple[int, ...]], ...]
+    """Those that no earlier task is handed: this one counts them."""
 
 
 def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:
     found, at = {}, 0
-    for key, chunks, counted in zip(ids.arrays, ids.chunks, ids.counted, strict=True):
+    for key, chunks, fresh in zip(ids.arrays, ids.chunks, ids.fresh, strict=True):
         mine = blocks[at : at + len(chunks)]
         at += len(chunks)
         pixels = {c: np.asarray(b) for c, b in zip(chunks, mine, strict=True)}
-        found[key] = Supplied(pixels, counted)
-    return found
-
-
-def _cut_arrays(image: Image, job: Job | None) -> dict[str, Image]:
-    found = {"image": image}
-    for name in ("labels", "target"):
-        role = getattr(image, name)
-        if role is not None and job is not None:
-            found[name] = role.image
+        found[key] = Supplied(pixels, fresh)
     return found
 
 
@@ -118,8 +110,8 @@ def _lazy_arrays(plan: Plan, job: Job | None) -> dict[ArrayKey, Any]:
     return {
         (index, name): array.source.lazy(array)
         for index, image in enumerate(plan.images)
-        for name, array in _cut_arrays(image, job).items()
-        if not array.source.addressable
+        for name, array in image.cut_arrays.items()
+        if not array.source.addressable and (job is not None or name == "image")
     }
 
 
@@ -129,7 +121,7 @@ def _supplies(
     """The chunks that a task needs of the lazy arrays, and their keys."""
     arrays: list[ArrayKey] = []
     chunks: list[tuple[tuple[int, ...], ...]] = []
-    fresh: list[int] = []
+    fresh: list[frozenset[tuple[int, ...]]] = []
     keys: list[Any] = []
     if not lazies:
         return _Ids((), (), ()), []
@@ -141,7 +133,7 @@ def _supplies(
             lazy = lazies.get((patches.image, name))
             if lazy is None:
                 continue
-            array = image if name == "image" else getattr(image, name).image
+            array = image.cut_arrays[name]
             layout = array.layout
             sample = patches.sample if layout.n_samples > 1 else np.zeros_like(patches.sample)
             _, blocks = touches(layout, sample, patches.corner, plan.patch_size)
@@ -150,7 +142,8 @@ def _supplies(
             chunks.append(tuple(rows))
             mine = [(lazy.name, *row) for row in rows]
             # Dask computes a block once however many tasks need it: the first one counts it.
-            fresh.append(sum(key not in counted for key in mine))
+            new = zip(rows, mine, strict=True)
+            fresh.append(frozenset(row for row, key in new if key not in counted))
             counted.update(mine)
             keys += mine
     return _Ids(tuple(arrays), tuple(chunks), tuple(fresh)), keys

@@ -126,14 +126,27 @@ def materialize(
     (4, 1.0)
     """
     begun = time.perf_counter()
+    if not isinstance(plan, Plan):
+        raise ConfigError(
+            f"materialize takes a Plan, got {type(plan).__name__}; make one with plan"
+        )
+    if not isinstance(url, str | os.PathLike) or not os.fspath(url):
+        raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
     target = Location.of(url, storage_options)
     q = check_percentiles(percentiles)
     _check_choices(normalize, over, on_error)
     specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
     arrays = {name: spec.document(plan.n_patches) for name, spec in specs.items()}
     attributes = _attributes(plan, specs, q, normalize, over)
-    existing = _claim(target, attributes, resume)
-    done = _finished(target, plan, specs) if existing is not None else set()
+    found = target.list()
+    existing = _claim(target, found, attributes, arrays, resume)
+    target.remove([name for name in found if PARTIAL.search(name)])
+    if existing is not None:
+        target.abort_uploads()
+    done = _finished(found, plan, specs) if existing is not None else set()
+    for name, array in arrays.items():
+        if f"{name}/zarr.json" not in found:
+            target.write(f"{name}/zarr.json", as_json(array))
     if existing is not None and existing.get("complete") and len(done) == plan.n_shards:
         return _report(plan, target, [], begun, Reads(), done, set(), True)
     survey, surveyed = Reads(), None
@@ -146,9 +159,8 @@ def materialize(
             else survey_patches(plan, progress=progress)
         )
     scaling = None if normalize is None else Scaling.of(normalize, surveyed or {}, q)
-    if existing is None:
-        for name, array in arrays.items():
-            target.write(f"{name}/zarr.json", as_json(array))
+    if existing is None or len(done) < plan.n_shards:
+        # Not complete (any more): readers are told before anything else is written.
         target.write("zarr.json", as_json(group_document(attributes, arrays)))
     missing = [shard for shard in range(plan.n_shards) if shard not in done]
     job = Job(target, specs, scaling, skip=on_error == "skip")
@@ -238,7 +250,13 @@ def _attributes(
     }
 
 
-def _claim(target: Location, attributes: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+def _claim(
+    target: Location,
+    found: Mapping[str, int],
+    attributes: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    resume: bool,
+) -> dict[str, Any] | None:
     """The attributes of a store of this very job, None where nothing stands, else an error."""
     try:
         existing = read_attributes(target)
@@ -247,9 +265,13 @@ def _claim(target: Location, attributes: Mapping[str, Any], resume: bool) -> dic
             f"a store goes where nothing else is, but {error}; nothing was touched"
         ) from None
     if existing is None:
-        others = target.list()
-        left = [name for name in others if not PARTIAL.search(name)]
-        left = [n for n in left if n.split("/")[0] not in ("images", "labels", "targets")]
+        # A run that was killed at once leaves array metadata; everything else is somebody's.
+        ours = {f"{name}/zarr.json": as_json(array) for name, array in arrays.items()}
+        left = [
+            name
+            for name in found
+            if not PARTIAL.search(name) and (name not in ours or target.read(name) != ours[name])
+        ]
         if left:
             raise ExistsError(
                 f"a store goes where nothing else is, but {target.shown!r} holds "
@@ -276,11 +298,8 @@ def _claim(target: Location, attributes: Mapping[str, Any], resume: bool) -> dic
     return existing
 
 
-def _finished(target: Location, plan: Plan, specs: Mapping[str, ArraySpec]) -> set[int]:
-    """The shards that are committed, from one listing; leftovers of killed writes go."""
-    found = target.list()
-    target.remove([name for name in found if PARTIAL.search(name)])
-    target.abort_uploads()
+def _finished(found: Mapping[str, int], plan: Plan, specs: Mapping[str, ArraySpec]) -> set[int]:
+    """The shards that are committed, from one listing."""
     return {
         shard
         for shard in range(plan.n_shards)

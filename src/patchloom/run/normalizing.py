@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,12 @@ class Scaling:
             ends = {k: percentiles(s, (min(q), max(q))) for k, s in summaries.items()}
             shift = {k: float(v[0]) for k, v in ends.items()}
             span = {k: float(v[1] - v[0]) for k, v in ends.items()}
+        bad = [k for k in shift if not math.isfinite(shift[k]) or not math.isfinite(span[k])]
+        if any(summaries[k].count for k in bad):
+            raise ConfigError(
+                f"normalize={kind!r} needs finite statistics, got none for (image, channel) "
+                f"{bad[:5]}; are there infinities? store the source's pixels: normalize=None"
+            )
         return cls(shift, span, kind == "percentile")
 
     def apply(self, image: int, patches: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -76,6 +76,8 @@ def statistics(
     49.5
     """
     images = (images,) if isinstance(images, Image) else tuple(images)
+    if not all(isinstance(image, Image) for image in images):
+        raise ConfigError("statistics are of images; open them with open_images")
     q = check_percentiles(percentiles)
     if over != "image":
         raise ConfigError(f"statistics(over=) is 'image' in this version, got {over!r}")
@@ -169,7 +171,7 @@ def _count_blocks(image: Image, span: _Span, supplied: list[Any]) -> tuple[Found
     else:
         rows = [tuple(r) for r in stored_chunks(image, np.arange(span.start, span.stop)).tolist()]
         pixels = {r: np.asarray(b) for r, b in zip(rows, supplied, strict=True)}
-        reader = Supplied(pixels, len(rows)).reader()
+        reader = Supplied(pixels, frozenset(rows)).reader()
     tallies: dict[int, Tally] = {}
     axes = image.axes
     size = int(np.prod(image.grid.chunks)) * image.dtype.itemsize

@@ -115,7 +115,7 @@ def check_numeric(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
     NotAnArrayError
         For strings, objects, complex numbers, times and structures.
     """
-    if np.dtype(dtype).kind not in "biuf":
+    if np.dtype(dtype).kind not in "biuf" or np.dtype(dtype).itemsize > 8:
         raise NotAnArrayError(
             f"an image is an array of integers, floats or bools, got dtype {dtype} in {what}; "
             "convert it first, or name another array"

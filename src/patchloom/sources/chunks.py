@@ -169,7 +169,8 @@ class DirectReader:
         except Exception as error:
             raise ChunkError(
                 f"every chunk that a patch needs must decode, but chunk {row} of {self._shown} "
-                f"(object {key}, {len(data):,} bytes) does not: {type(error).__name__}: {error}; "
+                f"(object {key}, {len(data):,} bytes) does not: "
+                f"{self._location.describe(error)}; "
                 "restore that object from its source"
             ) from error
         if pixels.dtype != self._dtype:
@@ -251,27 +252,29 @@ class DirectReader:
     def _get(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[Bytes | None]:
         """One batch of reads; None where the object does not exist."""
         self.reads.requests += len(ranges)
-        paths = [f"{self._root}/{key}" for key, _, _ in ranges]
+        paths = [self._location.inside(self._root, key) for key, _, _ in ranges]
         found: list[Bytes | None]
         if isinstance(self._fs, LocalFileSystem):
             found = [_get_local(path, a, b) for path, (_, a, b) in zip(paths, ranges, strict=True)]
         elif paths:
             found = [
-                self._checked(item, path)
-                for item, path in zip(_get_remote(self._fs, paths, ranges), paths, strict=True)
+                self._checked(item, key)
+                for item, (key, _, _) in zip(
+                    _get_remote(self._fs, paths, ranges), ranges, strict=True
+                )
             ]
         else:
             found = []
         self.reads.nbytes += sum(len(data) for data in found if data is not None)
         return found
 
-    def _checked(self, item: Any, path: str) -> Bytes | None:
+    def _checked(self, item: Any, key: str) -> Bytes | None:
         if isinstance(item, FileNotFoundError | KeyError):
             return None
         if isinstance(item, Exception):
             raise ChunkError(
-                f"every chunk that a patch needs must be readable, but {path} is not: "
-                f"{type(item).__name__}: {item}; mend the access and run the same call again"
+                f"every chunk that a patch needs must be readable, but {key} of {self._shown} is "
+                f"not: {self._location.describe(item)}; mend the access and run the same call again"
             ) from item
         data: Bytes = item
         return data

@@ -92,8 +92,8 @@ def open_images(
     """
     options = dict(storage_options or {})
     items = _expand(urls, options)
-    if ids is not None and len(ids) != len(items):
-        raise IdentityError(f"ids= has one name an image, got {len(ids)} for {len(items)} images")
+    if ids is not None and (isinstance(ids, str) or len(ids) != len(items)):
+        raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(items)} images")
     images = []
     for position, item in enumerate(items):
         name = None if ids is None else str(ids[position])
@@ -114,7 +114,11 @@ def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
         return [urls]
     if isinstance(urls, str | os.PathLike):
         text = os.fspath(urls)
-        if not _MAGIC & set(text.partition("://")[2] or text):
+        if not text:
+            raise SourceMissingError("open_images takes paths, URLs or arrays, got an empty one")
+        web = text.startswith(("http://", "https://"))
+        magic = _MAGIC - {"?"} if web else _MAGIC
+        if not magic & set(text.partition("://")[2] or text) or os.path.exists(text):
             return [text]
         location = Location.of(text, options)
         fs, path = location.open()
@@ -123,7 +127,7 @@ def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
         except Exception as error:
             raise SourceMissingError(
                 f"the folder of {location.shown!r} must be readable, but it is not: "
-                f"{type(error).__name__}: {error}; check the path and the credentials"
+                f"{location.describe(error)}; check the path and the credentials"
             ) from error
         if not found:
             raise SourceMissingError(
@@ -152,6 +156,10 @@ def _open(
     position: int,
 ) -> Image:
     if is_array(item):
+        if level != 0:
+            raise SourceError(
+                f"only an OME-Zarr image has levels, got level={level!r} for an array"
+            )
         # A Dask array's name is a hash; an xarray's is its user's.
         own = getattr(item, "name", None) if hasattr(item, "dims") else None
         return _from_array(item, axes, name or str(own or f"image-{position}"))
@@ -161,9 +169,16 @@ def _open(
 
 def _from_array(array: Any, axes: str | None, name: str) -> Image:
     dims = tuple(str(d) for d in getattr(array, "dims", ()))
+    if dims and not getattr(array.variable, "_in_memory", True) and array.chunks is None:
+        array = array.chunk()  # a lazy xarray would be read whole by asking for its data
     data = array.data if dims else array
     if not (isinstance(data, np.ndarray) or hasattr(data, "dask")):
-        data = np.asarray(data)
+        data = _lazy(data)
+    if any(n != n for sizes in getattr(data, "chunks", None) or () for n in sizes):
+        raise SourceError(
+            f"the extents of a Dask array are known, got chunks {data.chunks} in {name!r}; "
+            "call compute_chunk_sizes() first"
+        )
     named = "".join(_DIM_NAMES.get(d.lower(), d.lower()) for d in dims)
     parsed = _axes(axes, named if len(named) == len(dims) else "", data.ndim, name)
     dtype = check_numeric(data.dtype, f"image {name!r}")
@@ -177,6 +192,13 @@ def _from_array(array: Any, axes: str | None, name: str) -> Image:
         chunks=chunks,
         source=ArraySource(data.rechunk(chunks) if hasattr(data, "dask") else data),
     )
+
+
+def _lazy(array: Any) -> Any:
+    """A Dask array over something else that can be sliced, for example an open zarr.Array."""
+    import dask.array as da
+
+    return da.from_array(array, chunks=getattr(array, "chunks", None) or "auto")
 
 
 def _from_node(node: Node, axes: str | None, level: int | str, name: str) -> Image:
@@ -347,8 +369,10 @@ def _with_samples(images: Sequence[Image], sample: Any) -> list[Image]:
     if isinstance(sample, Mapping):
         nested = sample and all(isinstance(v, Mapping) for v in sample.values())
         rows = [sample.get(i.id) for i in images] if nested else [sample] * len(images)
-    else:
+    elif isinstance(sample, Sequence):
         rows = list(sample)
+    else:
+        rows = []
     good = [row for row in rows if isinstance(row, Mapping)]
     if len(rows) != len(images) or len(good) != len(rows):
         raise IdentityError(
@@ -356,7 +380,10 @@ def _with_samples(images: Sequence[Image], sample: Any) -> list[Image]:
             f"image, or one for each image id; the images are {[i.id for i in images]}"
         )
     return [
-        replace(image, metadata={str(k): v for k, v in row.items()})
+        replace(
+            image,
+            metadata={str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()},
+        )
         for image, row in zip(images, good, strict=True)
     ]
 

@@ -166,7 +166,7 @@ def _document(location: Location, name: str) -> dict[str, Any] | None:
     except Exception as error:
         raise SourceMissingError(
             f"an image's URL must exist and be readable, but {location.shown}/{name} is not: "
-            f"{type(error).__name__}: {error}; check the path, the credentials and the network"
+            f"{location.describe(error)}; check the path, the credentials and the network"
         ) from error
     if data is None:
         return None
@@ -190,7 +190,7 @@ def _checked(location: Location, metadata: ArrayMetadata) -> ArrayMetadata:
     except Exception as error:
         raise NotAnArrayError(
             f"{location.shown!r} is a Zarr array whose metadata cannot be used: "
-            f"{type(error).__name__}: {error}"
+            f"{location.describe(error)}"
         ) from error
     if any(int(c) < 1 for c in chunks):
         raise ChunkError(f"a chunk extends at least 1 pixel, got {chunks} in {location.shown!r}")

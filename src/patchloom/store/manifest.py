@@ -26,8 +26,9 @@ __all__ = [
 
 RESERVED = frozenset(
     {"patch_id", "image_id", "sample", "start_z", "start_y", "start_x", "coverage", "split", "row"}
+    | {"images", "labels", "targets", "patch", "c", "c_labels", "c_targets", "z", "y", "x"}
 )
-"""Columns that every manifest may have; metadata columns have other names."""
+"""Columns of every manifest and names of its xarray view; metadata columns have other names."""
 
 SummaryKey = tuple[int, int]
 
@@ -54,6 +55,13 @@ def check_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                     f"a metadata value is text, a number, a flag or None, got "
                     f"{type(value).__name__} for {name!r}"
                 )
+    for name in names:
+        try:
+            pa.array([row.get(name) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise ConfigError(
+                f"a metadata column has values of one type in all images, got {name!r}: {error}"
+            ) from None
     return names
 
 
@@ -72,32 +80,41 @@ def summary_bytes(summaries: Mapping[SummaryKey, Summary]) -> bytes:
     """What one shard adds to the statistics: (image, channel) -> summary."""
     keys = sorted(summaries)
     parts = [summaries[key] for key in keys]
-    lengths = [len(part.values) for part in parts]
-    images = np.repeat(np.array([k[0] for k in keys], np.int32), lengths)
-    channels = np.repeat(np.array([k[1] for k in keys], np.int32), lengths)
     head = [
-        [*key, p.exact, p.nans, *(float(v).hex() for v in (p.low, p.high, p.total, p.squares))]
+        [
+            *key,
+            len(p.values),
+            p.exact,
+            p.nans,
+            *(float(v).hex() for v in (p.low, p.high, p.total, p.squares)),
+        ]
         for key, p in zip(keys, parts, strict=True)
     ]
+    values = _joined([p.values for p in parts], np.float64)
+    small = len(values) > 0 and bool(np.abs(values).max() < 2**31)
+    if small and bool((values == np.trunc(values)).all()):
+        # Consecutive grey levels: their differences take next to no room.
+        values = values.astype(np.int32)
     table = pa.table(
-        {
-            "image": images,
-            "channel": channels,
-            "value": _joined([p.values for p in parts], np.float64),
-            "count": _joined([p.counts for p in parts], np.int64),
-        }
+        {"value": values, "count": _joined([p.counts for p in parts], np.int64)}
     ).replace_schema_metadata({b"summaries": json.dumps(head).encode()})
-    return _parquet(table)
+    whole = [name for name in ("value", "count") if pa.types.is_integer(table[name].type)]
+    return _parquet(
+        table,
+        use_dictionary=False,
+        column_encoding=dict.fromkeys(whole, "DELTA_BINARY_PACKED"),
+    )
 
 
 def read_summaries(data: bytes) -> dict[SummaryKey, Summary]:
     """Inverse of `summary_bytes`."""
     table = pq.read_table(io.BytesIO(data))
-    image, channel = table["image"].to_numpy(), table["channel"].to_numpy()
-    value, count = table["value"].to_numpy(), table["count"].to_numpy()
-    found = {}
-    for i, c, exact, nans, *numbers in json.loads(table.schema.metadata[b"summaries"]):
-        mine = (image == i) & (channel == c)
+    value = table["value"].to_numpy().astype(np.float64)
+    count = table["count"].to_numpy()
+    found, at = {}, 0
+    for i, c, n, exact, nans, *numbers in json.loads(table.schema.metadata[b"summaries"]):
+        mine = slice(at, at + n)
+        at += n
         found[i, c] = Summary(
             value[mine], count[mine], exact, nans, *(float.fromhex(v) for v in numbers)
         )
@@ -108,7 +125,7 @@ def _joined(parts: Sequence[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
     return np.concatenate([np.zeros(0, dtype), *parts])
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(table: pa.Table, **options: Any) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", **options)
     return sink.getvalue()

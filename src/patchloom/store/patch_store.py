@@ -70,10 +70,10 @@ def read_attributes(location: Location) -> dict[str, Any] | None:
     """
     try:
         data = location.read("zarr.json")
-    except OSError as error:
+    except Exception as error:  # each file system has errors of its own
         raise SourceMissingError(
             f"a store must be readable, but {location.shown!r} is not: "
-            f"{type(error).__name__}: {error}"
+            f"{location.describe(error)}; check the path and the credentials"
         ) from error
     if data is None:
         return None

@@ -28,10 +28,14 @@ def check_percentiles(q: Sequence[float]) -> tuple[float, ...]:
     ConfigError
         If one is not in [0, 100].
     """
-    found = tuple(float(v) for v in q)
-    if any(not 0 <= v <= 100 for v in found):
+    try:
+        found = tuple(float(v) for v in q)
+    except (TypeError, ValueError):
+        found = (math.nan,)
+    if any(not 0 <= v <= 100 for v in found) or len(set(found)) != len(found):
         raise ConfigError(
-            f"percentiles are in percent, from 0 to 100, got {list(q)}; 0.01 means the 0.01st"
+            f"percentiles are different numbers in percent, from 0 to 100, got {q!r}; "
+            "give a list such as (1, 99)"
         )
     return found
 
@@ -43,7 +47,7 @@ def document(
     q: Sequence[float],
     over: str,
 ) -> dict[str, Any]:
-    """Statistics as JSON: numbers that are not finite become null."""
+    """Statistics as JSON: NaN becomes null, infinities their names."""
     empty = Summary.empty()
     grid = [
         [summaries.get((i, c), empty) for c in range(len(channels))] for i in range(len(images))
@@ -63,8 +67,8 @@ def document(
         "nans": numbers(lambda s: s.nans),
         "mean": numbers(lambda s: s.mean),
         "std": numbers(lambda s: s.std),
-        "min": numbers(lambda s: s.low),
-        "max": numbers(lambda s: s.high),
+        "min": numbers(lambda s: s.low if s.count else math.nan),
+        "max": numbers(lambda s: s.high if s.count else math.nan),
         "percentile": [
             [[_plain(v) for v in percentiles(s, q).tolist()] for s in row] for row in grid
         ],
@@ -84,8 +88,10 @@ def from_document(found: Mapping[str, Any]) -> xarray.Dataset:
 
     def column(name: str, *more: int) -> Any:
         values = np.array(found[name], object).reshape(*shape, *more)
-        dtype = np.int64 if name in ("count", "nans") else np.float64
-        return np.where(values == None, math.nan, values).astype(dtype)  # noqa: E711
+        if name in ("count", "nans"):
+            return values.astype(np.int64)
+        numbers = [math.nan if v is None else float(v) for v in values.ravel()]
+        return np.array(numbers, np.float64).reshape(values.shape)
 
     variables = {name: (("image", "channel"), column(name)) for name in _NUMBERS}
     quantiles = found["quantiles"]
@@ -121,5 +127,7 @@ def dataset(
     return from_document(document(summaries, images, channels, q, over))
 
 
-def _plain(value: float) -> float | int | None:
-    return value if isinstance(value, int) or math.isfinite(value) else None
+def _plain(value: float) -> float | int | str | None:
+    if isinstance(value, int) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
