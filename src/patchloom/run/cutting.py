@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,7 +170,7 @@ def _rows_of(plan: Plan, shard: int) -> list[Patches]:
     return plan.patches(start, min(start + plan.rows_per_shard, plan.n_patches))
 
 
-def _walk(run: _Run, shards: Sequence[int]) -> Any:
+def _walk(run: _Run, shards: Sequence[int]) -> Iterator[_Shard]:
     """Cut the shards in order, yielding each as soon as it is full."""
     plan, job = run.plan, run.job
     begun: dict[int, _Shard] = {}
@@ -192,7 +192,7 @@ def _walk(run: _Run, shards: Sequence[int]) -> Any:
 
 def _cut_image(
     run: _Run, index: int, pieces: Sequence[tuple[int, Patches]], begun: dict[int, _Shard]
-) -> Any:
+) -> Iterator[_Shard]:
     """Cut the patches that some shards take from one image."""
     plan, image = run.plan, run.plan.images[index]
     shard = np.concatenate([np.full(len(part), number) for number, part in pieces])
@@ -202,10 +202,14 @@ def _cut_image(
     step = _steps(cell, shard, plan)
     # A survey looks at the image alone.
     arrays = image.cut_arrays if run.job.target is not None else {"image": image}
+    # Labels or a target without samples of their own are the same for all samples.
+    samples = {
+        name: sample if array.layout.n_samples > 1 else np.zeros_like(sample)
+        for name, array in arrays.items()
+    }
     caches: dict[str, BlockCache] = {}
     for name, array in arrays.items():
-        which = sample if array.layout.n_samples > 1 else np.zeros_like(sample)
-        patch, block = touches(array.layout, which, corner, plan.patch_size)
+        patch, block = touches(array.layout, samples[name], corner, plan.patch_size)
         counter = _counter(run, index, image, np.unique(block), begun) if name == "image" else None
         supplied = run.supplied.get((index, name))
         reader = supplied.reader() if supplied is not None else array.source.reader()
@@ -219,9 +223,7 @@ def _cut_image(
             for name, cache in caches.items():
                 cache.enter(k)
                 if run.job.target is not None:
-                    shared = arrays[name].layout.n_samples == 1
-                    at = 0 if shared else int(sample[a])
-                    pixels = cache.windows(at, corner[a:b], plan.patch_size)
+                    pixels = cache.windows(int(samples[name][a]), corner[a:b], plan.patch_size)
                     _store(run, current, name, index, pixels)
                 cache.leave(k)
             current.left -= b - a
@@ -271,7 +273,9 @@ def _store(run: _Run, shard: _Shard, name: str, image: int, pixels: Pixels) -> N
     run.meter.give(pixels.nbytes)
 
 
-def _counter(run: _Run, index: int, image: Image, blocks: Ints, begun: dict[int, _Shard]) -> Any:
+def _counter(
+    run: _Run, index: int, image: Image, blocks: Ints, begun: dict[int, _Shard]
+) -> Callable[[int, Pixels], None]:
     """A function that counts a block's pixels when it arrives, each pixel once.
 
     A block belongs to the shard of the first row that touches it, wherever that row is
