@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import truth
 from tests.servers.gcs import GcsServer, serve_gcs
 from tests.servers.http import HttpServer, serve_http
 from tests.servers.s3 import S3Kind, S3Server, available_kinds, serve_s3
+
+# A busy machine is no failure: no test depends on how long an example takes.
+settings.register_profile("patchloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patchloom")
 
 # Run as a program of its own; imports aiohttp, which may be absent, when doctests are looked for.
 collect_ignore = ["servers/gcs_emulator.py"]
