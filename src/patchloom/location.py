@@ -46,8 +46,8 @@ class Location:
 
     >>> Location("s3://key:secret@bucket/a06.ome.zarr").shown
     's3://bucket/a06.ome.zarr'
-    >>> Location("data/a06.ome.zarr/").stem
-    'a06'
+    >>> Location("data/a06.ome.zarr/").stem, Location("slide.001.zarr").stem
+    ('a06', 'slide.001')
     """
 
     url: str
@@ -93,9 +93,8 @@ class Location:
 
     @property
     def stem(self) -> str:
-        """The last name of the path, up to its first dot."""
-        name = PurePosixPath(self.shown).name
-        return name.split(".")[0] or name
+        """The last name of the path without its suffix, and without ``.ome`` before that."""
+        return PurePosixPath(self.shown).stem.removesuffix(".ome") or PurePosixPath(self.shown).name
 
     @property
     def scheme(self) -> str:

@@ -68,7 +68,8 @@ def open_images(
     storage_options
         For fsspec, for example credentials; never shown, saved or written to a store.
     ids
-        One name an image; by default its stem, the last part of the path up to its first dot.
+        One name an image; by default its stem: the last part of the path without its suffix, and
+        without ``.ome`` before that.
 
     Returns
     -------
