@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from patchloom.coverage import threshold
 from patchloom.errors import ConfigError, PatchSizeError, PlanError
 from patchloom.image import Image, Ints
+from patchloom.patching.config import WholeSampleConfig
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.planning.cells import Cells, spatial_order
@@ -48,7 +49,9 @@ def plan(
         From `open_images`. All have the same dtype, spatial axes and number of channels.
     patching
         A strategy, for example ``{"name": "sequential", "patch_size": [256, 256],
-        "overlaps": [0, 0]}`` or ``{"name": "random", "patch_size": [64, 64], "n_patches": 500}``.
+        "overlaps": [0, 0]}`` or ``{"name": "random", "patch_size": [64, 64], "n_patches": 500}``;
+        the names are ``sequential``, ``tiled``, ``chunk_aligned``, ``random``, ``fixed_random``
+        and ``whole``.
         Sizes are pixels of the opened level, on the axes (z,) y, x.
     min_coverage
         Share of a patch that its mask must cover, in [0, 1]; 1 means wholly covered, 0 keeps
@@ -93,23 +96,25 @@ def plan(
     images = (images,) if isinstance(images, Image) else tuple(images)
     config = parse_patching(patching)
     coverage = _check(images, min_coverage, edge, order, window)
-    _check_patch(images, config.patch_size, edge)
+    if isinstance(config, WholeSampleConfig):
+        _check_whole(images, edge)
+    else:
+        _check_patch(images, config.patch_size, edge)
     check_columns([image.metadata for image in images])
     strategy = patching_of(images, config, edge, seed)
+    size = strategy.patch_size
     parts, rejected = [], dict.fromkeys(("outside the mask",), 0)
     for index, image in enumerate(images):
         cells, left_out = _select(strategy, index, image, coverage)
         rejected["outside the mask"] += left_out
         parts.append(cells.take(spatial_order(cells.cell, image.layout)))
-    too_small = [
-        image.id for image in images if edge != "pad" and _is_smaller(image, config.patch_size)
-    ]
+    too_small = [image.id for image in images if edge != "pad" and _is_smaller(image, size)]
     reasons = {k: v for k, v in rejected.items() if v}
     if too_small:
         # Such an image offers no candidate; it is named so that an empty plan says why.
         reasons[f"image smaller than the patch: {', '.join(too_small[:20])}"] = 0
     cells = Cells.join(parts)
-    shape = (images[0].layout.n_channels, *config.patch_size)
+    shape = (images[0].layout.n_channels, *size)
     patch_bytes = math.prod(shape) * images[0].dtype.itemsize
     if rows_per_shard is not None and rows_per_shard < 1:
         raise ConfigError(f"rows_per_shard is at least 1, got {rows_per_shard}")
@@ -252,6 +257,17 @@ def _check_patch(images: Sequence[Image], size: Sequence[int], edge: str) -> Non
             f"{dict(zip(spatial, images[0].layout.space.shape, strict=True))}"
             f"{' and all others' if len(images) > 1 else ''}; take a smaller patch, a finer level, "
             "or edge='pad'"
+        )
+
+
+def _check_whole(images: Sequence[Image], edge: str) -> None:
+    shapes = {image.layout.space.shape: image.id for image in reversed(images)}
+    if edge != "pad" and len(shapes) > 1:
+        shown = ", ".join(f"{list(shape)} for {name!r}" for shape, name in [*shapes.items()][:5])
+        raise PatchSizeError(
+            f"the patches of one store have one size, got {len(shapes)} sizes of whole images "
+            f"({shown}{', ...' if len(shapes) > 5 else ''}); take edge='pad', which gives all the "
+            "largest extents, or plan the images of each size apart"
         )
 
 
