@@ -261,7 +261,9 @@ def _check_patch(images: Sequence[Image], size: Sequence[int], edge: str) -> Non
 
 
 def _check_whole(images: Sequence[Image], edge: str) -> None:
-    shapes = {image.layout.space.shape: image.id for image in reversed(images)}
+    shapes: dict[tuple[int, ...], str] = {}
+    for image in images:
+        shapes.setdefault(image.layout.space.shape, image.id)
     if edge != "pad" and len(shapes) > 1:
         shown = ", ".join(f"{list(shape)} for {name!r}" for shape, name in [*shapes.items()][:5])
         raise PatchSizeError(
