@@ -424,6 +424,7 @@ def test_metadata_columns_ride_along(tmp_path: Path) -> None:
         {"name": "chunk_aligned", "patch_size": [3, 8, 8], "overlaps": [1, 0, 5]},
         {"name": "fixed_random", "patch_size": [3, 9, 8], "n_patches": 25},
         {"name": "random", "patch_size": [3, 9, 8], "inside_chunks": True},
+        {"name": "stratified", "patch_size": [3, 9, 8]},
         {"name": "whole"},
     ],
     ids=lambda config: config["name"],

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from patchloom import patching
-from patchloom.errors import ConfigError, PatchSizeError
+from patchloom.errors import ConfigError, PatchSizeError, PlanError
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.randomness import below, key_of, philox
 from patchloom.testing import STRATEGIES, Geometry, PatchingLaws, check_laws
@@ -216,6 +216,173 @@ def test_aligned_grid_equals_stepping(g: Geometry, shift: int) -> None:
         for n, c, p in zip(shape[2:], row, g.size, strict=True)
     )
     assert strategy.is_aligned or (g.edge == "shift" and narrow)
+
+
+def coverage(strategy: Any, image: int = 0) -> np.ndarray[Any, Any]:
+    """How often each pixel is taken: int64[sample, *space], by adding at corners."""
+    space = strategy.grids[image].shape
+    samples = strategy.n_samples(image)
+    cells = np.arange(len(strategy.counts(image)))
+    corners, counts = strategy.corners(image, cells)
+    sample = np.repeat(cells // strategy.grids[image].n_chunks, counts)
+    times = np.zeros((samples, *(n + 1 for n in space)), np.int64)
+    for step in itertools.product((0, 1), repeat=len(space)):
+        ends = corners + np.asarray(step) * strategy.patch_size
+        np.add.at(times, (sample, *ends.T), (-1) ** sum(step))
+    for axis in range(1, times.ndim):
+        times = times.cumsum(axis)
+    return times[(slice(None), *(slice(0, n) for n in space))]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "chunks", "out"),
+    [
+        ((64,), (8,), (20,), []),
+        ((31,), (8,), (9,), []),
+        ((43, 37), (8, 7), (16, 11), []),
+        ((43, 37), (8, 7), (43, 37), []),
+        ((43, 37), (8, 7), (43, 37), [(2, 2), (2, 3)]),
+        ((40, 47), (8, 8), (13, 16), [(0, 0), (2, 3)]),
+        ((19, 17, 22), (5, 4, 5), (7, 9, 22), []),
+        ((20, 17, 23), (5, 4, 5), (7, 9, 8), [(1, 1, 2), (3, 3, 3)]),
+    ],
+)
+def test_stratified_takes_all_pixels_equally_often(
+    shape: tuple[int, ...], size: tuple[int, ...], chunks: tuple[int, ...], out: list[Any]
+) -> None:
+    """Once an epoch far from borders and excluded cells; on average as patches are whole."""
+    samples = 30000 if len(shape) < 3 else 6000
+    strategy = patching.StratifiedPatching([(samples, 1, *shape)], size, 1, chunks=[chunks])
+    for sample in range(samples if out else 0):
+        # Of one value: what all samples have in common would be weighed for each again.
+        strategy._excluded[0, sample] = frozenset(
+            int(np.ravel_multi_index(cell, strategy.grid_shape(0))) for cell in out
+        )
+    if out:
+        strategy._forget()
+        one = strategy._weigh(0, 0)
+        strategy._weights_of = {(0, sample): one for sample in range(samples)}
+    n = strategy.n_patches // samples
+    assert strategy.n_patches == n * samples
+    times = coverage(strategy)
+    forbidden = np.zeros(shape, bool)
+    for cell in out:
+        forbidden[tuple(slice(c * p, c * p + p) for c, p in zip(cell, size, strict=True))] = True
+    assert not times[:, forbidden].any()
+    near = np.ones(shape, bool)
+    near[tuple(slice(p, n - p) for p, n in zip(size, shape, strict=True))] = False
+    for cell in out:
+        around = (slice(max(0, c * p - p), c * p + 2 * p) for c, p in zip(cell, size, strict=True))
+        near[tuple(around)] = True
+    mean = times.mean(0)
+    error = np.sqrt(times.var(0) / samples)
+    assert (abs(mean - 1) <= 5 * error + 1e-12)[~near].all()
+    assert abs(mean[~near] - 1).max(initial=0) < (0.02 if len(shape) < 3 else 0.05)
+    if (~near).any():
+        assert abs(mean[~near].mean() - 1) < 0.01
+    if not out:
+        assert abs(mean.mean() - 1) <= 1 / n
+    if not out and chunks == shape:
+        # Where no chunk cuts a cell, one epoch is more even than independent draws would be.
+        assert times.var(0)[~near].mean() < 0.7
+
+
+@pytest.mark.parametrize("size", [(1,), (4,), (64,), (5, 3), (64, 64), (4, 3, 5)])
+def test_number_of_stratified_patches(size: tuple[int, ...]) -> None:
+    """Every pixel once on average, to within one part in the number of patches; never none."""
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        shape = [int(rng.integers(p, 6 * p + 1)) for p in size]
+        n = patching.StratifiedPatching([(1, 1, *shape)], size).n_patches
+        assert abs(n * math.prod(size) / math.prod(shape) - 1) <= 1 / n + 1e-12
+
+
+def test_region_probabilities_are_met() -> None:
+    """Patches begin in each region as often as its probability says, over 10^6 draws."""
+    samples, size, shape = 40000, (6, 5), (36, 35)
+    strategy = patching.StratifiedPatching([(samples, 1, *shape)], size, 3, chunks=[(16, 9)])
+    grid = strategy.grid_shape(0)
+    probs = {cell: 0.2 + 0.8 * (sum(cell) % 3) / 2 for cell in itertools.product(*map(range, grid))}
+    strategy.set_region_probs(0, 0, probs)
+    strategy._probs = {(0, sample): strategy._probs[0, 0] for sample in range(samples)}
+    one = strategy._weigh(0, 0)
+    strategy._weights_of = {(0, sample): one for sample in range(samples)}
+    corners, _ = strategy.corners(0, np.arange(len(strategy.counts(0))))
+    assert len(corners) > 800_000
+    began = np.zeros(grid, np.int64)
+    np.add.at(began, tuple((corners // size).T), 1)
+    inner = [c for c in probs if all(0 < k < n - 1 for k, n in zip(c, grid, strict=True))]
+    found = np.array([began[c] for c in inner])
+    expected = np.array([probs[c] * samples for c in inner])
+    # Systematic draws vary less than independent ones: the statistic is at most chi-square's.
+    assert chi_square(found, expected) < 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(g=geometries(), n=st.integers(0, 12))
+def test_validation_shares_no_pixel(g: Geometry, n: int) -> None:
+    """Train and validation are apart in every epoch, in bounds, and together of one grid."""
+    whole = patching.StratifiedPatching(g.shapes, g.size, g.seed, **g.common)
+    assume(small(whole))
+    before = whole.n_patches
+    cells = sum(map(len, whole.get_all_grid_coords().values()))
+    if n and n >= cells:
+        with pytest.raises(PlanError, match=f"{n} of {cells}"):
+            patching.create_val_split(whole, n, np.random.default_rng(0))
+        return
+    train, val = patching.create_val_split(whole, n, np.random.default_rng(g.seed))
+    assert val.n_patches == n
+    assert whole.n_patches == before
+    assert train.n_patches or not cells
+    held = [np.zeros((s, *space), bool) for s, _, *space in g.shapes]
+    for k in range(n):
+        spec = val.get_patch_spec(k)
+        box = [slice(a, a + p) for a, p in zip(spec["coords"], g.size, strict=True)]
+        part = held[spec["data_idx"]][spec["sample_idx"]][tuple(box)]
+        assert not part.any()
+        assert part.shape == g.size or g.edge == "pad"
+        part[...] = True
+    for epoch in range(3):
+        later = train.with_epoch(epoch)
+        for k in range(later.n_patches):
+            spec = later.get_patch_spec(k)
+            box = [slice(a, a + p) for a, p in zip(spec["coords"], g.size, strict=True)]
+            assert not held[spec["data_idx"]][spec["sample_idx"]][tuple(box)].any()
+
+
+@pytest.mark.parametrize(("extent", "cells"), [(127, 1), (150, 4), (191, 4), (192, 9)])
+def test_cells_of_awkward_sizes(extent: int, cells: int) -> None:
+    """No cell sticks out, and as many as all of them is an error with the numbers."""
+    whole = patching.StratifiedPatching([(1, 1, extent, extent)], (64, 64))
+    assert len(whole.get_all_grid_coords()[0, 0]) == cells
+    with pytest.raises(PlanError, match=f"{cells} of {cells}"):
+        patching.create_val_split(whole, cells, np.random.default_rng(0))
+    for k in range(cells):
+        train, val = patching.create_val_split(whole, k, np.random.default_rng(k))
+        assert train.n_patches
+        assert all(max(val.get_patch_spec(i)["coords"]) + 64 <= extent for i in range(k))
+
+
+def test_stratified_regions_and_epochs() -> None:
+    """Cells are listed and left out by name, epochs differ, and wrong cells are named."""
+    whole = patching.StratifiedPatching([(2, 1, 40, 30)], (10, 10), 9)
+    assert len(whole.get_all_grid_coords()[0, 1]) == 12
+    assert specs_of(whole, 0) != specs_of(whole.with_epoch(1), 0)
+    assert specs_of(whole, 0) == specs_of(whole.with_epoch(1).with_epoch(0), 0)
+    later = whole.with_epoch(1)
+    later.exclude_patches(0, 1, [(0, 0), (3, 2)])
+    later.exclude_patches(0, 1, [(1, 1)])
+    assert (3, 2) not in later.get_included_grid_coords()[0, 1]
+    assert len(later.get_included_grid_coords()[0, 1]) == 9
+    assert len(whole.get_included_grid_coords()[0, 1]) == 12
+    with pytest.raises(IndexError, match=r"\(4, 0\)"):
+        whole.exclude_patches(0, 0, [(4, 0)])
+    with pytest.raises(IndexError, match="sample 2"):
+        whole.set_region_probs(0, 2, {(0, 0): 0.5})
+    with pytest.raises(PatchSizeError, match=r"1\.5"):
+        whole.set_region_probs(0, 0, {(0, 0): 1.5})
+    whole.exclude_patches(0, 0, whole.get_all_grid_coords()[0, 0])
+    assert {spec["sample_idx"] for spec in specs_of(whole, 0)} == {1}
 
 
 def test_fixed_random_is_the_first_epoch() -> None:

@@ -14,6 +14,7 @@ from patchloom.patching.config import (
     PatchingConfig,
     RandomConfig,
     SequentialConfig,
+    StratifiedConfig,
     TiledConfig,
     WholeSampleConfig,
 )
@@ -28,6 +29,7 @@ from patchloom.patching.protocol import (
 )
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
+from patchloom.patching.stratified import StratifiedPatching, create_val_split
 from patchloom.patching.tiled import TiledPatching
 from patchloom.patching.whole import WholeSamplePatching
 
@@ -45,11 +47,14 @@ __all__ = [
     "RandomPatching",
     "SequentialConfig",
     "SequentialPatching",
+    "StratifiedConfig",
+    "StratifiedPatching",
     "TileSpecs",
     "TiledConfig",
     "TiledPatching",
     "WholeSampleConfig",
     "WholeSamplePatching",
     "create_patching",
+    "create_val_split",
     "is_tile_specs",
 ]

@@ -13,6 +13,7 @@ __all__ = [
     "PatchingConfig",
     "RandomConfig",
     "SequentialConfig",
+    "StratifiedConfig",
     "TiledConfig",
     "WholeSampleConfig",
 ]
@@ -78,6 +79,14 @@ class FixedRandomConfig(_Random):
     name: Literal["fixed_random"] = "fixed_random"
 
 
+class StratifiedConfig(_Strict):
+    """About one patch in each cell of a grid, every pixel equally often."""
+
+    name: Literal["stratified"] = "stratified"
+    patch_size: Size
+    """Extent on each spatial axis ((z,) y, x), in pixels of the level that is read."""
+
+
 class WholeSampleConfig(_Strict):
     """One patch a sample, as large as its image."""
 
@@ -90,6 +99,7 @@ AnyConfig = (
     | ChunkAlignedConfig
     | RandomConfig
     | FixedRandomConfig
+    | StratifiedConfig
     | WholeSampleConfig
 )
 PatchingConfig = Annotated[AnyConfig, Field(discriminator="name")]

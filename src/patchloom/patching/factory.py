@@ -16,12 +16,14 @@ from patchloom.patching.config import (
     PatchingConfig,
     RandomConfig,
     SequentialConfig,
+    StratifiedConfig,
     TiledConfig,
     WholeSampleConfig,
 )
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
+from patchloom.patching.stratified import StratifiedPatching
 from patchloom.patching.tiled import TiledPatching
 from patchloom.patching.whole import WholeSamplePatching
 
@@ -99,6 +101,8 @@ def create_patching(
         return TiledPatching(data_shapes, size, model.overlaps, **common)
     if isinstance(model, ChunkAlignedConfig):
         return ChunkAlignedPatching(data_shapes, size, model.overlaps, shift=model.shift, **common)
+    if isinstance(model, StratifiedConfig):
+        return StratifiedPatching(data_shapes, size, seed, **common)
     strategy = RandomPatching if isinstance(model, RandomConfig) else FixedRandomPatching
     common |= {"n_patches": model.n_patches, "inside_chunks": model.inside_chunks}
     return strategy(data_shapes, size, seed, **common)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.protocol import Edge, GridPatching, Ints, volume
+from patchloom.patching.protocol import Edge, GridPatching, Ints, turns, volume
 
 __all__ = ["LatticePatching", "lattice"]
 
@@ -106,14 +106,10 @@ class LatticePatching(GridPatching):
         columns = [self._per_chunk(image, axis) for axis in range(ndim)]
         first = np.stack([columns[a][0][index[:, a]] for a in range(ndim)], -1)
         n = np.stack([columns[a][1][index[:, a]] for a in range(ndim)], -1)
-        counts = n.prod(-1)
-        cell = np.repeat(np.arange(len(counts)), counts)
-        inside = np.arange(len(cell)) - np.repeat(np.cumsum(counts) - counts, counts)
-        corners = np.empty((len(cell), ndim), np.int64)
-        for axis in reversed(range(ndim)):
-            inside, turn = np.divmod(inside, n[cell, axis])
-            corners[:, axis] = self._starts[image, axis][first[cell, axis] + turn]
-        return corners, counts
+        cell, turn = turns(n)
+        place = first[cell] + turn
+        corners = np.stack([self._starts[image, a][place[:, a]] for a in range(ndim)], -1)
+        return corners, n.prod(-1)
 
     def _per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
         """Along one axis, for each chunk: its first lattice point, and how many it holds."""

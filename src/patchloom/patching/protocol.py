@@ -258,3 +258,28 @@ def volume(extents: Sequence[Ints]) -> Ints:
     """Outer product of per-axis numbers, raveled in C order."""
     product: Ints = math.prod(np.ix_(*extents), start=np.int64(1)).ravel()
     return product
+
+
+def turns(n: Ints) -> tuple[Ints, Ints]:
+    """All index tuples below some extents, for many extents at once, each in C order.
+
+    Parameters
+    ----------
+    n
+        Extents, int64[k, ndim].
+
+    Returns
+    -------
+    int64[m], int64[m, ndim]
+        Which extents, and the index tuple.
+
+    >>> turns(np.array([[1, 2], [0, 5], [1, 1]]))[1].tolist()
+    [[0, 0], [0, 1], [0, 0]]
+    """
+    counts = n.prod(-1)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    inside = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    turn = np.empty((len(owner), n.shape[1]), np.int64)
+    for axis in reversed(range(n.shape[1])):
+        inside, turn[:, axis] = np.divmod(inside, n[owner, axis])
+    return owner, turn

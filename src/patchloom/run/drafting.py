@@ -50,8 +50,8 @@ def plan(
     patching
         A strategy, for example ``{"name": "sequential", "patch_size": [256, 256],
         "overlaps": [0, 0]}`` or ``{"name": "random", "patch_size": [64, 64], "n_patches": 500}``;
-        the names are ``sequential``, ``tiled``, ``chunk_aligned``, ``random``, ``fixed_random``
-        and ``whole``.
+        the names are ``sequential``, ``tiled``, ``chunk_aligned``, ``random``, ``fixed_random``,
+        ``stratified`` and ``whole``.
         Sizes are pixels of the opened level, on the axes (z,) y, x.
     min_coverage
         Share of a patch that its mask must cover, in [0, 1]; 1 means wholly covered, 0 keeps

@@ -15,6 +15,7 @@ from patchloom.patching.aligned import ChunkAlignedPatching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
+from patchloom.patching.stratified import StratifiedPatching
 from patchloom.patching.tiled import TiledPatching
 from patchloom.patching.whole import WholeSamplePatching
 
@@ -50,6 +51,18 @@ class Geometry:
         return {"edge": self.edge, "chunks": chunks}
 
 
+def _some_cells(geometry: Geometry) -> GridPatching:
+    """Every third cell of a grid excluded, every fourth less probable."""
+    found = StratifiedPatching(
+        geometry.shapes, geometry.size, geometry.seed, epoch=1, **geometry.common
+    )
+    for (image, sample), cells in found.get_all_grid_coords().items():
+        if sample % 2 == 0:
+            found.exclude_patches(image, sample, cells[1::3])
+            found.set_region_probs(image, sample, dict.fromkeys(cells[::4], 0.3))
+    return found
+
+
 STRATEGIES: Mapping[str, Callable[[Geometry], GridPatching]] = MappingProxyType(
     {
         "sequential": lambda g: SequentialPatching(g.shapes, g.size, g.overlaps, **g.common),
@@ -69,6 +82,8 @@ STRATEGIES: Mapping[str, Callable[[Geometry], GridPatching]] = MappingProxyType(
             g.shapes, g.size, g.seed, inside_chunks=True, **g.wide
         ),
         "fixed_random": lambda g: FixedRandomPatching(g.shapes, g.size, g.seed, **g.common),
+        "stratified": lambda g: StratifiedPatching(g.shapes, g.size, g.seed, **g.common),
+        "stratified, some cells": _some_cells,
         "whole": lambda g: WholeSamplePatching(g.shapes, **g.common),
     }
 )
