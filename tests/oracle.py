@@ -44,6 +44,43 @@ def grid(
     yield from itertools.product(*axes)
 
 
+def tiles(extent: int, size: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """CAREamics' tiles of one axis: first pixel, crop, kept extent and place of each."""
+    if extent <= size:
+        return [(0, 0, extent, 0)]
+    found: list[tuple[int, int, int, int]] = []
+    done = at = 0
+    while done < extent:
+        first = min(at, extent - size)
+        last = first + size == extent
+        # What the right neighbour keeps of the shared pixels is not kept here.
+        stop = extent if last else first + size - (overlap - overlap // 2)
+        found.append((first, done - first, stop - done, done))
+        done, at = stop, at + size - overlap
+    return found
+
+
+def aligned(
+    extent: int, size: int, overlap: int, chunk: int, shift: int, edge: str
+) -> tuple[list[int], int]:
+    """First pixels along one axis of a grid that begins anew in each chunk, and pixels left."""
+    found: list[int] = []
+    if extent < size and edge != "pad":
+        return [], extent
+    for begin in range(0, extent, chunk):
+        stop = min(begin + chunk, extent)
+        if edge == "pad" and stop == extent:
+            found += [begin + at for at in positions(stop - begin, size, overlap, "pad")]
+        elif edge == "shift" and stop == extent and stop - begin < size:
+            found.append(extent - size)
+        else:
+            inside = positions(stop - begin, size, overlap, "drop" if edge == "drop" else "shift")
+            spare = stop - begin - inside[-1] - size if inside and edge == "drop" else 0
+            found += [begin + min(shift, spare) + at for at in inside]
+    seen = {pixel for at in found for pixel in range(at, min(at + size, extent))}
+    return found, extent - len(seen)
+
+
 def canonical(image: Pixels, axes: str) -> Pixels:
     """Any axes as [sample, channel, (z,) y, x]."""
     space = [a for a in "zyx" if a in axes]

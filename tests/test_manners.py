@@ -153,10 +153,11 @@ def test_lazy_inputs_stay_lazy(tmp_path: Path) -> None:
         path, shape=(64, 64), chunks=(16, 16), dtype="uint16", dimension_names=("y", "x")
     )
     array[...] = np.arange(64 * 64, dtype="uint16").reshape(64, 64)
-    group = tmp_path / "set.zarr"
-    dataset = xarray.Dataset({"image": (("y", "x"), np.asarray(array[...]))})
-    dataset.to_zarr(group, zarr_format=2)
-    lazy = xarray.open_zarr(group, chunks=None)["image"]
+    group = zarr.create_group(tmp_path / "set.zarr")
+    group.create_array(
+        "image", shape=(64, 64), chunks=(16, 16), dtype="uint16", dimension_names=("y", "x")
+    )[...] = array[...]
+    lazy = xarray.open_zarr(tmp_path / "set.zarr", chunks=None, consolidated=False)["image"]
     for given in (array, lazy):
         [image] = patchloom.open_images(given)
         assert isinstance(image.source, ArraySource)

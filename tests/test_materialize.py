@@ -431,3 +431,54 @@ def test_metadata_columns_ride_along(tmp_path: Path) -> None:
     [image] = patchloom.open_images(np.zeros((8, 8)), sample={"row": 1})
     with pytest.raises(ConfigError, match="row"):
         patchloom.plan(image, {"name": "sequential", "patch_size": [4, 4]})
+
+
+@pytest.mark.parametrize("edge", ["drop", "shift", "pad"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "tiled", "patch_size": [4, 16, 12], "overlaps": [1, 3, 4]},
+        {"name": "chunk_aligned", "patch_size": [2, 7, 9], "shift": [0, 1, 1]},
+        {"name": "chunk_aligned", "patch_size": [3, 8, 8], "overlaps": [1, 0, 5]},
+        {"name": "fixed_random", "patch_size": [3, 9, 8], "n_patches": 25},
+        {"name": "random", "patch_size": [3, 9, 8], "inside_chunks": True},
+        {"name": "stratified", "patch_size": [3, 9, 8]},
+        {"name": "whole"},
+    ],
+    ids=lambda config: config["name"],
+)
+def test_every_strategy_becomes_its_pixels(
+    config: dict[str, Any], edge: Any, tmp_path: Path
+) -> None:
+    """What a strategy places is what the store holds, and aligned patches cost no chunk twice."""
+    rng = np.random.default_rng(3)
+    whole = config["name"] == "whole"
+    shapes = [(7, 40, 33), (7, 20, 52) if edge == "pad" or not whole else (7, 40, 33)]
+    arrays = [rng.integers(0, 2**16, shape, dtype=np.uint16) for shape in shapes]
+    images = [
+        image
+        for k, array in enumerate(arrays)
+        for image in patchloom.open_images(
+            da.from_array(array, chunks=(3, 16, 20)), ids=[str(k)], axes="ZYX"
+        )
+    ]
+    plan = patchloom.plan(images, config, edge=edge, rows_per_shard=16, seed=5)
+    assert plan.n_patches
+    url = str(tmp_path / "patches.zarr")
+    report = patchloom.materialize(plan, url, progress=False)
+    found: Any = zarr.open_group(url, mode="r")["images"]
+    stored = found[:]
+    for row in range(plan.n_patches):
+        spec = plan.get_patch_spec(row)
+        source = oracle.canonical(arrays[spec["data_idx"]], "zyx")[0]
+        want = oracle.cut(source, spec["coords"], spec["patch_size"])
+        assert (stored[row] == want).all()
+    assert len(stored) == plan.n_patches == report.n_patches
+    strategy = plan.patching
+    assert plan.n_patches == strategy.n_patches
+    if config["name"] == "chunk_aligned" and edge == "drop":
+        assert strategy.is_aligned
+        assert plan.chunk_reads == plan.chunks_needed
+    plan.save(str(tmp_path / "plan"))
+    again = patchloom.Plan.load(str(tmp_path / "plan"), images=images)
+    assert again.fingerprint == plan.fingerprint

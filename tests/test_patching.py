@@ -2,97 +2,101 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from patchloom import patching
-from patchloom.errors import ConfigError, PatchSizeError
-from patchloom.patching.protocol import GridPatching
+from patchloom.errors import ConfigError, PatchSizeError, PlanError
+from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.randomness import below, key_of, philox
+from patchloom.testing import STRATEGIES, Geometry, PatchingLaws, check_laws
 from tests import oracle
 
 
 @st.composite
-def geometries(draw: st.DrawFn) -> dict[str, Any]:
+def geometries(draw: st.DrawFn) -> Geometry:
     """Images of one number of axes, with chunks of any size."""
     ndim = draw(st.integers(1, 3))
     n = draw(st.integers(1, 3))
     spatial = st.lists(st.integers(1, 24), min_size=ndim, max_size=ndim)
-    shapes = [(draw(st.integers(1, 3)), 1, *draw(spatial)) for _ in range(n)]
-    size = [draw(st.integers(1, 12)) for _ in range(ndim)]
-    return {
-        "shapes": shapes,
-        "size": size,
-        "overlaps": [draw(st.integers(0, p - 1)) for p in size],
-        "chunks": [[draw(st.integers(1, 30)) for _ in range(ndim)] for _ in shapes],
-        "edge": draw(st.sampled_from(["drop", "shift", "pad"])),
-        "seed": draw(st.integers(0, 2**63)),
-    }
+    size = tuple(draw(st.integers(1, 12)) for _ in range(ndim))
+    edges: list[Edge] = ["drop", "shift", "pad"]
+    return Geometry(
+        shapes=tuple((draw(st.integers(1, 3)), 1, *draw(spatial)) for _ in range(n)),
+        size=size,
+        overlaps=tuple(draw(st.integers(0, p - 1)) for p in size),
+        chunks=tuple(tuple(draw(st.integers(1, 30)) for _ in range(ndim)) for _ in range(n)),
+        edge=draw(st.sampled_from(edges)),
+        seed=draw(st.integers(0, 2**63)),
+    )
 
 
-def strategies(g: dict[str, Any]) -> list[GridPatching]:
-    """Every strategy over a geometry: the list that all laws run over."""
-    common = {"edge": g["edge"], "chunks": g["chunks"]}
-    return [
-        patching.SequentialPatching(g["shapes"], g["size"], g["overlaps"], **common),
-        patching.RandomPatching(g["shapes"], g["size"], g["seed"], n_patches=7, **common),
-        patching.RandomPatching(g["shapes"], g["size"], g["seed"], **common).with_epoch(3),
-    ]
+def small(strategy: GridPatching) -> bool:
+    """Whether looking at every patch one by one takes no time."""
+    return strategy.n_patches <= 300
 
 
-@settings(max_examples=150, deadline=None)
+def specs_of(strategy: Any, image: int) -> list[Any]:
+    """All specs of one image."""
+    return [strategy.get_patch_spec(i) for i in strategy.get_patch_indices(image)]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(g=geometries())
-def test_laws_of_every_strategy(g: dict[str, Any]) -> None:
+def test_laws_of_every_strategy(name: str, g: Geometry) -> None:
     """Indices partition, answers repeat, every patch has one owner, counts equal enumeration."""
-    for strategy in strategies(g):
-        ranges = [strategy.get_patch_indices(i) for i in range(len(g["shapes"]))]
-        assert [i for r in ranges for i in r] == list(range(strategy.n_patches))
-        for image, indices in enumerate(ranges):
-            grid = strategy.grids[image]
-            counts = strategy.counts(image)
-            corners, owned = strategy.corners(image, np.arange(len(counts)))
-            assert owned.tolist() == counts.tolist()
-            cell = np.repeat(np.arange(len(counts)), counts)
-            assert (grid.flat(grid.chunk_of(corners)) == cell % grid.n_chunks).all()
-            for k, index in enumerate(indices):
-                spec = strategy.get_patch_spec(index)
-                assert spec == strategy.get_patch_spec(index)
-                assert spec["coords"] == tuple(corners[k])
-                assert spec["sample_idx"] == cell[k] // grid.n_chunks
-                assert spec["data_idx"] == image
-                for c, p, n in zip(spec["coords"], g["size"], grid.shape, strict=True):
-                    assert 0 <= c < n
-                    assert c + p <= n or g["edge"] == "pad"
-            # Any cells in any order give the same corners as all of them do.
-            if len(counts):
-                some = np.random.default_rng(0).permutation(len(counts))[:3]
-                part, _ = strategy.corners(image, some)
-                whole = np.concatenate([corners[cell == c] for c in some])
-                assert part.tolist() == whole.tolist()
-        with pytest.raises(IndexError):
-            strategy.get_patch_spec(strategy.n_patches)
+    strategy = STRATEGIES[name](g)
+    assume(small(strategy))
+    sticks_out = True if name == "tiled as CAREamics" else None
+    check_laws(strategy, may_stick_out=sticks_out)
+
+
+@pytest.mark.parametrize("name", [n for n in STRATEGIES if n != "tiled as CAREamics"])
+def test_shipped_suite(name: str) -> None:
+    """The suite for other people's strategies holds for ours."""
+
+    class Ours(PatchingLaws):
+        def strategy(self, geometry: Geometry) -> GridPatching:
+            return STRATEGIES[name](geometry)
+
+    Ours().test_laws()
+    Ours().test_epochs()
+
+
+class _Broken(patching.SequentialPatching):
+    """Answers one by one what it does not answer all at once."""
+
+    def get_patch_spec(self, index: int) -> patching.PatchSpecs:
+        spec = super().get_patch_spec(index)
+        return {**spec, "coords": tuple(max(0, c - 1) for c in spec["coords"])}
+
+
+def test_shipped_suite_finds_a_broken_strategy() -> None:
+    """A law that is broken is named."""
+    with pytest.raises(AssertionError, match="one by one"):
+        check_laws(_Broken([(1, 1, 20)], (4,)))
 
 
 @settings(max_examples=200, deadline=None)
 @given(g=geometries())
-def test_grid_equals_stepping(g: dict[str, Any]) -> None:
+def test_grid_equals_stepping(g: Geometry) -> None:
     """The patches of a grid are those found by stepping, under every edge policy."""
-    strategy = patching.SequentialPatching(
-        g["shapes"], g["size"], g["overlaps"], edge=g["edge"], chunks=g["chunks"]
-    )
-    for image, (samples, _, *space) in enumerate(g["shapes"]):
+    strategy = patching.SequentialPatching(g.shapes, g.size, g.overlaps, **g.common)
+    assume(small(strategy))
+    for image, (samples, _, *space) in enumerate(g.shapes):
         want = {
             (s, corner)
             for s in range(samples)
-            for corner in oracle.grid(space, g["size"], g["overlaps"], g["edge"])
+            for corner in oracle.grid(space, g.size, g.overlaps, g.edge)
         }
-        specs = [strategy.get_patch_spec(i) for i in strategy.get_patch_indices(image)]
-        found = [(spec["sample_idx"], spec["coords"]) for spec in specs]
+        found = [(spec["sample_idx"], spec["coords"]) for spec in specs_of(strategy, image)]
         assert len(found) == len(want)
         assert set(found) == want
 
@@ -104,7 +108,7 @@ def test_grid_covers_every_pixel(edge: str) -> None:
         for size in range(1, min(extent, 12) + 1):
             for overlap in range(size):
                 seen = np.zeros(extent, bool)
-                for at in patching.sequential.lattice(extent, size, size - overlap, edge):  # type: ignore[arg-type]
+                for at in patching.lattice.lattice(extent, size, size - overlap, edge):  # type: ignore[arg-type]
                     seen[at : at + size] = True
                 assert seen.all()
 
@@ -115,6 +119,329 @@ def test_bare_sequential_is_as_careamics_has_it() -> None:
     coords = [strategy.get_patch_spec(i)["coords"] for i in range(strategy.n_patches)]
     one = [(y, x) for y in (0, 3, 6) for x in (0, 3, 6, 7)]
     assert coords == one + one
+
+
+@settings(max_examples=100, deadline=None)
+@given(g=geometries())
+def test_tiles_equal_stepping(g: Geometry) -> None:
+    """Tiles, crops and places are CAREamics', in any number of axes and with any chunks."""
+    strategy = patching.TiledPatching(g.shapes, g.size, g.overlaps, chunks=g.chunks)
+    assume(small(strategy))
+    for image, (samples, _, *space) in enumerate(g.shapes):
+        axes = [oracle.tiles(*row) for row in zip(space, g.size, g.overlaps, strict=True)]
+        tiles = list(itertools.product(*axes))
+        want = {(s, *zip(*tile, strict=True)) for s in range(samples) for tile in tiles}
+        specs = specs_of(strategy, image)
+        found = [
+            (t["sample_idx"], t["coords"], t["crop_coords"], t["crop_size"], t["stitch_coords"])
+            for t in specs
+        ]
+        assert len(found) == len(want)
+        assert set(found) == want
+        assert all(patching.is_tile_specs(t) for t in specs)
+        assert {t["total_tiles"] for t in specs} == {samples * len(tiles)}
+        corners, _ = strategy.corners(image, np.arange(len(strategy.counts(image))))
+        for column, key in zip(
+            strategy.crops(image, corners),
+            ("crop_coords", "crop_size", "stitch_coords"),
+            strict=True,
+        ):
+            assert column.tolist() == [list(t[key]) for t in specs]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 13, 16, 32])
+def test_crops_tile_every_axis_once(size: int) -> None:
+    """For axes 1 to 200 and every overlap, odd ones too, each pixel is kept exactly once."""
+    shapes = [(1, 1, n) for n in range(1, 201)]
+    for overlap in range(size):
+        for edge in (None, "pad"):
+            strategy = patching.TiledPatching(shapes, (size,), (overlap,), edge=edge)
+            for image, (_, _, extent) in enumerate(shapes):
+                corners, _ = strategy.corners(image, [0])
+                crop, kept, stitch = strategy.crops(image, corners)
+                assert stitch[0, 0] == 0
+                assert (stitch[1:] == (stitch + kept)[:-1]).all()
+                assert (stitch + kept)[-1, 0] == extent
+                assert (kept > 0).all()
+                assert (crop >= 0).all()
+                assert (crop + kept <= size).all()
+                assert (corners + crop == stitch).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(g=geometries())
+def test_crops_put_an_image_together(g: Geometry) -> None:
+    """What tiles keep, laid where they say, is the image, each pixel once."""
+    strategy = patching.TiledPatching(g.shapes, g.size, g.overlaps, chunks=g.chunks)
+    assume(small(strategy))
+    for image, (samples, _, *space) in enumerate(g.shapes):
+        times = np.zeros((samples, *space), np.int64)
+        for tile in specs_of(strategy, image):
+            rows = zip(tile["stitch_coords"], tile["crop_size"], strict=True)
+            times[(tile["sample_idx"], *(slice(a, a + n) for a, n in rows))] += 1
+        assert (times == 1).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(g=geometries(), shift=st.integers(0, 6))
+def test_aligned_grid_equals_stepping(g: Geometry, shift: int) -> None:
+    """Patches are those found by stepping through each chunk, and what is left over is true."""
+    options = g.wide
+    strategy = patching.ChunkAlignedPatching(
+        g.shapes, g.size, g.overlaps, shift=[shift] * len(g.size), **options
+    )
+    assume(small(strategy))
+    for image, (samples, _, *space) in enumerate(g.shapes):
+        rows = zip(space, g.size, g.overlaps, options["chunks"][image], strict=True)
+        axes = [oracle.aligned(*row, shift, g.edge) for row in rows]
+        if g.edge != "pad" and any(n < p for n, p in zip(space, g.size, strict=True)):
+            axes = [([], n) for n in space]
+        want = set(itertools.product(range(samples), itertools.product(*(a for a, _ in axes))))
+        specs = specs_of(strategy, image)
+        found = [(spec["sample_idx"], spec["coords"]) for spec in specs]
+        assert len(found) == len(want)
+        assert set(found) == want
+        assert strategy.left_over(image) == tuple(left for _, left in axes)
+        seen = np.zeros((samples, *space), bool)
+        for spec in specs:
+            box = zip(spec["coords"], g.size, strict=True)
+            seen[(spec["sample_idx"], *(slice(a, a + p) for a, p in box))] = True
+        assert strategy.n_left_over(image) == int((~seen).sum())
+        fits = g.edge == "pad" or all(n >= p for n, p in zip(space, g.size, strict=True))
+        if g.edge != "drop" and fits:
+            assert seen.all()
+    narrow = any(
+        0 < n % c < p < n
+        for shape, row in zip(g.shapes, options["chunks"], strict=True)
+        for n, c, p in zip(shape[2:], row, g.size, strict=True)
+    )
+    assert strategy.is_aligned or (g.edge == "shift" and narrow)
+
+
+def coverage(strategy: Any, image: int = 0) -> np.ndarray[Any, Any]:
+    """How often each pixel is taken: int64[sample, *space], by adding at corners."""
+    space = strategy.grids[image].shape
+    samples = strategy.n_samples(image)
+    cells = np.arange(len(strategy.counts(image)))
+    corners, counts = strategy.corners(image, cells)
+    sample = np.repeat(cells // strategy.grids[image].n_chunks, counts)
+    times = np.zeros((samples, *(n + 1 for n in space)), np.int64)
+    for step in itertools.product((0, 1), repeat=len(space)):
+        ends = corners + np.asarray(step) * strategy.patch_size
+        np.add.at(times, (sample, *ends.T), (-1) ** sum(step))
+    for axis in range(1, times.ndim):
+        times = times.cumsum(axis)
+    return times[(slice(None), *(slice(0, n) for n in space))]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "chunks", "out"),
+    [
+        ((64,), (8,), (20,), []),
+        ((31,), (8,), (9,), []),
+        ((43, 37), (8, 7), (16, 11), []),
+        ((43, 37), (8, 7), (43, 37), []),
+        ((43, 37), (8, 7), (43, 37), [(2, 2), (2, 3)]),
+        ((40, 47), (8, 8), (13, 16), [(0, 0), (2, 3)]),
+        ((19, 17, 22), (5, 4, 5), (7, 9, 22), []),
+        ((20, 17, 23), (5, 4, 5), (7, 9, 8), [(1, 1, 2), (3, 3, 3)]),
+    ],
+)
+def test_stratified_takes_all_pixels_equally_often(
+    shape: tuple[int, ...], size: tuple[int, ...], chunks: tuple[int, ...], out: list[Any]
+) -> None:
+    """Once an epoch far from borders and excluded cells; on average as patches are whole."""
+    samples = 30000 if len(shape) < 3 else 6000
+    strategy = patching.StratifiedPatching([(samples, 1, *shape)], size, 1, chunks=[chunks])
+    for sample in range(samples if out else 0):
+        # Of one value: what all samples have in common would be weighed for each again.
+        strategy._excluded[0, sample] = frozenset(
+            int(np.ravel_multi_index(cell, strategy.grid_shape(0))) for cell in out
+        )
+    if out:
+        strategy._forget()
+        one = strategy._weigh(0, 0)
+        strategy._weights_of = {(0, sample): one for sample in range(samples)}
+    n = strategy.n_patches // samples
+    assert strategy.n_patches == n * samples
+    times = coverage(strategy)
+    forbidden = np.zeros(shape, bool)
+    for cell in out:
+        forbidden[tuple(slice(c * p, c * p + p) for c, p in zip(cell, size, strict=True))] = True
+    assert not times[:, forbidden].any()
+    near = np.ones(shape, bool)
+    near[tuple(slice(p, n - p) for p, n in zip(size, shape, strict=True))] = False
+    for cell in out:
+        around = (slice(max(0, c * p - p), c * p + 2 * p) for c, p in zip(cell, size, strict=True))
+        near[tuple(around)] = True
+    mean = times.mean(0)
+    error = np.sqrt(times.var(0) / samples)
+    assert (abs(mean - 1) <= 5 * error + 1e-12)[~near].all()
+    assert abs(mean[~near] - 1).max(initial=0) < (0.02 if len(shape) < 3 else 0.05)
+    if (~near).any():
+        assert abs(mean[~near].mean() - 1) < 0.01
+    if not out:
+        assert abs(mean.mean() - 1) <= 1 / n
+    if not out and chunks == shape:
+        # Where no chunk cuts a cell, one epoch is more even than independent draws would be.
+        assert times.var(0)[~near].mean() < 0.7
+
+
+@pytest.mark.parametrize("size", [(1,), (4,), (64,), (5, 3), (64, 64), (4, 3, 5)])
+def test_number_of_stratified_patches(size: tuple[int, ...]) -> None:
+    """Every pixel once on average, to within one part in the number of patches; never none."""
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        shape = [int(rng.integers(p, 6 * p + 1)) for p in size]
+        n = patching.StratifiedPatching([(1, 1, *shape)], size).n_patches
+        assert abs(n * math.prod(size) / math.prod(shape) - 1) <= 1 / n + 1e-12
+
+
+def test_region_probabilities_are_met() -> None:
+    """Patches begin in each region as often as its probability says, over 10^6 draws."""
+    samples, size, shape = 40000, (6, 5), (36, 35)
+    strategy = patching.StratifiedPatching([(samples, 1, *shape)], size, 3, chunks=[(16, 9)])
+    grid = strategy.grid_shape(0)
+    probs = {cell: 0.2 + 0.8 * (sum(cell) % 3) / 2 for cell in itertools.product(*map(range, grid))}
+    strategy.set_region_probs(0, 0, probs)
+    strategy._probs = {(0, sample): strategy._probs[0, 0] for sample in range(samples)}
+    one = strategy._weigh(0, 0)
+    strategy._weights_of = {(0, sample): one for sample in range(samples)}
+    corners, _ = strategy.corners(0, np.arange(len(strategy.counts(0))))
+    assert len(corners) > 800_000
+    began = np.zeros(grid, np.int64)
+    np.add.at(began, tuple((corners // size).T), 1)
+    inner = [c for c in probs if all(0 < k < n - 1 for k, n in zip(c, grid, strict=True))]
+    found = np.array([began[c] for c in inner])
+    expected = np.array([probs[c] * samples for c in inner])
+    # Systematic draws vary less than independent ones: the statistic is at most chi-square's.
+    assert chi_square(found, expected) < 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(g=geometries(), n=st.integers(0, 12))
+def test_validation_shares_no_pixel(g: Geometry, n: int) -> None:
+    """Train and validation are apart in every epoch, in bounds, and together of one grid."""
+    whole = patching.StratifiedPatching(g.shapes, g.size, g.seed, **g.common)
+    assume(small(whole))
+    before = whole.n_patches
+    cells = sum(map(len, whole.get_all_grid_coords().values()))
+    if n and n >= cells:
+        with pytest.raises(PlanError, match=f"{n} of {cells}"):
+            patching.create_val_split(whole, n, np.random.default_rng(0))
+        return
+    train, val = patching.create_val_split(whole, n, np.random.default_rng(g.seed))
+    assert val.n_patches == n
+    assert whole.n_patches == before
+    assert train.n_patches or not cells
+    held = [np.zeros((s, *space), bool) for s, _, *space in g.shapes]
+    for k in range(n):
+        spec = val.get_patch_spec(k)
+        box = [slice(a, a + p) for a, p in zip(spec["coords"], g.size, strict=True)]
+        part = held[spec["data_idx"]][spec["sample_idx"]][tuple(box)]
+        assert not part.any()
+        assert part.shape == g.size or g.edge == "pad"
+        part[...] = True
+    for epoch in range(3):
+        later = train.with_epoch(epoch)
+        for k in range(later.n_patches):
+            spec = later.get_patch_spec(k)
+            box = [slice(a, a + p) for a, p in zip(spec["coords"], g.size, strict=True)]
+            assert not held[spec["data_idx"]][spec["sample_idx"]][tuple(box)].any()
+
+
+@pytest.mark.parametrize(("extent", "cells"), [(127, 1), (150, 4), (191, 4), (192, 9)])
+def test_cells_of_awkward_sizes(extent: int, cells: int) -> None:
+    """No cell sticks out, and as many as all of them is an error with the numbers."""
+    whole = patching.StratifiedPatching([(1, 1, extent, extent)], (64, 64))
+    assert len(whole.get_all_grid_coords()[0, 0]) == cells
+    with pytest.raises(PlanError, match=f"{cells} of {cells}"):
+        patching.create_val_split(whole, cells, np.random.default_rng(0))
+    for k in range(cells):
+        train, val = patching.create_val_split(whole, k, np.random.default_rng(k))
+        assert train.n_patches
+        assert all(max(val.get_patch_spec(i)["coords"]) + 64 <= extent for i in range(k))
+
+
+def test_stratified_regions_and_epochs() -> None:
+    """Cells are listed and left out by name, epochs differ, and wrong cells are named."""
+    whole = patching.StratifiedPatching([(2, 1, 40, 30)], (10, 10), 9)
+    assert len(whole.get_all_grid_coords()[0, 1]) == 12
+    assert specs_of(whole, 0) != specs_of(whole.with_epoch(1), 0)
+    assert specs_of(whole, 0) == specs_of(whole.with_epoch(1).with_epoch(0), 0)
+    later = whole.with_epoch(1)
+    later.exclude_patches(0, 1, [(0, 0), (3, 2)])
+    later.exclude_patches(0, 1, [(1, 1)])
+    assert (3, 2) not in later.get_included_grid_coords()[0, 1]
+    assert len(later.get_included_grid_coords()[0, 1]) == 9
+    assert len(whole.get_included_grid_coords()[0, 1]) == 12
+    with pytest.raises(IndexError, match=r"\(4, 0\)"):
+        whole.exclude_patches(0, 0, [(4, 0)])
+    with pytest.raises(IndexError, match="sample 2"):
+        whole.set_region_probs(0, 2, {(0, 0): 0.5})
+    with pytest.raises(PatchSizeError, match=r"1\.5"):
+        whole.set_region_probs(0, 0, {(0, 0): 1.5})
+    whole.exclude_patches(0, 0, whole.get_all_grid_coords()[0, 0])
+    assert {spec["sample_idx"] for spec in specs_of(whole, 0)} == {1}
+
+
+def test_fixed_random_is_the_first_epoch() -> None:
+    """Fixed positions are those of epoch 0, in every epoch and at every call."""
+    shapes, size = [(2, 1, 60, 50), (1, 1, 20, 90)], (8, 9)
+    fixed = patching.FixedRandomPatching(shapes, size, 4)
+    drawn = patching.RandomPatching(shapes, size, 4)
+    for image in range(2):
+        assert specs_of(fixed, image) == specs_of(drawn, image)
+        assert specs_of(fixed.with_epoch(7), image) == specs_of(fixed, image)
+        assert specs_of(drawn.with_epoch(7), image) != specs_of(fixed, image)
+
+
+def test_whole_samples() -> None:
+    """One patch a sample, as large as its image; one size for all where they are padded."""
+    shapes = [(2, 3, 20, 30), (1, 1, 25, 7), (1, 1, 0, 7)]
+    strategy = patching.WholeSamplePatching(shapes, chunks=[(8, 8)] * 3)
+    found = [
+        (s["data_idx"], s["sample_idx"], s["coords"], s["patch_size"])
+        for s in (strategy.get_patch_spec(i) for i in range(strategy.n_patches))
+    ]
+    assert found == [(0, 0, (0, 0), (20, 30)), (0, 1, (0, 0), (20, 30)), (1, 0, (0, 0), (25, 7))]
+    padded = patching.WholeSamplePatching(shapes, edge="pad")
+    assert {padded.get_patch_spec(i)["patch_size"] for i in range(3)} == {(25, 30)}
+    with pytest.raises(PatchSizeError, match="same spatial axes"):
+        patching.WholeSamplePatching([(1, 1, 20), (1, 1, 20, 20)])
+
+
+@given(images=st.lists(st.integers(0, 4), max_size=30))
+def test_fixed_patches_are_the_list(images: list[int]) -> None:
+    """Specs come as they were given, and images partition the indices."""
+    specs: list[patching.PatchSpecs] = [
+        {"data_idx": image, "sample_idx": k, "coords": (k, 2 * k), "patch_size": (k + 1, 3)}
+        for k, image in enumerate(images)
+    ]
+    strategy = patching.FixedPatching(specs)
+    assert [strategy.get_patch_spec(i) for i in range(strategy.n_patches)] == specs
+    for image in range(5):
+        want = [k for k, other in enumerate(images) if other == image]
+        assert list(strategy.get_patch_indices(image)) == want
+    for outside in (-1, len(specs)):
+        with pytest.raises(IndexError):
+            strategy.get_patch_spec(outside)
+    if specs:
+        strategy.get_patch_spec(0)["coords"] = (99, 99)
+        assert strategy.get_patch_spec(0) == specs[0]
+
+
+def test_wrong_alignments_are_named() -> None:
+    """A patch that no chunk can hold and a shift that fits no axis are refused."""
+    shapes, chunks = [(1, 1, 64, 64)], [(16, 64)]
+    for make in (
+        lambda: patching.ChunkAlignedPatching(shapes, (17, 8), chunks=chunks),
+        lambda: patching.RandomPatching(shapes, (17, 8), inside_chunks=True, chunks=chunks),
+    ):
+        with pytest.raises(PatchSizeError, match="stays inside a chunk"):
+            make()
+    with pytest.raises(PatchSizeError, match="shift"):
+        patching.ChunkAlignedPatching(shapes, (8, 8), shift=(1,), chunks=chunks)
 
 
 def chi_square(counts: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
@@ -148,6 +475,30 @@ def test_random_positions_are_uniform(
     ]
     expected = np.asarray(math.prod(np.ix_(*rooms))).ravel() * 60.0
     assert abs(chi_square(cells, expected)) < 5
+
+
+def test_random_positions_inside_chunks_are_uniform() -> None:
+    """Every position whose patch lies in one chunk is as likely as any other; no other is drawn."""
+    shape, size, chunks = (40, 33), (5, 7), (16, 11)
+    valid = np.zeros(shape, bool)
+    for y, x in np.ndindex(*shape):
+        ends = (y + size[0], x + size[1])
+        inside = all(e <= n for e, n in zip(ends, shape, strict=True))
+        same = all(a // c == (e - 1) // c for a, e, c in zip((y, x), ends, chunks, strict=True))
+        valid[y, x] = inside and same
+    strategy = patching.RandomPatching(
+        [(1, 1, *shape)],
+        size,
+        3,
+        n_patches=60 * int(valid.sum()),
+        inside_chunks=True,
+        chunks=[chunks],
+    )
+    corners, _ = strategy.corners(0, np.arange(len(strategy.counts(0))))
+    drawn = np.zeros(shape, np.int64)
+    np.add.at(drawn, tuple(corners.T), 1)
+    assert not drawn[~valid].any()
+    assert abs(chi_square(drawn.ravel(), valid.ravel() * 60.0)) < 5
 
 
 def test_chance_has_an_address() -> None:
@@ -190,6 +541,8 @@ def test_below_stays_below() -> None:
         ({"name": "sequential", "patch_sise": [8, 8]}, "did you mean 'patch_size'"),
         ({"name": "sequential", "patch_size": [0, 8]}, "patch_size"),
         ({"name": "random", "patch_size": [8, 8], "n_patches": -1}, "n_patches"),
+        ({"name": "tiled", "patch_size": [8, 8]}, "overlaps"),
+        ({"name": "chunk-aligned", "patch_size": [8, 8]}, "did you mean 'chunk_aligned'"),
         ({"patch_size": [8, 8]}, "has a name"),
         ("sequential", "mapping"),
     ],

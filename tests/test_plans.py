@@ -292,6 +292,19 @@ def test_images_of_one_plan_are_alike() -> None:
         patchloom.plan([], GRID)
 
 
+def test_whole_images_of_unequal_sizes_are_refused() -> None:
+    """One store has one patch size: the refusal names the sizes and offers to pad."""
+    images = [
+        image
+        for name, shape in (("one", (16, 20)), ("two", (18, 12)))
+        for image in patchloom.open_images(np.zeros(shape, "uint8"), ids=[name])
+    ]
+    with pytest.raises(PatchSizeError, match=r"\[16, 20\].*\[18, 12\].*edge='pad'"):
+        patchloom.plan(images, {"name": "whole"})
+    assert patchloom.plan(images, {"name": "whole"}, edge="pad").patch_size == (18, 20)
+    assert patchloom.plan(images[:1], {"name": "whole"}).patch_size == (16, 20)
+
+
 def test_small_images_among_others_are_named() -> None:
     """An image smaller than the patch gives none, and the summary says so."""
     images = patchloom.open_images([np.zeros((64, 64)), np.zeros((16, 64))], ids=["big", "small"])

@@ -7,14 +7,39 @@ that a chunk-sized plan needs (`counts`, `corners`).
 
 from __future__ import annotations
 
-from patchloom.patching.config import PatchingConfig, RandomConfig, SequentialConfig
+from patchloom.patching.aligned import ChunkAlignedPatching
+from patchloom.patching.config import (
+    ChunkAlignedConfig,
+    FixedRandomConfig,
+    PatchingConfig,
+    RandomConfig,
+    SequentialConfig,
+    StratifiedConfig,
+    TiledConfig,
+    WholeSampleConfig,
+)
 from patchloom.patching.factory import create_patching
-from patchloom.patching.protocol import ChunkedPatching, Patching, PatchSpecs
-from patchloom.patching.random import RandomPatching
+from patchloom.patching.fixed import FixedPatching
+from patchloom.patching.protocol import (
+    ChunkedPatching,
+    Patching,
+    PatchSpecs,
+    TileSpecs,
+    is_tile_specs,
+)
+from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
+from patchloom.patching.stratified import StratifiedPatching, create_val_split
+from patchloom.patching.tiled import TiledPatching
+from patchloom.patching.whole import WholeSamplePatching
 
 __all__ = [
+    "ChunkAlignedConfig",
+    "ChunkAlignedPatching",
     "ChunkedPatching",
+    "FixedPatching",
+    "FixedRandomConfig",
+    "FixedRandomPatching",
     "PatchSpecs",
     "Patching",
     "PatchingConfig",
@@ -22,5 +47,14 @@ __all__ = [
     "RandomPatching",
     "SequentialConfig",
     "SequentialPatching",
+    "StratifiedConfig",
+    "StratifiedPatching",
+    "TileSpecs",
+    "TiledConfig",
+    "TiledPatching",
+    "WholeSampleConfig",
+    "WholeSamplePatching",
     "create_patching",
+    "create_val_split",
+    "is_tile_specs",
 ]

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from patchloom.errors import ConfigError
-from patchloom.patching.config import PatchingConfig, RandomConfig, SequentialConfig
+from patchloom.patching.aligned import ChunkAlignedPatching
+from patchloom.patching.config import (
+    AnyConfig,
+    ChunkAlignedConfig,
+    PatchingConfig,
+    RandomConfig,
+    SequentialConfig,
+    StratifiedConfig,
+    TiledConfig,
+    WholeSampleConfig,
+)
 from patchloom.patching.protocol import Edge, GridPatching
-from patchloom.patching.random import RandomPatching
+from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
+from patchloom.patching.stratified import StratifiedPatching
+from patchloom.patching.tiled import TiledPatching
+from patchloom.patching.whole import WholeSamplePatching
 
 __all__ = ["create_patching", "parse_patching"]
 
-_MODELS: dict[str, type[BaseModel]] = {"sequential": SequentialConfig, "random": RandomConfig}
+_MODELS: dict[str, type[BaseModel]] = {
+    str(model.model_fields["name"].default): model for model in get_args(AnyConfig)
+}
 
 
-def parse_patching(config: Mapping[str, Any] | BaseModel) -> SequentialConfig | RandomConfig:
+def parse_patching(config: Mapping[str, Any] | BaseModel) -> AnyConfig:
     """A checked configuration from a mapping or a pydantic model (CAREamics' included).
 
     Raises
@@ -41,7 +56,7 @@ def parse_patching(config: Mapping[str, Any] | BaseModel) -> SequentialConfig | 
             f"a patching has a name out of {sorted(_MODELS)}, got {given.get('name')!r}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
-    adapter: TypeAdapter[SequentialConfig | RandomConfig] = TypeAdapter(PatchingConfig)
+    adapter: TypeAdapter[AnyConfig] = TypeAdapter(PatchingConfig)
     try:
         return adapter.validate_python(given)
     except ValidationError as error:
@@ -77,9 +92,20 @@ def create_patching(
     common: dict[str, Any] = {"chunks": chunks, "keys": keys}
     if edge is not None:
         common["edge"] = edge
+    if isinstance(model, WholeSampleConfig):
+        return WholeSamplePatching(data_shapes, **common)
+    size = model.patch_size
     if isinstance(model, SequentialConfig):
-        return SequentialPatching(data_shapes, model.patch_size, model.overlaps, **common)
-    return RandomPatching(data_shapes, model.patch_size, seed, n_patches=model.n_patches, **common)
+        return SequentialPatching(data_shapes, size, model.overlaps, **common)
+    if isinstance(model, TiledConfig):
+        return TiledPatching(data_shapes, size, model.overlaps, **common)
+    if isinstance(model, ChunkAlignedConfig):
+        return ChunkAlignedPatching(data_shapes, size, model.overlaps, shift=model.shift, **common)
+    if isinstance(model, StratifiedConfig):
+        return StratifiedPatching(data_shapes, size, seed, **common)
+    strategy = RandomPatching if isinstance(model, RandomConfig) else FixedRandomPatching
+    common |= {"n_patches": model.n_patches, "inside_chunks": model.inside_chunks}
+    return strategy(data_shapes, size, seed, **common)
 
 
 def _sentences(error: ValidationError, name: str) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,15 @@ import numpy.typing as npt
 from patchloom.errors import PatchSizeError
 from patchloom.grid import ChunkGrid
 
-__all__ = ["ChunkedPatching", "Edge", "GridPatching", "PatchSpecs", "Patching"]
+__all__ = [
+    "ChunkedPatching",
+    "Edge",
+    "GridPatching",
+    "PatchSpecs",
+    "Patching",
+    "TileSpecs",
+    "is_tile_specs",
+]
 
 Edge = Literal["drop", "shift", "pad"]
 Ints = npt.NDArray[np.int64]
@@ -31,6 +39,28 @@ class PatchSpecs(TypedDict):
     """First pixel of the patch on each spatial axis."""
     patch_size: tuple[int, ...]
     """Extent of the patch on each spatial axis, in pixels."""
+
+
+class TileSpecs(PatchSpecs):
+    """One tile, with what of it is kept and where that goes."""
+
+    crop_coords: tuple[int, ...]
+    """First pixel that is kept on each spatial axis, in pixels of the tile."""
+    crop_size: tuple[int, ...]
+    """Extent of what is kept on each spatial axis, in pixels."""
+    stitch_coords: tuple[int, ...]
+    """Where the kept part goes on each spatial axis, in pixels of the image."""
+    total_tiles: int
+    """Tiles of the image, all samples together."""
+
+
+def is_tile_specs(specs: PatchSpecs) -> TypeGuard[TileSpecs]:
+    """Whether specs say how to crop and stitch.
+
+    >>> is_tile_specs({"data_idx": 0, "sample_idx": 0, "coords": (0,), "patch_size": (8,)})
+    False
+    """
+    return TileSpecs.__annotations__.keys() <= specs.keys()
 
 
 class Patching(Protocol):
@@ -94,6 +124,9 @@ class GridPatching(ABC):
         A 64-bit address for each image's randomness; by default its position.
     """
 
+    repeats: ClassVar[bool] = False
+    """Whether one box may be taken more than once."""
+
     def __init__(
         self,
         data_shapes: Sequence[Sequence[int]],
@@ -129,6 +162,10 @@ class GridPatching(ABC):
     def is_aligned(self) -> bool:
         """Whether every patch is known to lie inside its owner chunk."""
         return False
+
+    def size_of(self, image: int) -> tuple[int, ...]:
+        """Extent of the patches of one image, in pixels."""
+        return self.patch_size
 
     def n_samples(self, image: int) -> int:
         """Samples of an image."""
@@ -174,7 +211,7 @@ class GridPatching(ABC):
             data_idx=image,
             sample_idx=cell // max(1, self.grids[image].n_chunks),
             coords=tuple(int(v) for v in corners[inside - int(first[cell])]),
-            patch_size=self.patch_size,
+            patch_size=self.size_of(image),
         )
 
     def _split(self, image: int, cells: npt.ArrayLike) -> Ints:
@@ -197,7 +234,52 @@ def _check_size(patch_size: tuple[int, ...], shapes: Sequence[Sequence[int]]) ->
             )
 
 
+def check_chunks(grids: Sequence[ChunkGrid], size: Sequence[int], edge: Edge) -> None:
+    """Refuse patches that no chunk can hold.
+
+    Raises
+    ------
+    PatchSizeError
+        With the sizes and the way out.
+    """
+    for grid in grids:
+        if edge != "pad" and any(n < p for n, p in zip(grid.shape, size, strict=True)):
+            continue  # The image offers no patch at all.
+        for extent, chunk, p in zip(grid.shape, grid.chunks, size, strict=True):
+            if chunk < min(p, extent):
+                raise PatchSizeError(
+                    "a patch that stays inside a chunk is at most as large as it, got "
+                    f"patch_size={list(size)} for chunks of {list(grid.chunks)}; take a smaller "
+                    "patch, or a strategy whose patches may straddle"
+                )
+
+
 def volume(extents: Sequence[Ints]) -> Ints:
     """Outer product of per-axis numbers, raveled in C order."""
     product: Ints = math.prod(np.ix_(*extents), start=np.int64(1)).ravel()
     return product
+
+
+def turns(n: Ints) -> tuple[Ints, Ints]:
+    """All index tuples below some extents, for many extents at once, each in C order.
+
+    Parameters
+    ----------
+    n
+        Extents, int64[k, ndim].
+
+    Returns
+    -------
+    int64[m], int64[m, ndim]
+        Which extents, and the index tuple.
+
+    >>> turns(np.array([[1, 2], [0, 5], [1, 1]]))[1].tolist()
+    [[0, 0], [0, 1], [0, 0]]
+    """
+    counts = n.prod(-1)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    inside = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    turn = np.empty((len(owner), n.shape[1]), np.int64)
+    for axis in reversed(range(n.shape[1])):
+        inside, turn[:, axis] = np.divmod(inside, n[owner, axis])
+    return owner, turn

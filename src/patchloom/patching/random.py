@@ -1,18 +1,20 @@
-"""RandomPatching: uniform random positions, each with an address."""
+"""RandomPatching and FixedRandomPatching: uniform random positions, each with an address."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.protocol import Edge, GridPatching, Ints, volume
+from patchloom.patching.protocol import Edge, GridPatching, Ints, check_chunks, volume
 from patchloom.randomness import below, key_of, philox
 
-__all__ = ["RandomPatching"]
+__all__ = ["FixedRandomPatching", "RandomPatching"]
 
 
 class RandomPatching(GridPatching):
@@ -35,9 +37,16 @@ class RandomPatching(GridPatching):
         ``n_samples * prod(ceil(shape / patch_size))``, as in CAREamics.
     epoch
         Another epoch, other positions.
+    inside_chunks
+        Whether every patch lies inside one chunk; then it is uniform over such positions.
     edge, chunks, keys
         See `GridPatching`. Positions never stick out of an image, except that ``"pad"``
         admits an image smaller than a patch.
+
+    Raises
+    ------
+    PatchSizeError
+        If sizes do not fit the axes, or `inside_chunks` is asked for and no chunk holds a patch.
 
     Examples
     --------
@@ -45,6 +54,8 @@ class RandomPatching(GridPatching):
     >>> patching.n_patches, patching.get_patch_spec(3) == patching.get_patch_spec(3)
     (16, True)
     """
+
+    repeats: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -54,6 +65,7 @@ class RandomPatching(GridPatching):
         *,
         n_patches: int | None = None,
         epoch: int = 0,
+        inside_chunks: bool = False,
         edge: Edge = "drop",
         chunks: Sequence[Sequence[int]] | None = None,
         keys: Sequence[int] | None = None,
@@ -64,6 +76,9 @@ class RandomPatching(GridPatching):
         self.seed = 0 if seed is None else int(seed)
         self.epoch = epoch
         self.per_image = n_patches
+        self.inside_chunks = inside_chunks
+        if inside_chunks:
+            check_chunks(self.grids, self.patch_size, edge)
         # Bound methods cannot be cached by lru_cache without keeping self alive for ever.
         self._counts = lru_cache(maxsize=None)(self._draw_counts)
 
@@ -74,18 +89,19 @@ class RandomPatching(GridPatching):
         self.__dict__.update(state)
         self._counts = lru_cache(maxsize=None)(self._draw_counts)
 
-    def with_epoch(self, epoch: int) -> RandomPatching:
+    def with_epoch(self, epoch: int) -> Self:
         """The same strategy in another epoch."""
-        return RandomPatching(
-            self.data_shapes,
-            self.patch_size,
-            self.seed,
-            n_patches=self.per_image,
-            epoch=epoch,
-            edge=self.edge,
-            chunks=[grid.chunks for grid in self.grids],
-            keys=self.keys,
-        )
+        other = copy(self)
+        # What was derived belongs to the epoch it was derived in.
+        for name in ("_first", "_first_of_cell"):
+            other.__dict__.pop(name, None)
+        other.epoch = epoch
+        return other
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether every patch is known to lie inside its owner chunk."""
+        return self.inside_chunks
 
     def counts(self, image: int) -> Ints:
         """Patches that each cell of an image owns: int64[n_samples * n_chunks]."""
@@ -110,11 +126,14 @@ class RandomPatching(GridPatching):
     def _room(self, image: int, axis: int) -> Ints:
         """Along one axis, for each chunk: how many valid first pixels it holds."""
         grid, size = self.grids[image], self.patch_size[axis]
-        valid = grid.shape[axis] - size + 1
-        if valid < 1:
-            valid = 1 if self.edge == "pad" and grid.shape[axis] else 0
-        start = np.arange(grid.counts[axis], dtype=np.int64) * grid.chunks[axis]
-        return np.clip(valid - start, 0, grid.chunks[axis])
+        extent, chunk = grid.shape[axis], grid.chunks[axis]
+        start = np.arange(grid.counts[axis], dtype=np.int64) * chunk
+        if extent < size:
+            # Only the first pixel of the image, and only where a patch may stick out.
+            return np.asarray(start == 0, np.int64) * (self.edge == "pad")
+        if self.inside_chunks:
+            return np.clip(np.minimum(start + chunk, extent) - start - size + 1, 0, chunk)
+        return np.clip(extent - size + 1 - start, 0, chunk)
 
     def _draw_counts(self, image: int) -> Ints:
         grid, n_samples = self.grids[image], self.n_samples(image)
@@ -133,3 +152,54 @@ class RandomPatching(GridPatching):
         counts = np.zeros(len(weights), np.int64)
         counts[some] = generator.multinomial(n, weights[some] / weights.sum())
         return counts
+
+
+class FixedRandomPatching(RandomPatching):
+    """Uniform random positions that stay the same in every epoch, for validation.
+
+    The positions are those of `RandomPatching` with the same seed in epoch 0.
+
+    Parameters
+    ----------
+    data_shapes
+        Shape of each image as ``SC(Z)YX``, in pixels.
+    patch_size
+        Extent on each spatial axis, in pixels.
+    seed
+        Fixes every position; None is 0.
+    n_patches, inside_chunks, edge, chunks, keys
+        See `RandomPatching`.
+
+    Examples
+    --------
+    >>> patching = FixedRandomPatching([(1, 1, 100, 100)], (32, 32), seed=7)
+    >>> patching.with_epoch(5).get_patch_spec(3) == patching.get_patch_spec(3)
+    True
+    """
+
+    def __init__(
+        self,
+        data_shapes: Sequence[Sequence[int]],
+        patch_size: Sequence[int],
+        seed: int | None = None,
+        *,
+        n_patches: int | None = None,
+        inside_chunks: bool = False,
+        edge: Edge = "drop",
+        chunks: Sequence[Sequence[int]] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(
+            data_shapes,
+            patch_size,
+            seed,
+            n_patches=n_patches,
+            inside_chunks=inside_chunks,
+            edge=edge,
+            chunks=chunks,
+            keys=keys,
+        )
+
+    def with_epoch(self, epoch: int) -> Self:
+        """The same strategy: its epochs do not differ."""
+        return self

@@ -27,7 +27,7 @@ def patch_ids(plan: Plan, patches: Patches) -> list[str]:
     differ like 128 random bits. A box that a random strategy drew twice gets a second id.
     """
     image = plan.images[patches.image]
-    occurrence = _occurrence(plan, patches) if plan.config.name == "random" else None
+    occurrence = _occurrence(plan, patches) if plan.patching.repeats else None
     return _ids(image, plan.patch_size, patches, occurrence)
 
 

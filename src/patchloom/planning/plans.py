@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from patchloom.errors import PatchloomError, PlanError, SourceError
 from patchloom.image import ROLES, Image
 from patchloom.location import Location
-from patchloom.patching.config import RandomConfig, SequentialConfig
+from patchloom.patching.config import AnyConfig
 from patchloom.patching.factory import create_patching, parse_patching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
@@ -47,7 +47,7 @@ class Plan:
     """
 
     images: tuple[Image, ...]
-    config: SequentialConfig | RandomConfig
+    config: AnyConfig
     """The strategy, as it was asked for."""
     cells: Cells = field(repr=False)
     edge: Edge = "drop"
@@ -76,7 +76,7 @@ class Plan:
     @property
     def patch_size(self) -> tuple[int, ...]:
         """Extent of a patch on each spatial axis, in pixels."""
-        return tuple(self.config.patch_size)
+        return self.patching.patch_size
 
     @property
     def n_patches(self) -> int:
@@ -432,9 +432,7 @@ class Plan:
         return replace(self, images=tuple(images))
 
 
-def patching_of(
-    images: Sequence[Image], config: SequentialConfig | RandomConfig, edge: Edge, seed: int
-) -> GridPatching:
+def patching_of(images: Sequence[Image], config: AnyConfig, edge: Edge, seed: int) -> GridPatching:
     """The strategy of a configuration over the chunk grids of some images."""
     return create_patching(
         [image.layout.data_shape for image in images],

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from patchloom.coverage import threshold
 from patchloom.errors import ConfigError, IdentityError, PatchSizeError, PlanError
 from patchloom.image import Image, Ints
-from patchloom.patching.config import SequentialConfig
+from patchloom.patching.config import SequentialConfig, WholeSampleConfig
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.planning.cells import Cells, spatial_order
@@ -51,7 +51,9 @@ def plan(
         From `open_images`. All have the same dtype, spatial axes and number of channels.
     patching
         A strategy, for example ``{"name": "sequential", "patch_size": [256, 256],
-        "overlaps": [0, 0]}`` or ``{"name": "random", "patch_size": [64, 64], "n_patches": 500}``.
+        "overlaps": [0, 0]}`` or ``{"name": "random", "patch_size": [64, 64], "n_patches": 500}``;
+        the names are ``sequential``, ``tiled``, ``chunk_aligned``, ``random``, ``fixed_random``,
+        ``stratified`` and ``whole``.
         Sizes are pixels of the opened level, on the axes (z,) y, x.
     min_coverage
         Share of a patch that its mask must cover, in [0, 1]; 1 means wholly covered, 0 keeps
@@ -102,17 +104,19 @@ def plan(
     if rows_per_shard is not None:
         rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
     coverage = _check(images, min_coverage, edge, order, window)
-    _check_patch(images, config.patch_size, edge)
+    if isinstance(config, WholeSampleConfig):
+        _check_whole(images, edge)
+    else:
+        _check_patch(images, config.patch_size, edge)
     check_columns([image.metadata for image in images])
     strategy = patching_of(images, config, edge, seed)
+    size = strategy.patch_size
     parts, rejected = [], dict.fromkeys(("outside the mask",), 0)
     for index, image in enumerate(images):
         cells, left_out = _select(strategy, index, image, coverage)
         rejected["outside the mask"] += left_out
         parts.append(cells.take(spatial_order(cells.cell, image.layout)))
-    too_small = [
-        image.id for image in images if edge != "pad" and _is_smaller(image, config.patch_size)
-    ]
+    too_small = [image.id for image in images if edge != "pad" and _is_smaller(image, size)]
     reasons = {k: v for k, v in rejected.items() if v}
     if too_small:
         # Such an image offers no candidate; it is named so that an empty plan says why.
@@ -120,7 +124,7 @@ def plan(
     cells = Cells.join(parts)
     if not len(cells) and not reasons:
         reasons["offered by the strategy"] = 0
-    shape = (images[0].layout.n_channels, *config.patch_size)
+    shape = (images[0].layout.n_channels, *size)
     patch_bytes = math.prod(shape) * images[0].dtype.itemsize
     units = cells.units(images)
     sizes = np.bincount(units, cells.kept).astype(np.int64)
@@ -280,6 +284,19 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
         bound = "" if least is None else f" of at least {least}"
         raise ConfigError(f"{name}= is an integer{bound}, got {value!r}")
     return found
+
+
+def _check_whole(images: Sequence[Image], edge: str) -> None:
+    shapes: dict[tuple[int, ...], str] = {}
+    for image in images:
+        shapes.setdefault(image.layout.space.shape, image.id)
+    if edge != "pad" and len(shapes) > 1:
+        shown = ", ".join(f"{list(shape)} for {name!r}" for shape, name in [*shapes.items()][:5])
+        raise PatchSizeError(
+            f"the patches of one store have one size, got {len(shapes)} sizes of whole images "
+            f"({shown}{', ...' if len(shapes) > 5 else ''}); take edge='pad', which gives all the "
+            "largest extents, or plan the images of each size apart"
+        )
 
 
 def _bytes(memory: str | int) -> int:

@@ -1,0 +1,119 @@
+"""What all grids of patches share: one sorted column of first pixels an axis, multiplied out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.errors import PatchSizeError
+from patchloom.patching.protocol import Edge, GridPatching, Ints, turns, volume
+
+__all__ = ["LatticePatching", "lattice"]
+
+
+def lattice(extent: int, size: int, step: int, edge: Edge) -> Ints:
+    """First pixels of the patches along one axis.
+
+    >>> [lattice(10, 4, 4, edge).tolist() for edge in ("drop", "shift", "pad")]
+    [[0, 4], [0, 4, 6], [0, 4, 8]]
+    """
+    if extent < size:
+        return np.zeros(1 if edge == "pad" and extent else 0, np.int64)
+    starts = np.arange(0, extent - size + 1, step, dtype=np.int64)
+    end = int(starts[-1]) + size
+    if end < extent and edge == "shift":
+        starts = np.append(starts, extent - size)
+    elif end < extent and edge == "pad":
+        starts = np.append(starts, starts[-1] + step)
+    return starts
+
+
+class LatticePatching(GridPatching):
+    """A grid that is the product of one column of first pixels an axis.
+
+    Parameters
+    ----------
+    data_shapes
+        Shape of each image as ``SC(Z)YX``, in pixels.
+    patch_size
+        Extent on each spatial axis, in pixels.
+    overlaps
+        Pixels that neighbours share on each spatial axis; none by default.
+    edge, chunks, keys
+        See `GridPatching`.
+
+    Raises
+    ------
+    PatchSizeError
+        If sizes or overlaps do not fit the axes.
+    """
+
+    def __init__(
+        self,
+        data_shapes: Sequence[Sequence[int]],
+        patch_size: Sequence[int],
+        overlaps: Sequence[int] | None = None,
+        *,
+        edge: Edge,
+        chunks: Sequence[Sequence[int]] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(data_shapes, patch_size, edge=edge, chunks=chunks, keys=keys)
+        overlaps = [0] * len(self.patch_size) if overlaps is None else overlaps
+        self.overlaps = tuple(int(o) for o in overlaps)
+        if len(self.overlaps) != len(self.patch_size) or any(
+            not 0 <= o < p for o, p in zip(self.overlaps, self.patch_size, strict=False)
+        ):
+            raise PatchSizeError(
+                "an overlap is at least 0 and smaller than the patch on each axis, got overlaps="
+                f"{list(self.overlaps)} for patch_size={list(self.patch_size)}"
+            )
+
+    @abstractmethod
+    def _place(self, image: int, axis: int) -> Ints:
+        """First pixels along one axis of an image, ascending and distinct."""
+
+    @cached_property
+    def _starts(self) -> dict[tuple[int, int], Ints]:
+        axes = range(len(self.patch_size))
+        return {(i, axis): self._place(i, axis) for i in range(len(self.grids)) for axis in axes}
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether what every patch takes of its image lies inside its owner chunk."""
+        return all(
+            bool((np.minimum(starts + size, extent) <= (starts // chunk + 1) * chunk).all())
+            for i, grid in enumerate(self.grids)
+            for axis, (extent, chunk) in enumerate(zip(grid.shape, grid.chunks, strict=True))
+            for starts, size in ((self._starts[i, axis], self.patch_size[axis]),)
+        )
+
+    def counts(self, image: int) -> Ints:
+        """Patches that each cell of an image owns: int64[n_samples * n_chunks]."""
+        return np.tile(
+            volume([self._per_chunk(image, axis)[1] for axis in range(len(self.patch_size))]),
+            self.n_samples(image),
+        )
+
+    def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
+        """First pixels of the patches of some cells, and how many each cell owns."""
+        index = self._split(image, cells)
+        ndim = len(self.patch_size)
+        columns = [self._per_chunk(image, axis) for axis in range(ndim)]
+        first = np.stack([columns[a][0][index[:, a]] for a in range(ndim)], -1)
+        n = np.stack([columns[a][1][index[:, a]] for a in range(ndim)], -1)
+        cell, turn = turns(n)
+        place = first[cell] + turn
+        corners = np.stack([self._starts[image, a][place[:, a]] for a in range(ndim)], -1)
+        return corners, n.prod(-1)
+
+    def _per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
+        """Along one axis, for each chunk: its first lattice point, and how many it holds."""
+        starts, grid = self._starts[image, axis], self.grids[image]
+        edges = np.arange(grid.counts[axis] + 1, dtype=np.int64) * grid.chunks[axis]
+        first = np.searchsorted(starts, edges).astype(np.int64)
+        return first[:-1], np.diff(first)

@@ -1,0 +1,211 @@
+"""Every strategy in one list, and the laws that all of them keep."""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from patchloom.patching.aligned import ChunkAlignedPatching
+from patchloom.patching.protocol import Edge, GridPatching
+from patchloom.patching.random import FixedRandomPatching, RandomPatching
+from patchloom.patching.sequential import SequentialPatching
+from patchloom.patching.stratified import StratifiedPatching
+from patchloom.patching.tiled import TiledPatching
+from patchloom.patching.whole import WholeSamplePatching
+
+__all__ = ["STRATEGIES", "Geometry", "PatchingLaws", "check_laws"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a strategy is laid over."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """Shape of each image as ``SC(Z)YX``, in pixels."""
+    size: tuple[int, ...]
+    """Extent of a patch on each spatial axis, in pixels."""
+    overlaps: tuple[int, ...]
+    """Pixels that neighbours share on each spatial axis, fewer than a patch has."""
+    chunks: tuple[tuple[int, ...], ...]
+    """Chunk extents of each image on its spatial axes."""
+    edge: Edge = "drop"
+    seed: int = 0
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What the constructors of all strategies take."""
+        return {"edge": self.edge, "chunks": self.chunks}
+
+    @property
+    def wide(self) -> dict[str, Any]:
+        """The same with chunks that can hold a patch."""
+        chunks = [
+            tuple(max(c, p) for c, p in zip(row, self.size, strict=True)) for row in self.chunks
+        ]
+        return {"edge": self.edge, "chunks": chunks}
+
+
+def _some_cells(geometry: Geometry) -> GridPatching:
+    """Every third cell of a grid excluded, every fourth less probable."""
+    found = StratifiedPatching(
+        geometry.shapes, geometry.size, geometry.seed, epoch=1, **geometry.common
+    )
+    for (image, sample), cells in found.get_all_grid_coords().items():
+        if sample % 2 == 0:
+            found.exclude_patches(image, sample, cells[1::3])
+            found.set_region_probs(image, sample, dict.fromkeys(cells[::4], 0.3))
+    return found
+
+
+STRATEGIES: Mapping[str, Callable[[Geometry], GridPatching]] = MappingProxyType(
+    {
+        "sequential": lambda g: SequentialPatching(g.shapes, g.size, g.overlaps, **g.common),
+        "tiled": lambda g: TiledPatching(g.shapes, g.size, g.overlaps, **g.common),
+        "tiled as CAREamics": lambda g: TiledPatching(
+            g.shapes, g.size, g.overlaps, chunks=g.chunks
+        ),
+        "chunk_aligned": lambda g: ChunkAlignedPatching(g.shapes, g.size, g.overlaps, **g.wide),
+        "chunk_aligned, shifted": lambda g: ChunkAlignedPatching(
+            g.shapes, g.size, g.overlaps, shift=[g.seed % p for p in g.size], **g.wide
+        ),
+        "random": lambda g: RandomPatching(g.shapes, g.size, g.seed, **g.common),
+        "random, some": lambda g: RandomPatching(
+            g.shapes, g.size, g.seed, n_patches=7, epoch=3, **g.common
+        ),
+        "random in chunks": lambda g: RandomPatching(
+            g.shapes, g.size, g.seed, inside_chunks=True, **g.wide
+        ),
+        "fixed_random": lambda g: FixedRandomPatching(g.shapes, g.size, g.seed, **g.common),
+        "stratified": lambda g: StratifiedPatching(g.shapes, g.size, g.seed, **g.common),
+        "stratified, some cells": _some_cells,
+        "whole": lambda g: WholeSamplePatching(g.shapes, **g.common),
+    }
+)
+"""Every strategy over any geometry: the list that all laws run over."""
+
+
+def check_laws(strategy: GridPatching, *, may_stick_out: bool | None = None) -> None:
+    """Check all laws on one strategy, by looking at every patch.
+
+    Parameters
+    ----------
+    strategy
+        Over images that are small enough for it.
+    may_stick_out
+        Whether patches may end outside their image; by default under ``edge="pad"``.
+
+    Raises
+    ------
+    AssertionError
+        On the first law that is broken.
+
+    Examples
+    --------
+    >>> check_laws(SequentialPatching([(1, 1, 20, 30)], (8, 8), chunks=[(10, 10)]))
+    """
+    if may_stick_out is None:
+        may_stick_out = strategy.edge == "pad"
+    n_images = len(strategy.data_shapes)
+    ranges = [strategy.get_patch_indices(i) for i in range(n_images)]
+    said = [i for indices in ranges for i in indices]
+    assert said == list(range(strategy.n_patches)), "images partition the indices"
+    again = pickle.loads(pickle.dumps(strategy))
+    for image, indices in enumerate(ranges):
+        _check_image(strategy, again, image, indices, may_stick_out)
+    for outside in (-1, strategy.n_patches):
+        try:
+            strategy.get_patch_spec(outside)
+        except IndexError:
+            continue
+        raise AssertionError(f"index {outside} of {strategy.n_patches} patches is refused")
+
+
+def _check_image(
+    strategy: GridPatching, again: GridPatching, image: int, indices: range, may_stick_out: bool
+) -> None:
+    grid, size = strategy.grids[image], strategy.size_of(image)
+    counts = strategy.counts(image)
+    cells = np.arange(strategy.n_samples(image) * grid.n_chunks)
+    assert len(counts) == len(cells), "every cell has a count"
+    corners, owned = strategy.corners(image, cells)
+    assert owned.tolist() == counts.tolist(), "counts equal enumeration"
+    assert len(corners) == len(indices) == int(counts.sum()), "counts add up"
+    cell = np.repeat(cells, counts)
+    owner = grid.flat(grid.chunk_of(corners))
+    n_chunks = max(1, grid.n_chunks)
+    assert (owner == cell % n_chunks).all(), "the chunk of its first pixel owns a patch"
+    shape, ends = np.asarray(grid.shape), corners + np.asarray(size)
+    assert ((corners >= 0) & (corners < shape)).all(), "patches begin in their image"
+    if not may_stick_out:
+        assert (ends <= shape).all(), "patches lie in their image"
+    if strategy.is_aligned:
+        last = grid.chunk_of(np.minimum(ends, shape) - 1)
+        assert (last == grid.chunk_of(corners)).all(), "aligned patches straddle nothing"
+    if not strategy.repeats:
+        boxes = set(zip((cell // n_chunks).tolist(), map(tuple, corners.tolist()), strict=True))
+        assert len(boxes) == len(corners), "no box is taken twice"
+    # In any order, any number of times, on any machine.
+    for k in np.random.default_rng(0).permutation(len(indices)).tolist():
+        spec = strategy.get_patch_spec(indices[k])
+        assert spec == strategy.get_patch_spec(indices[k]) == again.get_patch_spec(indices[k])
+        assert spec["data_idx"] == image
+        assert spec["sample_idx"] == cell[k] // n_chunks
+        assert spec["coords"] == tuple(corners[k].tolist()), "one by one equals all at once"
+        assert tuple(spec["patch_size"]) == tuple(size)
+    if len(cells):
+        some = np.random.default_rng(1).choice(cells, 3)
+        part, n = strategy.corners(image, some)
+        assert n.tolist() == counts[some].tolist()
+        whole = np.concatenate([corners[cell == c] for c in some])
+        assert part.tolist() == whole.tolist(), "any cells in any order answer the same"
+
+
+def _geometries() -> Iterator[Geometry]:
+    """A few that have been hard: odd extents, ragged chunks, images smaller than a patch."""
+    edges: tuple[Edge, ...] = ("drop", "shift", "pad")
+    for seed, edge in enumerate(edges):
+        yield Geometry(((2, 1, 23),), (5,), (2,), ((7,),), edge, seed)
+        yield Geometry(((1, 1, 15), (3, 2, 4)), (8,), (0,), ((16,), (3,)), edge, seed)
+        yield Geometry(((1, 3, 21, 17), (2, 1, 6, 30)), (8, 6), (3, 1), ((9, 17), (4, 7)), edge)
+        yield Geometry(((1, 1, 9, 12, 14),), (3, 4, 5), (1, 2, 0), ((4, 5, 6),), edge, seed)
+
+
+class PatchingLaws(ABC):
+    """The laws as tests: subclass it, and say how your strategy is made.
+
+    Examples
+    --------
+    >>> class TestMine(PatchingLaws):
+    ...     def strategy(self, geometry):
+    ...         return SequentialPatching(geometry.shapes, geometry.size, **geometry.common)
+    >>> TestMine().test_laws()
+    """
+
+    @abstractmethod
+    def strategy(self, geometry: Geometry) -> GridPatching:
+        """The strategy over a geometry; `Geometry.wide` has chunks that can hold a patch."""
+
+    def test_laws(self) -> None:
+        """Images partition indices, owners are right, all answers agree and repeat."""
+        for geometry in _geometries():
+            check_laws(self.strategy(geometry))
+
+    def test_epochs(self) -> None:
+        """Epoch 0 is the strategy itself, and epochs do not depend on the way there."""
+        for geometry in _geometries():
+            strategy: Any = self.strategy(geometry)
+            if not hasattr(strategy, "with_epoch"):
+                continue
+            later = strategy.with_epoch(2)
+            check_laws(later)
+            there_and_back = strategy.with_epoch(5).with_epoch(2)
+            specs = [
+                [s.get_patch_spec(i) for i in range(s.n_patches)] for s in (later, there_and_back)
+            ]
+            assert specs[0] == specs[1], "an epoch is a pure function of its number"
