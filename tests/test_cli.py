@@ -124,9 +124,10 @@ def test_run_takes_a_scheduler(job: Path, scheduler: str) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_run_connects_to_a_cluster(job: Path) -> None:
     """By its address."""
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+    from tests.clusters import local_cluster
+
+    with local_cluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp"
     ) as cluster:
         told = call("run", job, "--scheduler", cluster.scheduler_address, "--json")
     assert told.exit_code == 0

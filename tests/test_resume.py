@@ -181,15 +181,15 @@ def test_killed_worker_process_costs_nothing(
 ) -> None:
     """A worker of a real cluster is killed at work; the same call ends with the same bytes."""
     import psutil
-    from distributed import Client, LocalCluster
+    from distributed import Client
+
+    from tests.clusters import local_cluster
 
     out = tmp_path / "out.zarr"
     [opened] = patchloom.open_images(image, axes="CYX")
     plan = patchloom.plan(opened, PATCHING, rows_per_shard=ROWS)
     with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
+        local_cluster(n_workers=2, threads_per_worker=1, processes=True) as cluster,
         Client(cluster) as client,
     ):
         import threading
@@ -245,7 +245,9 @@ def test_cluster_of_processes_on_s3(
 ) -> None:
     """Workers in other processes read and write S3 and end with the same bytes."""
     import fsspec
-    from distributed import Client, LocalCluster
+    from distributed import Client
+
+    from tests.clusters import local_cluster
 
     fs = fsspec.filesystem("s3", **s3_server.storage_options)
     bucket = s3_server.fresh_bucket()
@@ -254,9 +256,7 @@ def test_cluster_of_processes_on_s3(
     [opened] = patchloom.open_images(f"{bucket}/image.zarr", axes="CYX", storage_options=options)
     plan = patchloom.plan(opened, PATCHING, rows_per_shard=ROWS)
     with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
+        local_cluster(n_workers=2, threads_per_worker=1, processes=True) as cluster,
         Client(cluster),
     ):
         report = patchloom.materialize(

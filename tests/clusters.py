@@ -1,0 +1,28 @@
+"""A local cluster of real worker processes that also starts on a busy machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from distributed import LocalCluster
+
+ATTEMPTS = 3
+
+
+@contextmanager
+def local_cluster(**options: Any) -> Iterator[Any]:
+    """A cluster without a dashboard; starting it is tried again if the machine was too slow."""
+    with dask.config.set({"distributed.comm.timeouts.connect": "120s"}):
+        for attempt in range(ATTEMPTS):
+            try:
+                cluster = LocalCluster(dashboard_address=None, **options)
+            except RuntimeError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                break
+        with cluster:
+            yield cluster
