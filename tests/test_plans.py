@@ -91,6 +91,26 @@ def test_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
         assert done.stdout.strip() == want
 
 
+@pytest.mark.parametrize(
+    ("config", "fingerprint", "corner"),
+    [
+        (GRID, "648e0ca85e62b8d27ded514d1432baf9", (48, 0)),
+        ({**RANDOM, "n_patches": 500}, "438a5c3ad31cb8df5a4a1add9ae96258", (21, 63)),
+    ],
+    ids=["grid", "random"],
+)
+def test_fingerprint_is_the_same_on_every_machine(
+    config: dict[str, Any], fingerprint: str, corner: tuple[int, ...]
+) -> None:
+    """Written down once: every Python and NumPy that we support gives these (format 1)."""
+    mask = np.add.outer(np.arange(20), np.arange(20)) % 7 < 4
+    pixels = np.zeros((2, 200, 210), "uint16")
+    images = patchloom.open_images(pixels, axes="CYX", mask=mask, ids=["a"])
+    plan = patchloom.plan(images, config, min_coverage=0.55, seed=3)
+    assert plan.fingerprint == fingerprint
+    assert plan.get_patch_spec(7)["coords"] == corner
+
+
 @pytest.mark.parametrize("config", [GRID, RANDOM], ids=["grid", "random"])
 @pytest.mark.parametrize("where", ["disk", "memory"])
 def test_saved_plans_come_back(config: dict[str, Any], where: str, tmp_path: Path) -> None:
