@@ -113,11 +113,6 @@ class Layout:
         return (self.n_samples, self.n_channels, *self.space.shape)
 
     @property
-    def n_cells(self) -> int:
-        """Cells in all."""
-        return self.n_samples * self.space.n_chunks
-
-    @property
     def chunks_per_block(self) -> int:
         """Stored chunks that make up one block."""
         return self.channels.n_chunks
