@@ -25,7 +25,9 @@ from tests.servers.s3 import S3Kind, S3Server, available_kinds, serve_s3
 
 # A busy machine is no failure: no test depends on how long an example takes.
 settings.register_profile("patchloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patchloom")
+# In CI the examples are the same every time: what passed before it lands passes after.
+settings.register_profile("ci", settings.get_profile("patchloom"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "patchloom")
 
 # Run as a program of its own; imports aiohttp, which may be absent, when doctests are looked for.
 collect_ignore = ["servers/gcs_emulator.py"]

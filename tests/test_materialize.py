@@ -124,8 +124,17 @@ TINY = {
 """Patches of one pixel: what a row costs beside its pixels is most of it."""
 
 
+MANY_SHARDS = {**TINY, "axes": "czyx", "shape": (1, 3, 3, 8), "chunks": (1, 1, 1, 1)} | {
+    "size": [1, 1, 1],
+    "overlaps": [0, 0, 0],
+    "rows_per_shard": 1,
+}
+"""Shards smaller than what is fetched ahead: several are counted at a time."""
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @example(job=TINY)
+@example(job=MANY_SHARDS)
 @given(job=jobs())
 def test_whole_job_equals_numpy(job: dict[str, Any], tmp_path_factory: Any) -> None:
     """Kept patches, pixels, manifest and statistics equal the brute force, whatever the job."""

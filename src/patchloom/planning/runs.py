@@ -34,6 +34,8 @@ _AHEAD = 4096
 """How many units `pack` looks ahead to fill a gap."""
 _ROW_BYTES = 64
 """Bytes that a patch costs beside its pixels: headers, checksum, entry in the shard's index."""
+_TASK_BYTES = 256 * 1024
+"""Small things of a task that are not worth counting one by one."""
 _COUNT_BYTES = 24
 """Bytes a pixel while it is counted: a wide copy for the histogram and the union's mask."""
 
@@ -224,11 +226,13 @@ def _project(
     highs = np.searchsorted(first, stops, side="left")
     patch = _patch_bytes(images, size)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
-    fixed = 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), rows * patch)
+    fixed = (
+        _TASK_BYTES + 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), rows * patch)
+    )
     return np.array(
         [
-            fixed + _live(images, cells, size, np.arange(low, high))
-            for low, high in zip(lows, highs, strict=True)
+            fixed + _live(images, cells, size, np.arange(low, high), int(n_shards))
+            for low, high, n_shards in zip(lows, highs, np.diff(bounds), strict=True)
         ],
         np.int64,
     )
@@ -241,8 +245,10 @@ def _patch_bytes(images: Sequence[Image], size: Sequence[int]) -> int:
     return math.prod(size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
 
 
-def _live(images: Sequence[Image], cells: Cells, size: Sequence[int], positions: Ints) -> int:
-    """Bytes of decoded blocks that a walk over some cells holds at once, at most."""
+def _live(
+    images: Sequence[Image], cells: Cells, size: Sequence[int], positions: Ints, n_shards: int
+) -> int:
+    """Bytes that a walk over the cells of some shards holds at once, at most."""
     worst = 0
     of_image = cells.image[positions]
     for part in np.split(positions, np.flatnonzero(np.diff(of_image)) + 1):
@@ -257,8 +263,10 @@ def _live(images: Sequence[Image], cells: Cells, size: Sequence[int], positions:
         chunks = image.layout.space.chunks
         region = math.prod(c + p for c, p in zip(chunks, size, strict=True))
         held += counted + region * image.layout.n_channels * image.dtype.itemsize
-        # Two shards are counted at a time: the one that is cut, and the one of blocks ahead.
-        held += 2 * image.layout.n_channels * _tally_bytes(image.dtype)
+        # Counts of the shard that is cut, and of those that own a block fetched ahead.
+        block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
+        ahead = min(n_shards, 1 + max(1, FETCH // block))
+        held += ahead * image.layout.n_channels * _tally_bytes(image.dtype)
         worst = max(worst, held)
     return worst
 
