@@ -240,8 +240,7 @@ def _project(
 
 def _patch_bytes(images: Sequence[Image], size: Sequence[int]) -> int:
     """Bytes of one patch in all arrays that are cut, before compression."""
-    roles = (images[0].labels, images[0].target)
-    arrays = [images[0], *(role.image for role in roles if role is not None)]
+    arrays = images[0].cut_arrays.values()
     return math.prod(size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
 
 
@@ -254,7 +253,7 @@ def _live(
     for part in np.split(positions, np.flatnonzero(np.diff(of_image)) + 1):
         image = images[int(cells.image[part[0]])]
         held = 0
-        for array in (image, *(r.image for r in (image.labels, image.target) if r is not None)):
+        for array in image.cut_arrays.values():
             nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
             peak, n = _peak(image, cells, size, array.layout, part)
             # A batch is fetched ahead, compressed beside decoded.

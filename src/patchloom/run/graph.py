@@ -15,7 +15,7 @@ from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.cutting import ArrayKey, Job, cut_run, write_run
 
-__all__ = ["Graph", "run_graph"]
+__all__ = ["Graph", "light", "run_graph"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
     """
     name = f"{'patchloom-write' if job is not None else 'patchloom-count'}-{token}"
     plan_key, job_key = f"patchloom-plan-{token}", f"patchloom-job-{token}"
-    layer: dict[Any, Any] = {plan_key: plan.with_images([_light(i) for i in plan.images])}
+    layer: dict[Any, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
     if job is not None:
         layer[job_key] = job
     lazies = _lazy_arrays(plan, job)
@@ -93,7 +93,7 @@ def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:
     return found
 
 
-def _light(image: Image) -> Image:
+def light(image: Image) -> Image:
     """The image without the pixels that Dask hands over anyway."""
     for name in ("labels", "target"):
         role = getattr(image, name)

@@ -16,7 +16,7 @@ from patchloom.planning.plans import Plan
 from patchloom.planning.runs import FETCH
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.executing import execute
-from patchloom.run.graph import Graph, run_graph
+from patchloom.run.graph import Graph, light, run_graph
 from patchloom.store.statistics_view import check_percentiles, dataset
 from patchloom.summaries import Summary, Tally
 
@@ -118,7 +118,7 @@ def survey_images(images: Sequence[Image], *, progress: bool) -> tuple[Found, Re
     for index, image in enumerate(images):
         layout = image.layout
         handle = f"patchloom-image-{index}-{token}"
-        layer[handle] = image
+        layer[handle] = light(image)
         lazy = None if image.source.addressable else image.source.lazy(image)
         if lazy is not None:
             lazies.append(lazy)
