@@ -93,12 +93,38 @@ def canonical(image: Pixels, axes: str) -> Pixels:
     return moved.reshape(count, channels, *shape)
 
 
-def cut(space: Pixels, corner: Sequence[int], size: Sequence[int]) -> Pixels:
-    """One patch of [channel, *space], filled with 0 outside."""
+def shown(place: int, extent: int, mode: str) -> int | None:
+    """The pixel that a place on or beyond an axis shows, walking back and forth; None is 0."""
+    while not 0 <= place < extent:
+        if mode == "constant":
+            return None
+        if mode == "edge" or extent == 1:
+            return min(max(place, 0), extent - 1)
+        turn = 1 if mode == "symmetric" else 0
+        place = -turn - place if place < 0 else 2 * (extent - 1) + turn - place
+    return place
+
+
+def cut(
+    space: Pixels, corner: Sequence[int], size: Sequence[int], mode: str = "constant"
+) -> Pixels:
+    """One patch of [channel, *space], pixel by pixel."""
     out = np.zeros((space.shape[0], *size), space.dtype)
-    inside = tuple(slice(c, c + p) for c, p in zip(corner, size, strict=True))
-    part = space[(slice(None), *inside)]
-    out[(slice(None), *(slice(0, n) for n in part.shape[1:]))] = part
+    for at in itertools.product(*map(range, size)):
+        places = [
+            shown(c + k, n, mode) for c, k, n in zip(corner, at, space.shape[1:], strict=True)
+        ]
+        if None not in places:
+            out[(slice(None), *at)] = space[(slice(None), *places)]
+    return out
+
+
+def outside(corner: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> Pixels:
+    """Which pixels of a box lie outside the image."""
+    out = np.zeros(tuple(size), bool)
+    for at in itertools.product(*map(range, size)):
+        inside = (0 <= c + k < n for c, k, n in zip(corner, at, shape, strict=True))
+        out[at] = not all(inside)
     return out
 
 
@@ -113,7 +139,7 @@ def coverage(
     picks = []
     for axis, (n, m) in enumerate(zip(shape, mask.shape, strict=True)):
         parts = np.arange(corner[axis] * fine[axis], (corner[axis] + size[axis]) * fine[axis])
-        inside = parts < n * fine[axis]
+        inside = (parts >= 0) & (parts < n * fine[axis])
         picks.append((parts[inside] * m) // (n * fine[axis]))
     count = int(mask[np.ix_(*picks)].sum())
     return Fraction(count, math.prod(p * f for p, f in zip(size, fine, strict=True)))
@@ -126,6 +152,6 @@ def union_pixels(
     samples, channels, *space = canonical_image.shape
     seen = np.zeros((samples, *space), np.bool_)
     for sample, corner in taken:
-        box = tuple(slice(c, c + p) for c, p in zip(corner, size, strict=True))
+        box = tuple(slice(max(0, c), c + p) for c, p in zip(corner, size, strict=True))
         seen[sample][box] = True
     return np.stack([canonical_image[:, c][seen] for c in range(channels)])

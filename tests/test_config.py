@@ -104,7 +104,9 @@ ids: [a, b]
 storage_options: {anon: true, client_kwargs: {region_name: here}}
 patching: {name: random, patch_size: [32, 32], n_patches: 10}
 min_coverage: 1
+min_pixels: 9
 edge: shift
+pad_mode: edge
 order: spatial
 seed: 7
 rows_per_shard: 16
@@ -134,7 +136,10 @@ codec: zstd
             "min_coverag: 0.5\n",
             ["line 6: unknown key 'min_coverag'; did you mean 'min_coverage'?"],
         ),
-        ("edge: shfit\n", ["line 6: 'edge' should be 'drop', 'shift' or 'pad', got 'shfit'; did"]),
+        (
+            "edge: shfit\n",
+            ["line 6: 'edge' should be 'drop', 'shift', 'pad' or 'shrink', got 'shfit'"],
+        ),
         ("overlap: [1]\n", ["line 6: unknown key 'overlap'; did you mean 'overlaps' under"]),
         ("zzz: 1\n", ["line 6: unknown key 'zzz'; the keys are axes, codec, edge,"]),
         ("seed: yes\n", ["line 6: 'seed' should be a whole number, got True"]),
@@ -174,7 +179,10 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, said: list[
         ("{name: random, patch_size: [4, 0]}", "'patching.patch_size[1]' should be greater than"),
         ("{name: random, name: random}", "the key 'name' stands twice"),
         ("[4, 4]", "'patching' should be a mapping, got a list of 2"),
-        ("&p {name: random, patch_size: *p}", "'patching.patch_size' should be a list, got"),
+        (
+            "&p {name: random, patch_size: 4, n_patches: *p}",
+            "'patching.n_patches' should be a whole",
+        ),
     ],
 )
 def test_mistakes_in_patching_are_named_too(tmp_path: Path, text: str, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -30,18 +31,20 @@ def test_coverage_equals_counting_parts(data: st.DataObject) -> None:
     corners = np.array(
         list(itertools.product(*(range(0, n - p + 1) for n, p in zip(shape, size, strict=True))))
     )
-    area, whole = coverage(mask, [0] * ndim, Alignment.of_shapes(shape, extents), corners, size)
+    alignment = Alignment.of_shapes(shape, extents)
+    area, pixel = coverage(mask, [0] * ndim, alignment, corners, corners + np.array(size))
     for corner, covered in zip(corners, area, strict=True):
         share = oracle.coverage(mask, shape, tuple(corner), size)
-        assert Fraction(int(covered), whole) == share
+        assert Fraction(int(covered), pixel * math.prod(size)) == share
 
 
 def test_offset_and_non_integer_scale_by_hand() -> None:
     """A mask pixel of 2.5 image pixels that begins 1.5 pixels inside."""
     alignment = Alignment((Fraction(5, 2),), (Fraction(3, 2),))
     mask = np.array([True, False, True])  # covers [1.5, 4) and [6.5, 9)
-    area, whole = coverage(mask, [0], alignment, np.array([[0], [2], [6]]), [4])
-    assert [Fraction(int(a), whole) for a in area] == [
+    low = np.array([[0], [2], [6]])
+    area, pixel = coverage(mask, [0], alignment, low, low + 4)
+    assert [Fraction(int(a), 4 * pixel) for a in area] == [
         Fraction(5, 8),  # [1.5, 4) of [0, 4)
         Fraction(1, 2),  # [2, 4) of [2, 6)
         Fraction(5, 8),  # [6.5, 9) of [6, 10)
@@ -53,10 +56,11 @@ def test_huge_ratios_do_not_overflow() -> None:
     shape, extents = (999_983, 999_979), (31, 37)
     mask = np.ones(extents, bool)
     size = (499_979, 611_953)
-    area, whole = coverage(
-        mask, [0, 0], Alignment.of_shapes(shape, extents), np.array([[7, 11]]), size
+    low = np.array([[7, 11]])
+    area, pixel = coverage(
+        mask, [0, 0], Alignment.of_shapes(shape, extents), low, low + np.array(size)
     )
-    assert area[0] == whole
+    assert area[0] == pixel * math.prod(size)
 
 
 def test_threshold_means_the_decimal() -> None:

@@ -47,7 +47,10 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
         "chunks": chunks,
         "size": size,
         "overlaps": overlaps,
+        "context": draw(st.sampled_from([[0] * len(space), [0, 2, 1][: len(space)], [3] * 3])),
         "edge": draw(st.sampled_from(["drop", "shift", "pad"])),
+        "pad_mode": draw(st.sampled_from(["constant", "edge", "reflect", "symmetric"])),
+        "min_pixels": draw(st.sampled_from([0, 0, 3])),
         "mask_shape": mask_shape if masked else None,
         "min_coverage": draw(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])),
         "dtype": draw(st.sampled_from(DTYPES)),
@@ -102,7 +105,9 @@ def expected(
         for corner in oracle.grid(space, job["size"], job["overlaps"], job["edge"]):
             field = np.ones(space, np.bool_) if mask is None else mask
             share = oracle.coverage(field, space, corner, job["size"])
-            if mask is None or share >= Fraction(str(job["min_coverage"])):
+            enough = share >= Fraction(str(job["min_coverage"]))
+            enough &= share * math.prod(job["size"]) >= job["min_pixels"]
+            if mask is None or enough:
                 found[sample, corner] = share
     return found
 
@@ -113,7 +118,10 @@ TINY = {
     "chunks": (1, 1),
     "size": [1, 1],
     "overlaps": [0, 0],
+    "context": [0, 0],
     "edge": "drop",
+    "pad_mode": "constant",
+    "min_pixels": 0,
     "mask_shape": None,
     "min_coverage": 0.0,
     "dtype": "uint8",
@@ -127,6 +135,7 @@ TINY = {
 MANY_SHARDS = {**TINY, "axes": "czyx", "shape": (1, 3, 3, 8), "chunks": (1, 1, 1, 1)} | {
     "size": [1, 1, 1],
     "overlaps": [0, 0, 0],
+    "context": [0, 0, 0],
     "rows_per_shard": 1,
 }
 """Shards smaller than what is fetched ahead: several are counted at a time."""
@@ -161,11 +170,19 @@ def check_whole_job(job: dict[str, Any], folder: Path) -> None:
         axes=job["axes"],
         mask=None if mask is None else mask.transpose(order),
     )
+    context = job["context"][: len(stored)]
     plan = patchloom.plan(
         opened,
-        {"name": "sequential", "patch_size": job["size"], "overlaps": job["overlaps"]},
+        {
+            "name": "sequential",
+            "patch_size": job["size"],
+            "overlaps": job["overlaps"],
+            "context": context,
+        },
         min_coverage=job["min_coverage"],
+        min_pixels=job["min_pixels"],
         edge=job["edge"],
+        pad_mode=job["pad_mode"],
         rows_per_shard=job["rows_per_shard"],
         memory="4 GiB",
     )
@@ -189,19 +206,22 @@ def check_whole_job(job: dict[str, Any], folder: Path) -> None:
     assert len({row["patch_id"] for row in rows}) == len(rows)
     space = [a for a in "zyx" if a in job["axes"]]
     seen = {}
+    size = [p + 2 * c for p, c in zip(job["size"], context, strict=True)]
+    boxes = []
     for row in rows:
         corner = tuple(row[f"start_{a}"] for a in space)
-        seen[row["sample"], corner] = row["coverage"]
+        boxes.append((row["sample"], corner))
+        proper = tuple(c + k for c, k in zip(corner, context, strict=True))
+        seen[row["sample"], proper] = row["coverage"]
         spec = plan.get_patch_spec(row["row"])
         assert (spec["sample_idx"], spec["coords"]) == (row["sample"], corner)
-        np.testing.assert_array_equal(
-            store[row["row"]], oracle.cut(whole[row["sample"]], corner, job["size"])
-        )
+        cut = oracle.cut(whole[row["sample"]], corner, size, job["pad_mode"])
+        np.testing.assert_array_equal(store[row["row"]], cut)
     assert seen == {key: float(share) for key, share in wanted.items()}
 
     if not wanted:
         return
-    values = oracle.union_pixels(whole, list(wanted), job["size"])
+    values = oracle.union_pixels(whole, boxes, size)
     table = store.statistics.isel(image=0)
     for channel, flat in enumerate(values):
         wide = flat.astype("float64")

@@ -85,8 +85,12 @@ class Job(BaseModel):
 
     min_coverage: Share = 0.0
     """Share of a patch that its mask must cover, from 0 to 1."""
-    edge: Literal["drop", "shift", "pad"] = "drop"
+    min_pixels: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Area of a patch that its mask must cover, in pixels of the image; asked besides."""
+    edge: Literal["drop", "shift", "pad", "shrink"] = "drop"
     """What happens at the border of an image."""
+    pad_mode: Literal["constant", "edge", "reflect", "symmetric"] = "constant"
+    """What patches show beyond the image, as NumPy names it; constant is 0."""
     order: Literal["spatial"] = "spatial"
     """Order of the patches in the store."""
     seed: Whole = 0

@@ -70,10 +70,10 @@ def coverage(
     block: npt.NDArray[np.bool_],
     origin: Sequence[int],
     alignment: Alignment,
-    corners: Ints,
-    size: Sequence[int],
+    low: Ints,
+    high: Ints,
 ) -> tuple[npt.NDArray[Any], int]:
-    """Area of each patch that a mask covers, as exact integers.
+    """Area of each box that a mask covers, as exact integers.
 
     The mask is constant on each of its pixels, so its integral is multilinear between the
     entries of a summed-area table (Crow, "Summed-area tables for texture mapping", SIGGRAPH
@@ -87,47 +87,47 @@ def coverage(
         Index of the block's first pixel in the whole mask.
     alignment
         Where the mask's pixels lie on the image.
-    corners
-        First pixel of each patch, int64[n, ndim], in pixels of the image.
-    size
-        Extent of a patch, in pixels of the image.
+    low, high
+        Half-open boxes, int64[n, ndim] each, in pixels of the image.
 
     Returns
     -------
     int[n], int
-        Covered area of each patch and the area of a whole patch, in the same unit;
-        their ratio is the coverage.
+        Covered area of each box and the area of one pixel of the image, in the same unit.
     """
     ndim = block.ndim
     # On each axis positions are integers in units of 1 / (scale.numerator * unit) mask pixels.
-    units, weights = [], []
-    for axis in range(ndim):
-        scale, offset = alignment.scale[axis], alignment.offset[axis]
-        common = math.lcm(scale.numerator, offset.denominator * scale.numerator)
-        units.append(common)
-        # A patch extends size / scale mask pixels.
-        weights.append(int(Fraction(size[axis]) / scale * common))
-    whole = math.prod(weights)
+    units = [
+        math.lcm(scale.numerator, offset.denominator * scale.numerator)
+        for scale, offset in zip(alignment.scale, alignment.offset, strict=True)
+    ]
+    pixel = math.prod(int(u / s) for u, s in zip(units, alignment.scale, strict=True))
     table = np.zeros(tuple(n + 1 for n in block.shape), np.int64)
     table[(slice(1, None),) * ndim] = block
     for axis in range(ndim):
         np.cumsum(table, axis=axis, out=table)
     if int(table[(-1,) * ndim]) * math.prod(units) >= _SAFE:
         table = table.astype(object)
-    total: npt.NDArray[Any] = np.zeros(len(corners), table.dtype)
-    ends = [_places(corners, size, block.shape, origin, alignment, units, a) for a in range(ndim)]
+    total: npt.NDArray[Any] = np.zeros(len(low), table.dtype)
+    ends = [
+        [
+            _places(side[:, a], block.shape[a], origin[a], alignment, units[a], a)
+            for side in (low, high)
+        ]
+        for a in range(ndim)
+    ]
     for sign, picks in _vertices(ndim):
-        term: npt.NDArray[Any] = np.zeros(len(corners), table.dtype)
+        term: npt.NDArray[Any] = np.zeros(len(low), table.dtype)
         for _, uppers in _vertices(ndim):
-            index, weight = [], np.ones(len(corners), table.dtype)
+            index, weight = [], np.ones(len(low), table.dtype)
             for axis in range(ndim):
-                low, part = ends[axis][picks[axis]]
+                first, part = ends[axis][picks[axis]]
                 up = uppers[axis]
-                index.append(np.minimum(low + up, block.shape[axis]))
+                index.append(np.minimum(first + up, block.shape[axis]))
                 weight = weight * (part if up else units[axis] - part)
             term = term + table[tuple(index)] * weight
         total = total + sign * term
-    return total, whole
+    return total, pixel
 
 
 def threshold(fraction: float | Fraction, whole: int) -> int:
@@ -140,27 +140,15 @@ def threshold(fraction: float | Fraction, whole: int) -> int:
 
 
 def _places(
-    corners: Ints,
-    size: Sequence[int],
-    shape: Sequence[int],
-    origin: Sequence[int],
-    alignment: Alignment,
-    units: Sequence[int],
-    axis: int,
-) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
-    """Both ends of each patch on one axis: mask pixel in the block, and part of it."""
-    scale, offset = alignment.scale[axis], alignment.offset[axis]
-    unit = units[axis]
-    found = []
-    for edge in (0, int(size[axis])):
-        # (pixel - offset) / scale * unit is an integer by the choice of unit.
-        slope = Fraction(unit) / scale
-        base = (edge - offset) * slope - origin[axis] * unit
-        position = corners[:, axis] * int(slope) + int(base)
-        position = np.clip(position, 0, shape[axis] * unit)
-        low, part = np.divmod(position, unit)
-        found.append((low, part))
-    return found[0], found[1]
+    pixels: Ints, extent: int, origin: int, alignment: Alignment, unit: int, axis: int
+) -> tuple[Ints, Ints]:
+    """Where image pixels begin on one axis: mask pixel in the block, and part of it."""
+    # (pixel - offset) / scale * unit is an integer by the choice of unit.
+    slope = Fraction(unit) / alignment.scale[axis]
+    base = -alignment.offset[axis] * slope - origin * unit
+    position = np.clip(pixels * int(slope) + int(base), 0, extent * unit)
+    first, part = np.divmod(position, unit)
+    return first, part
 
 
 def _vertices(ndim: int) -> list[tuple[int, tuple[int, ...]]]:

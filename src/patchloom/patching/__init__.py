@@ -11,6 +11,7 @@ from patchloom.patching.aligned import ChunkAlignedPatching
 from patchloom.patching.config import (
     ChunkAlignedConfig,
     FixedRandomConfig,
+    GridConfig,
     PatchingConfig,
     RandomConfig,
     SequentialConfig,
@@ -30,6 +31,7 @@ from patchloom.patching.protocol import (
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
 from patchloom.patching.stratified import StratifiedPatching, create_val_split
+from patchloom.patching.strided import StridedPatching
 from patchloom.patching.tiled import TiledPatching
 from patchloom.patching.whole import WholeSamplePatching
 
@@ -40,6 +42,7 @@ __all__ = [
     "FixedPatching",
     "FixedRandomConfig",
     "FixedRandomPatching",
+    "GridConfig",
     "PatchSpecs",
     "Patching",
     "PatchingConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "SequentialPatching",
     "StratifiedConfig",
     "StratifiedPatching",
+    "StridedPatching",
     "TileSpecs",
     "TiledConfig",
     "TiledPatching",

@@ -77,7 +77,7 @@ class ChunkAlignedPatching(LatticePatching):
         grid, size = self.grids[image], self.patch_size[axis]
         extent, chunk, step = grid.shape[axis], grid.chunks[axis], size - self.overlaps[axis]
         small = any(e < p for e, p in zip(grid.shape, self.patch_size, strict=True))
-        if small and self.edge != "pad":
+        if small and not self.may_stick_out:
             return np.zeros(0, np.int64)
         begin = np.arange(0, extent, chunk, dtype=np.int64)
         wide = np.minimum(begin + chunk, extent) - begin
@@ -88,7 +88,7 @@ class ChunkAlignedPatching(LatticePatching):
             begin = begin + np.minimum(self.shift[axis], left)
         else:
             n += left > 0
-            if self.edge == "pad":
+            if self.may_stick_out:
                 highest[-1:] = extent
         chunk_of = np.repeat(np.arange(len(n)), n)
         turn = np.arange(len(chunk_of)) - np.repeat(np.cumsum(n) - n, n)

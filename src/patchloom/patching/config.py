@@ -2,65 +2,127 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from patchloom.patching.extents import per_axis
 
 __all__ = [
     "AnyConfig",
     "ChunkAlignedConfig",
     "FixedRandomConfig",
+    "GridConfig",
     "PatchingConfig",
     "RandomConfig",
     "SequentialConfig",
+    "Sized",
     "StratifiedConfig",
     "TiledConfig",
     "WholeSampleConfig",
 ]
 
-Size = Annotated[list[PositiveInt], Field(min_length=1, max_length=3)]
-Pixels = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=3)]
+
+def _form(value: object) -> str:
+    """Which of the three ways numbers of pixels are written in; errors then speak of one."""
+    forms: dict[type, str] = {dict: "axes", list: "list", tuple: "list"}
+    return forms.get(type(value), "number")
+
+
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, gt=0)]
+Size = Annotated[
+    Annotated[Positive, Tag("number")]
+    | Annotated[list[Positive], Field(min_length=1, max_length=3), Tag("list")]
+    | Annotated[dict[str, Positive], Tag("axes")],
+    Discriminator(_form),
+]
+"""At least one pixel: for all axes, for each in order, or for each by name."""
+Pixels = Annotated[
+    Annotated[Natural, Tag("number")]
+    | Annotated[list[Natural], Field(max_length=3), Tag("list")]
+    | Annotated[dict[str, Natural], Tag("axes")],
+    Discriminator(_form),
+]
+"""Pixels, possibly none: for all axes, for each in order, or for each by name."""
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    def on(self, spatial: str) -> Self:
+        """The same with nothing left to be said: one number for each axis of `spatial`."""
+        return self
 
-class SequentialConfig(_Strict):
+
+class Sized(_Strict):
+    """What all strategies share whose patches have a size."""
+
+    patch_size: Size
+    """Extent in pixels of the level that is read: one number for all spatial axes, one for each
+    in the order (z,) y, x, or one for each by name, as in `{y: 64, x: 64}`."""
+    context: Pixels | None = None
+    """Pixels that are read around each patch, on both sides of each axis; none by default."""
+    spatial_axes: str | None = None
+    """The axes that lists speak of, in their order; along others patches are 1 pixel thick."""
+
+    def on(self, spatial: str) -> Self:
+        """The same with nothing left to be said: one number for each axis of `spatial`."""
+        among = self.spatial_axes
+        size = per_axis(self.patch_size, spatial, name="patch_size", among=among, rest=1)
+        said: dict[str, object] = {"patch_size": size, "spatial_axes": None}
+        for name in ("context", "overlaps", "shift"):
+            if name in type(self).model_fields:
+                value = getattr(self, name)
+                said[name] = per_axis(
+                    0 if value is None else value, spatial, name=name, among=among
+                )
+        for name in ("stride", "radius"):
+            if name in type(self).model_fields:
+                value = getattr(self, name)
+                said[name] = (
+                    size
+                    if value is None
+                    else per_axis(value, spatial, name=name, among=among, rest=1)
+                )
+        return self.model_copy(update=said)
+
+
+class SequentialConfig(Sized):
     """A grid of patches with overlaps."""
 
     name: Literal["sequential"] = "sequential"
-    patch_size: Size
-    """Extent on each spatial axis ((z,) y, x), in pixels of the level that is read."""
     overlaps: Pixels | None = None
     """Pixels that neighbours share on each spatial axis; none by default."""
 
 
-class TiledConfig(_Strict):
+class GridConfig(Sized):
+    """A grid of patches at any distance from each other."""
+
+    name: Literal["grid"] = "grid"
+    stride: Size | None = None
+    """From one patch to the next on each spatial axis, in pixels; by default the patch size."""
+
+
+class TiledConfig(Sized):
     """Overlapping tiles whose crops put the image together again."""
 
     name: Literal["tiled"] = "tiled"
-    patch_size: Size
-    """Extent on each spatial axis ((z,) y, x), in pixels of the level that is read."""
     overlaps: Pixels
     """Pixels that neighbours share on each spatial axis."""
 
 
-class ChunkAlignedConfig(_Strict):
+class ChunkAlignedConfig(Sized):
     """A grid that begins anew in each chunk, so that no patch straddles."""
 
     name: Literal["chunk_aligned"] = "chunk_aligned"
-    patch_size: Size
-    """Extent on each spatial axis ((z,) y, x), at most that of a chunk."""
     overlaps: Pixels | None = None
     """Pixels that neighbours in a chunk share on each spatial axis; none by default."""
     shift: Pixels | None = None
     """Pixels by which the grid moves inside each chunk, at most what is left over there."""
 
 
-class _Random(_Strict):
-    patch_size: Size
-    """Extent on each spatial axis ((z,) y, x), in pixels of the level that is read."""
+class _Random(Sized):
     n_patches: Annotated[int, Field(ge=0)] | None = None
     """Patches drawn from each image; by default as many as tile it once."""
     inside_chunks: bool = False
@@ -79,12 +141,10 @@ class FixedRandomConfig(_Random):
     name: Literal["fixed_random"] = "fixed_random"
 
 
-class StratifiedConfig(_Strict):
+class StratifiedConfig(Sized):
     """About one patch in each cell of a grid, every pixel equally often."""
 
     name: Literal["stratified"] = "stratified"
-    patch_size: Size
-    """Extent on each spatial axis ((z,) y, x), in pixels of the level that is read."""
 
 
 class WholeSampleConfig(_Strict):
@@ -95,6 +155,7 @@ class WholeSampleConfig(_Strict):
 
 AnyConfig = (
     SequentialConfig
+    | GridConfig
     | TiledConfig
     | ChunkAlignedConfig
     | RandomConfig

@@ -10,20 +10,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from patchloom.errors import ConfigError
 from patchloom.patching.aligned import ChunkAlignedPatching
-from patchloom.patching.config import (
-    AnyConfig,
-    ChunkAlignedConfig,
-    PatchingConfig,
-    RandomConfig,
-    SequentialConfig,
-    StratifiedConfig,
-    TiledConfig,
-    WholeSampleConfig,
-)
+from patchloom.patching.config import AnyConfig, PatchingConfig
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
 from patchloom.patching.stratified import StratifiedPatching
+from patchloom.patching.strided import StridedPatching
 from patchloom.patching.tiled import TiledPatching
 from patchloom.patching.whole import WholeSamplePatching
 
@@ -32,6 +24,18 @@ __all__ = ["create_patching", "parse_patching"]
 _MODELS: dict[str, type[BaseModel]] = {
     str(model.model_fields["name"].default): model for model in get_args(AnyConfig)
 }
+# The keys of a configuration are the arguments of its class.
+_STRATEGIES: dict[str, Any] = {
+    "sequential": SequentialPatching,
+    "grid": StridedPatching,
+    "tiled": TiledPatching,
+    "chunk_aligned": ChunkAlignedPatching,
+    "random": RandomPatching,
+    "fixed_random": FixedRandomPatching,
+    "stratified": StratifiedPatching,
+    "whole": WholeSamplePatching,
+}
+_SEEDED = ("random", "fixed_random", "stratified")
 
 
 def parse_patching(config: Mapping[str, Any] | BaseModel) -> AnyConfig:
@@ -89,23 +93,16 @@ def create_patching(
     4
     """
     model = parse_patching(config)
-    common: dict[str, Any] = {"chunks": chunks, "keys": keys}
+    if data_shapes:
+        model = model.on("zyx"[5 - len(data_shapes[0]) :])
+    given: dict[str, Any] = {"chunks": chunks, "keys": keys}
+    given |= model.model_dump(exclude={"name", "context", "spatial_axes"})
     if edge is not None:
-        common["edge"] = edge
-    if isinstance(model, WholeSampleConfig):
-        return WholeSamplePatching(data_shapes, **common)
-    size = model.patch_size
-    if isinstance(model, SequentialConfig):
-        return SequentialPatching(data_shapes, size, model.overlaps, **common)
-    if isinstance(model, TiledConfig):
-        return TiledPatching(data_shapes, size, model.overlaps, **common)
-    if isinstance(model, ChunkAlignedConfig):
-        return ChunkAlignedPatching(data_shapes, size, model.overlaps, shift=model.shift, **common)
-    if isinstance(model, StratifiedConfig):
-        return StratifiedPatching(data_shapes, size, seed, **common)
-    strategy = RandomPatching if isinstance(model, RandomConfig) else FixedRandomPatching
-    common |= {"n_patches": model.n_patches, "inside_chunks": model.inside_chunks}
-    return strategy(data_shapes, size, seed, **common)
+        given["edge"] = edge
+    if model.name in _SEEDED:
+        given["seed"] = seed
+    strategy: GridPatching = _STRATEGIES[model.name](data_shapes, **given)
+    return strategy
 
 
 def _sentences(error: ValidationError, name: str) -> list[str]:

@@ -21,13 +21,15 @@ def lattice(extent: int, size: int, step: int, edge: Edge) -> Ints:
     >>> [lattice(10, 4, 4, edge).tolist() for edge in ("drop", "shift", "pad")]
     [[0, 4], [0, 4, 6], [0, 4, 8]]
     """
+    out = edge in ("pad", "shrink")
     if extent < size:
-        return np.zeros(1 if edge == "pad" and extent else 0, np.int64)
+        return np.zeros(1 if out and extent else 0, np.int64)
     starts = np.arange(0, extent - size + 1, step, dtype=np.int64)
     end = int(starts[-1]) + size
     if end < extent and edge == "shift":
         starts = np.append(starts, extent - size)
-    elif end < extent and edge == "pad":
+    elif out and end < extent and starts[-1] + step < extent:
+        # A step wider than a patch may leave the image.
         starts = np.append(starts, starts[-1] + step)
     return starts
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeGuard
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeGuard, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from patchloom.errors import PatchSizeError
 from patchloom.grid import ChunkGrid
 
 __all__ = [
+    "EDGES",
     "ChunkedPatching",
     "Edge",
     "GridPatching",
@@ -24,7 +25,8 @@ __all__ = [
     "is_tile_specs",
 ]
 
-Edge = Literal["drop", "shift", "pad"]
+Edge = Literal["drop", "shift", "pad", "shrink"]
+EDGES: tuple[Edge, ...] = get_args(Edge)
 Ints = npt.NDArray[np.int64]
 
 
@@ -117,7 +119,8 @@ class GridPatching(ABC):
         Extent on each spatial axis, in pixels.
     edge
         What happens at the border of an image: ``"drop"`` leaves out what does not fit,
-        ``"shift"`` moves the last patch inward, ``"pad"`` lets it stick out.
+        ``"shift"`` moves the last patch inward, ``"pad"`` lets it stick out, ``"shrink"`` cuts
+        off what would: patches then have several sizes.
     chunks
         Chunk extents of each image on its spatial axes; by default one chunk is the image.
     keys
@@ -140,8 +143,8 @@ class GridPatching(ABC):
         self.edge: Edge = edge
         self.data_shapes = tuple(tuple(int(s) for s in shape) for shape in data_shapes)
         _check_size(self.patch_size, self.data_shapes)
-        if edge not in ("drop", "shift", "pad"):
-            raise PatchSizeError(f"an edge policy is 'drop', 'shift' or 'pad', got {edge!r}")
+        if edge not in EDGES:
+            raise PatchSizeError(f"an edge policy is one of {list(EDGES)}, got {edge!r}")
         spatial = [shape[2:] for shape in self.data_shapes]
         extents = spatial if chunks is None else [tuple(int(c) for c in row) for row in chunks]
         self.grids = tuple(
@@ -162,6 +165,11 @@ class GridPatching(ABC):
     def is_aligned(self) -> bool:
         """Whether every patch is known to lie inside its owner chunk."""
         return False
+
+    @property
+    def may_stick_out(self) -> bool:
+        """Whether the box of a patch may end outside its image."""
+        return self.edge in ("pad", "shrink")
 
     def size_of(self, image: int) -> tuple[int, ...]:
         """Extent of the patches of one image, in pixels."""
@@ -207,11 +215,16 @@ class GridPatching(ABC):
         inside = index - int(self._first[image])
         cell = int(np.searchsorted(first, inside, side="right")) - 1
         corners, _ = self.corners(image, [cell])
+        corner, size = corners[inside - int(first[cell])], np.asarray(self.size_of(image))
+        if self.edge == "shrink":
+            stop = np.minimum(corner + size, self.grids[image].shape)
+            corner = np.maximum(corner, 0)
+            size = stop - corner
         return PatchSpecs(
             data_idx=image,
             sample_idx=cell // max(1, self.grids[image].n_chunks),
-            coords=tuple(int(v) for v in corners[inside - int(first[cell])]),
-            patch_size=self.size_of(image),
+            coords=tuple(corner.tolist()),
+            patch_size=tuple(size.tolist()),
         )
 
     def _split(self, image: int, cells: npt.ArrayLike) -> Ints:
@@ -243,7 +256,8 @@ def check_chunks(grids: Sequence[ChunkGrid], size: Sequence[int], edge: Edge) ->
         With the sizes and the way out.
     """
     for grid in grids:
-        if edge != "pad" and any(n < p for n, p in zip(grid.shape, size, strict=True)):
+        small = any(n < p for n, p in zip(grid.shape, size, strict=True))
+        if small and edge not in ("pad", "shrink"):
             continue  # The image offers no patch at all.
         for extent, chunk, p in zip(grid.shape, grid.chunks, size, strict=True):
             if chunk < min(p, extent):

@@ -130,7 +130,7 @@ class RandomPatching(GridPatching):
         start = np.arange(grid.counts[axis], dtype=np.int64) * chunk
         if extent < size:
             # Only the first pixel of the image, and only where a patch may stick out.
-            return np.asarray(start == 0, np.int64) * (self.edge == "pad")
+            return np.asarray(start == 0, np.int64) * self.may_stick_out
         if self.inside_chunks:
             return np.clip(np.minimum(start + chunk, extent) - start - size + 1, 0, chunk)
         return np.clip(extent - size + 1 - start, 0, chunk)

@@ -255,7 +255,7 @@ class StratifiedPatching(GridPatching):
         if found is None:
             grid = self.grids[image]
             found = [
-                _axis(*row, pad=self.edge == "pad")
+                _axis(*row, pad=self.may_stick_out)
                 for row in zip(grid.shape, self.patch_size, grid.chunks, strict=True)
             ]
             self._axes_of[image] = found

@@ -32,7 +32,7 @@ class TiledPatching(LatticePatching):
         Pixels that neighbours share on each spatial axis; even or odd.
     edge
         None is the rule above, which is CAREamics'. Of a plan: ``"shift"`` leaves out images
-        smaller than a tile, ``"pad"`` lets the last tile stick out instead of moving it, and
+        smaller than a tile, ``"pad"`` and ``"shrink"`` do not move the last tile inward, and
         ``"drop"`` leaves out what does not fit (crops then put together what tiles cover).
     chunks, keys
         See `GridPatching`.

@@ -2,17 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from patchloom.image import Layout
 
-__all__ = ["Patches", "reach", "touches"]
+__all__ = ["PADDINGS", "Cut", "Padding", "Patches", "touches"]
 
 Ints = npt.NDArray[np.int64]
+Padding = Literal["constant", "edge", "reflect", "symmetric"]
+PADDINGS: tuple[Padding, ...] = get_args(Padding)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is cut around a corner, and where its pixels come from beyond the image."""
+
+    size: tuple[int, ...]
+    """Extent on each spatial axis, context included, in pixels."""
+    context: tuple[int, ...]
+    """Pixels on both sides that are read around the patch proper, on each spatial axis."""
+    padding: Padding = "constant"
+    """As `numpy.pad` names it; constant is 0."""
+
+    @property
+    def proper(self) -> tuple[int, ...]:
+        """Extent of the patch proper: what its strategy placed."""
+        return tuple(s - 2 * c for s, c in zip(self.size, self.context, strict=True))
+
+    @property
+    def back(self) -> tuple[int, ...]:
+        """Most pixels that a patch needs before its first proper one, on each axis."""
+        return self.size if self.is_mirrored else self.context
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether padding repeats pixels that lie inside the image."""
+        return self.padding in ("reflect", "symmetric")
+
+    def span(self, corner: Ints, extent: Ints) -> tuple[Ints, Ints]:
+        """The half-open boxes of pixels that patches need: int64[n, ndim] each.
+
+        Parameters
+        ----------
+        corner
+            First pixels of what is cut: int64[n, ndim].
+        extent
+            Of the image, int64[ndim].
+        """
+        stop = corner + np.asarray(self.size, np.int64)
+        low, high = np.maximum(corner, 0), np.minimum(stop, extent)
+        if self.is_mirrored:
+            more = int(self.padding == "reflect")
+            before, after = -np.minimum(corner, 0), np.maximum(stop - extent, 0)
+            high = np.maximum(high, np.minimum(extent, (before + more) * (before > 0)))
+            low = np.minimum(low, np.maximum(0, extent - (after + more) * (after > 0)))
+        return low, high
+
+    def source(self, start: int, stop: int, extent: int) -> Ints:
+        """The pixel that each position of one axis shows: int64[stop - start].
+
+        >>> Cut((4,), (0,), "symmetric").source(-2, 2, 10).tolist()
+        [1, 0, 0, 1]
+        >>> Cut((4,), (0,), "reflect").source(8, 12, 10).tolist()
+        [8, 9, 8, 7]
+        """
+        place = np.arange(start, stop)
+        if not self.is_mirrored or extent == 1:
+            return np.clip(place, 0, extent - 1)
+        repeated = int(self.padding == "symmetric")
+        period = 2 * (extent - 1 + repeated)
+        place %= period
+        return np.where(place < extent, place, period - repeated - place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +103,7 @@ class Patches:
         )
 
 
-def touches(layout: Layout, sample: Ints, corner: Ints, size: Sequence[int]) -> tuple[Ints, Ints]:
+def touches(layout: Layout, sample: Ints, corner: Ints, cut: Cut) -> tuple[Ints, Ints]:
     """All pairs of a patch and a block that it needs.
 
     Parameters
@@ -47,9 +111,9 @@ def touches(layout: Layout, sample: Ints, corner: Ints, size: Sequence[int]) -> 
     layout
         Of the array that is read, on the pixels of the patches.
     sample, corner
-        Flat sample int64[n] and first pixel int64[n, ndim] of each patch.
-    size
-        Extent of a patch, in pixels; what sticks out of the array needs nothing.
+        Flat sample int64[n] and first pixel int64[n, ndim] of what is cut for each patch.
+    cut
+        What is cut; what sticks out of the array needs what its padding shows.
 
     Returns
     -------
@@ -57,12 +121,11 @@ def touches(layout: Layout, sample: Ints, corner: Ints, size: Sequence[int]) -> 
         Position of the patch and flat block of each pair, in no promised order.
     """
     space = layout.space
-    extent = np.asarray(space.shape, np.int64)
-    low = space.chunk_of(corner)
-    high = space.chunk_of(np.minimum(corner + np.asarray(size, np.int64), extent) - 1)
     if not len(corner):
         none = np.zeros(0, np.int64)
         return none, none
+    start, stop = cut.span(corner, np.asarray(space.shape, np.int64))
+    low, high = space.chunk_of(start), space.chunk_of(stop - 1)
     widest = (high - low).max(0) + 1
     steps = np.stack(
         [m.ravel() for m in np.meshgrid(*(np.arange(w) for w in widest), indexing="ij")], -1
@@ -74,8 +137,3 @@ def touches(layout: Layout, sample: Ints, corner: Ints, size: Sequence[int]) -> 
         patches.append(hit)
         blocks.append(layout.blocks_of(sample[hit], at[hit]))
     return np.concatenate(patches), np.concatenate(blocks)
-
-
-def reach(chunks: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
-    """How many chunks beyond its own a patch can extend into, on each axis."""
-    return tuple((c + p - 2) // c for c, p in zip(chunks, size, strict=True))

@@ -23,14 +23,14 @@ from patchloom.patching.config import AnyConfig
 from patchloom.patching.factory import create_patching, parse_patching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
-from patchloom.planning.incidence import Patches, reach, touches
+from patchloom.planning.incidence import Cut, Padding, Patches, touches
 from patchloom.planning.runs import Runs, arrange
 from patchloom.randomness import digest, key_of
 from patchloom.table import html_table
 
 __all__ = ["FORMAT", "Plan", "patching_of"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of a saved plan, and of what its fingerprint covers."""
 
 Ints = npt.NDArray[np.int64]
@@ -51,7 +51,11 @@ class Plan:
     """The strategy, as it was asked for."""
     cells: Cells = field(repr=False)
     edge: Edge = "drop"
+    padding: Padding = "constant"
+    """What pixels beyond the image show, as `numpy.pad` names it; constant is 0."""
     min_coverage: Fraction = Fraction(0)
+    min_pixels: int = 0
+    """Pixels of a patch that its mask must cover."""
     order: str = "spatial"
     seed: int = 0
     rows_per_shard: int = 1
@@ -73,10 +77,24 @@ class Plan:
         """The strategy over these images, before selection."""
         return patching_of(self.images, self.config, self.edge, self.seed)
 
+    @cached_property
+    def cut(self) -> Cut:
+        """What is cut around each corner."""
+        proper = self.patching.patch_size
+        context = getattr(self.config, "context", None) or (0,) * len(proper)
+        size = tuple(p + 2 * c for p, c in zip(proper, context, strict=True))
+        return Cut(size, tuple(context), self.padding)
+
     @property
     def patch_size(self) -> tuple[int, ...]:
-        """Extent of a patch on each spatial axis, in pixels."""
-        return self.patching.patch_size
+        """Extent of what is cut on each spatial axis, context included, in pixels."""
+        return self.cut.size
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether all that any patch needs lies inside its owner chunk."""
+        plain = not any(self.cut.context) and not self.cut.is_mirrored
+        return plain and self.patching.is_aligned
 
     @property
     def n_patches(self) -> int:
@@ -94,10 +112,10 @@ class Plan:
         return arrange(
             self.images,
             self.cells,
-            self.patch_size,
+            self.cut,
             self.rows_per_shard,
             self.memory,
-            aligned=self.patching.is_aligned,
+            aligned=self.is_aligned,
         )
 
     @property
@@ -156,11 +174,14 @@ class Plan:
         if not 0 <= index < self.n_patches:
             raise IndexError(f"a patch index is in range({self.n_patches}), got {index}")
         [patches] = self.patches(index, index + 1)
+        corner, size = patches.corner, self.sizes(patches)
+        if self.edge == "shrink":
+            corner = np.maximum(corner, 0)
         return PatchSpecs(
             data_idx=patches.image,
             sample_idx=int(patches.sample[0]),
-            coords=tuple(int(v) for v in patches.corner[0]),
-            patch_size=self.patch_size,
+            coords=tuple(corner[0].tolist()),
+            patch_size=tuple(size[0].tolist()),
         )
 
     def get_patch_indices(self, data_idx: int) -> range:
@@ -187,6 +208,23 @@ class Plan:
         cuts = np.flatnonzero(np.diff(images)) + 1
         return [self._of_image(part) for part in np.split(positions, cuts) if len(part)]
 
+    def sizes(self, patches: Patches) -> Ints:
+        """Extents of some patches: int64[n, ndim]; only under ``edge="shrink"`` they differ."""
+        size = np.asarray(self.cut.size, np.int64)
+        if self.edge == "shrink":
+            extent = np.asarray(self.images[patches.image].layout.space.shape, np.int64)
+            size = np.minimum(patches.corner + size, extent) - np.maximum(patches.corner, 0)
+        return np.broadcast_to(size, patches.corner.shape)
+
+    def distinct_sizes(self) -> list[tuple[int, ...]]:
+        """The extents that its patches have, ascending; one unless under ``edge="shrink"``."""
+        if self.edge != "shrink":
+            return [self.cut.size]
+        found = [np.unique(self.sizes(patches), axis=0) for patches in self.walk()]
+        if not found:
+            return []
+        return [tuple(row) for row in np.unique(np.concatenate(found), axis=0).tolist()]
+
     def _of_image(self, positions: Ints) -> Patches:
         cells = self.cells
         image = int(cells.image[positions[0]])
@@ -202,7 +240,7 @@ class Plan:
             image,
             cells.first[positions][owner] + within,
             (ids // self.images[image].layout.space.n_chunks)[owner],
-            corners,
+            corners - np.asarray(self.cut.context, np.int64),
             positions[owner],
         )
 
@@ -212,10 +250,14 @@ class Plan:
         space = layout.space
         which, sample = layout.samples_of(blocks)
         chunk = space.unflat(np.asarray(blocks) % space.n_chunks)[which]
-        steps = [np.arange(r + 1) for r in reach(space.chunks, self.patch_size)]
+        # A patch extends into later chunks, and with context or mirroring into earlier ones.
+        steps = [
+            np.arange(-back // c, (c + p - 2) // c + 1)
+            for c, p, back in zip(space.chunks, self.cut.size, self.cut.back, strict=True)
+        ]
         back = np.stack([m.ravel() for m in np.meshgrid(*steps, indexing="ij")], -1)
         owners = chunk[:, None, :] - back[None]
-        inside = (owners >= 0).all(-1)
+        inside = ((owners >= 0) & (owners < np.asarray(space.counts))).all(-1)
         cells = (sample[:, None] * space.n_chunks + space.flat(owners))[inside]
         return self.cells.find(image, np.unique(cells))
 
@@ -230,7 +272,7 @@ class Plan:
             flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
             low, high = np.searchsorted(self.cells.image, [index, index + 1])
             for patches in self._batches(int(low), int(high)):
-                flags[touches(layout, patches.sample, patches.corner, self.patch_size)[1]] = True
+                flags[touches(layout, patches.sample, patches.corner, self.cut)[1]] = True
             found.append(int(flags.sum()) * layout.chunks_per_block)
         return found
 
@@ -252,7 +294,7 @@ class Plan:
                 if patches.image in shared:
                     continue
                 layout = self.images[patches.image].layout
-                _, blocks = touches(layout, patches.sample, patches.corner, self.patch_size)
+                _, blocks = touches(layout, patches.sample, patches.corner, self.cut)
                 total += len(np.unique(blocks)) * layout.chunks_per_block
         return total
 
@@ -409,7 +451,9 @@ class Plan:
         return {
             "patching": self.config.model_dump(),
             "edge": self.edge,
+            "padding": self.padding,
             "min_coverage": str(self.min_coverage),
+            "min_pixels": self.min_pixels,
             "order": self.order,
             "seed": self.seed,
             "rows_per_shard": self.rows_per_shard,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from patchloom.errors import BudgetError
 from patchloom.image import Image, Layout
 from patchloom.planning.cells import Cells
+from patchloom.planning.incidence import Cut
 from patchloom.summaries import DISTINCT
 
 __all__ = ["FETCH", "GATHER", "MIN_TASKS", "RUN_BYTES", "Runs", "arrange", "pack", "shard_rows"]
@@ -150,7 +151,7 @@ def pack(sizes: Ints, rows: int, used: int = 0) -> Ints:
 def arrange(
     images: Sequence[Image],
     cells: Cells,
-    size: Sequence[int],
+    cut: Cut,
     rows: int,
     memory: int,
     *,
@@ -162,8 +163,8 @@ def arrange(
     ----------
     images, cells
         Of the plan.
-    size
-        Extent of a patch, in pixels.
+    cut
+        What is cut for each patch.
     rows
         Patches of a shard.
     memory
@@ -184,12 +185,12 @@ def arrange(
     clean = np.ones(n_shards + 1, np.bool_)
     if aligned:
         clean = np.isin(np.arange(n_shards + 1) * rows, cells.unit_ends(images))
-    shard_bytes = rows * _patch_bytes(images, size)
+    shard_bytes = rows * _patch_bytes(images, cut)
     longest = max(1, min(n_shards // MIN_TASKS, RUN_BYTES // max(1, shard_bytes)))
     length = 1 << (longest.bit_length() - 1)
     while True:
         bounds = _bounds(clean, length)
-        needs = _project(images, cells, size, rows, bounds)
+        needs = _project(images, cells, cut, rows, bounds)
         if length == 1 or needs.max() <= memory:
             break
         length //= 2
@@ -198,7 +199,7 @@ def arrange(
         raise BudgetError(
             f"one task must fit into memory={memory:,} bytes, but task {int(needs.argmax())} with "
             f"shards of {rows:,} patches needs {worst:,}; raise memory, lower rows_per_shard "
-            f"({rows:,}) or the patch size {list(size)}"
+            f"({rows:,}) or the patch size {list(cut.size)}"
         )
     return Runs(n, rows, bounds, needs)
 
@@ -215,38 +216,34 @@ def _bounds(clean: npt.NDArray[np.bool_], length: int) -> Ints:
         found.append(int(places[k]))
 
 
-def _project(
-    images: Sequence[Image], cells: Cells, size: Sequence[int], rows: int, bounds: Ints
-) -> Ints:
+def _project(images: Sequence[Image], cells: Cells, cut: Cut, rows: int, bounds: Ints) -> Ints:
     """An upper bound of each task's memory, from cells alone."""
     first = cells.first
     starts = bounds[:-1] * rows
     stops = np.minimum(bounds[1:] * rows, first[-1])
     lows = np.searchsorted(first, starts, side="right") - 1
     highs = np.searchsorted(first, stops, side="left")
-    patch = _patch_bytes(images, size)
+    patch = _patch_bytes(images, cut)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
     fixed = (
         _TASK_BYTES + 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), rows * patch)
     )
     return np.array(
         [
-            fixed + _live(images, cells, size, np.arange(low, high), int(n_shards))
+            fixed + _live(images, cells, cut, np.arange(low, high), int(n_shards))
             for low, high, n_shards in zip(lows, highs, np.diff(bounds), strict=True)
         ],
         np.int64,
     )
 
 
-def _patch_bytes(images: Sequence[Image], size: Sequence[int]) -> int:
+def _patch_bytes(images: Sequence[Image], cut: Cut) -> int:
     """Bytes of one patch in all arrays that are cut, before compression."""
     arrays = images[0].cut_arrays.values()
-    return math.prod(size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
+    return math.prod(cut.size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
 
 
-def _live(
-    images: Sequence[Image], cells: Cells, size: Sequence[int], positions: Ints, n_shards: int
-) -> int:
+def _live(images: Sequence[Image], cells: Cells, cut: Cut, positions: Ints, n_shards: int) -> int:
     """Bytes that a walk over the cells of some shards holds at once, at most."""
     worst = 0
     of_image = cells.image[positions]
@@ -255,12 +252,15 @@ def _live(
         held = 0
         for array in image.cut_arrays.values():
             nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
-            peak, n = _peak(image, cells, size, array.layout, part)
+            peak, n = _peak(image, cells, cut, array.layout, part)
             # A batch is fetched ahead, compressed beside decoded.
             held += peak * nbytes + 2 * min(max(FETCH, nbytes), n * nbytes)
         counted = math.prod(image.layout.block_shape()[2:]) * _COUNT_BYTES
         chunks = image.layout.space.chunks
-        region = math.prod(c + p for c, p in zip(chunks, size, strict=True))
+        parts = zip(chunks, cut.size, cut.back, strict=True)
+        region = math.prod(c + p + back for c, p, back in parts)
+        # Other padding than 0 gathers the region once more.
+        region *= 1 + (cut.padding != "constant")
         held += counted + region * image.layout.n_channels * image.dtype.itemsize
         # Counts of the shard that is cut, and of those that own a block fetched ahead.
         block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
@@ -277,16 +277,15 @@ def _tally_bytes(dtype: np.dtype[Any]) -> int:
     return 2 * DISTINCT * 8
 
 
-def _peak(
-    image: Image, cells: Cells, size: Sequence[int], layout: Layout, positions: Ints
-) -> tuple[int, int]:
+def _peak(image: Image, cells: Cells, cut: Cut, layout: Layout, positions: Ints) -> tuple[int, int]:
     """Most blocks of an array alive at once, each from its first to its last cell; and all."""
     space = image.layout.space
     sample, chunk = np.divmod(cells.cell[positions], space.n_chunks)
     start = space.unflat(chunk) * np.asarray(space.chunks)
-    reach = start + np.asarray(space.chunks) + np.asarray(size) - 1
+    reach = start + np.asarray(space.chunks) + np.asarray(cut.size) - 1
     stop = np.minimum(reach, np.asarray(space.shape))
-    low, high = layout.space.chunk_of(start), layout.space.chunk_of(stop - 1)
+    low = layout.space.chunk_of(np.maximum(start - np.asarray(cut.back), 0))
+    high = layout.space.chunk_of(stop - 1)
     widest = (high - low).max(0) + 1
     if layout.n_samples == 1:
         sample = np.zeros_like(sample)

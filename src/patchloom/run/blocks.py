@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.image import ChunkReader, Image, Ints, Reads, overlap
+from patchloom.planning.incidence import Cut
 from patchloom.planning.runs import FETCH
 
 __all__ = ["BlockCache", "Meter", "Supplied", "stored_chunks"]
@@ -141,39 +142,54 @@ class BlockCache:
             self._meter.give(block.nbytes)
             self._gone += 1
 
-    def windows(self, sample: int, corner: Ints, size: Sequence[int]) -> Pixels:
-        """Pixels of patches of one sample: [n, channels, *space]; 0 outside the image.
+    def windows(self, sample: int, corner: Ints, cut: Cut) -> Pixels:
+        """Pixels of patches of one sample: [n, channels, *space].
 
         Parameters
         ----------
         sample
             Flat sample.
         corner
-            First pixel of each patch: int64[n, ndim].
-        size
-            Extent of a patch.
+            First pixel of what is cut for each: int64[n, ndim].
+        cut
+            What is cut, and what it shows beyond the image.
         """
-        space = self._image.layout.space
-        start = corner.min(0)
-        stop = corner.max(0) + np.asarray(size)
-        region, origin = self._region(sample, start, stop, space.shape)
+        start, stop = corner.min(0), corner.max(0) + np.asarray(cut.size)
+        region, origin = self._region(sample, corner, start, stop, cut)
         view = np.lib.stride_tricks.sliding_window_view(
-            region, tuple(size), axis=tuple(range(1, region.ndim))
+            region, cut.size, axis=tuple(range(1, region.ndim))
         )
-        view = np.moveaxis(view, 0, len(size))
-        cut: Pixels = view[tuple((corner - np.asarray(origin)).T)]
-        return cut
+        view = np.moveaxis(view, 0, len(cut.size))
+        pixels: Pixels = view[tuple((corner - np.asarray(origin)).T)]
+        return pixels
 
     def _region(
-        self, sample: int, start: Ints, stop: Ints, shape: Sequence[int]
+        self, sample: int, corner: Ints, start: Ints, stop: Ints, cut: Cut
     ) -> tuple[Pixels, Sequence[int]]:
-        """Pixels that hold a spatial box, and where they begin."""
+        """Pixels that hold a spatial box of patches, and where they begin."""
+        layout = self._image.layout
+        extent = np.asarray(layout.space.shape, np.int64)
+        if (start >= 0).all() and (stop <= extent).all():
+            return self._inside(sample, start, stop)
+        spans = cut.span(corner, extent)
+        low, high = spans[0].min(0), spans[1].max(0)
+        held, first = self._inside(sample, low, high)
+        if cut.padding == "constant":
+            region = np.zeros((layout.n_channels, *(stop - start)), self._image.dtype)
+            into, of = overlap(first, held.shape[1:], start.tolist(), region.shape[1:])
+            region[(slice(None), *into)] = held[(slice(None), *of)]
+            return region, start.tolist()
+        rows = zip(start.tolist(), stop.tolist(), extent.tolist(), first, strict=True)
+        place = [cut.source(a, b, n) - f for a, b, n, f in rows]
+        return held[np.ix_(np.arange(layout.n_channels), *place)], start.tolist()
+
+    def _inside(self, sample: int, start: Ints, stop: Ints) -> tuple[Pixels, Sequence[int]]:
+        """Pixels that hold a box inside the image, and where they begin."""
         layout = self._image.layout
         inside = layout.sample_in_block(sample) if layout.samples.shape else 0
-        low = layout.space.chunk_of(start)
-        high = layout.space.chunk_of(np.minimum(stop, np.asarray(shape)) - 1)
+        low, high = layout.space.chunk_of(start), layout.space.chunk_of(stop - 1)
         one = np.asarray([sample])
-        if (low == high).all() and (stop <= np.asarray(shape)).all():
+        if (low == high).all():
             block = self._held[int(layout.blocks_of(one, low[None])[0])]
             return block[inside], layout.space.box(low.tolist())[0]
         region = np.zeros((layout.n_channels, *(stop - start)), self._image.dtype)

@@ -19,7 +19,7 @@ from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER
 from patchloom.run.blocks import BlockCache, Meter, Supplied
-from patchloom.run.masks import covered_area
+from patchloom.run.masks import covered_share
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
 from patchloom.run.union import union
@@ -209,7 +209,7 @@ def _cut_image(
     }
     caches: dict[str, BlockCache] = {}
     for name, array in arrays.items():
-        patch, block = touches(array.layout, samples[name], corner, plan.patch_size)
+        patch, block = touches(array.layout, samples[name], corner, plan.cut)
         counter = _counter(run, index, image, np.unique(block), begun) if name == "image" else None
         supplied = run.supplied.get((index, name))
         reader = supplied.reader() if supplied is not None else array.source.reader()
@@ -223,7 +223,7 @@ def _cut_image(
             for name, cache in caches.items():
                 cache.enter(k)
                 if run.job.target is not None:
-                    pixels = cache.windows(int(samples[name][a]), corner[a:b], plan.patch_size)
+                    pixels = cache.windows(int(samples[name][a]), corner[a:b], plan.cut)
                     _store(run, current, name, index, pixels)
                 cache.leave(k)
             current.left -= b - a
@@ -284,7 +284,7 @@ def _counter(
     plan = run.plan
     layout = image.layout
     [patches] = plan.owned_by(plan.touching(index, blocks))
-    patch, block = touches(layout, patches.sample, patches.corner, plan.patch_size)
+    patch, block = touches(layout, patches.sample, patches.corner, plan.cut)
     order = np.lexsort((patch, block))
     patch, block = patch[order], block[order]
     begin = np.searchsorted(block, blocks)
@@ -313,7 +313,7 @@ def _tally(
     pixels: Pixels,
     patches: Patches,
 ) -> None:
-    size = run.plan.patch_size
+    size = run.plan.cut.size
     first, _ = layout.space.box(layout.space.unflat(block % layout.space.n_chunks).tolist())
     extent = pixels.shape[2:]
     _, samples = layout.samples_of(np.asarray([block]))
@@ -367,8 +367,7 @@ def _manifest(plan: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
         image = plan.images[part.image]
         ids += patch_ids(plan, part)
         image_ids += [image.id] * len(part)
-        area, whole = covered_area(image, part.sample, part.corner, plan.patch_size)
-        coverage.append((area / whole).astype(np.float64))
+        coverage.append(covered_share(plan, part))
         for name in names:
             metadata[name] += [image.metadata.get(name)] * len(part)
     corner = np.concatenate([part.corner for part in parts])

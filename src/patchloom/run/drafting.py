@@ -6,6 +6,7 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,13 +17,14 @@ from pydantic import BaseModel
 from patchloom.coverage import threshold
 from patchloom.errors import ConfigError, IdentityError, PatchSizeError, PlanError
 from patchloom.image import Image, Ints
-from patchloom.patching.config import SequentialConfig, WholeSampleConfig
+from patchloom.patching.config import Sized
 from patchloom.patching.factory import parse_patching
-from patchloom.patching.protocol import Edge, GridPatching
+from patchloom.patching.protocol import EDGES, Edge, GridPatching
 from patchloom.planning.cells import Cells, spatial_order
+from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
 from patchloom.planning.runs import pack, shard_rows
-from patchloom.run.masks import covered_area
+from patchloom.run.masks import covered_area, volumes
 from patchloom.store.manifest import check_columns
 
 __all__ = ["plan"]
@@ -36,7 +38,9 @@ def plan(
     patching: Mapping[str, Any] | BaseModel,
     *,
     min_coverage: float | Fraction = 0.0,
+    min_pixels: int = 0,
     edge: Edge = "drop",
+    pad_mode: Padding = "constant",
     order: str = "spatial",
     seed: int = 0,
     rows_per_shard: int | None = None,
@@ -52,15 +56,21 @@ def plan(
     patching
         A strategy, for example ``{"name": "sequential", "patch_size": [256, 256],
         "overlaps": [0, 0]}`` or ``{"name": "random", "patch_size": [64, 64], "n_patches": 500}``;
-        the names are ``sequential``, ``tiled``, ``chunk_aligned``, ``random``, ``fixed_random``,
-        ``stratified`` and ``whole``.
-        Sizes are pixels of the opened level, on the axes (z,) y, x.
+        docs/strategies.md draws all of them. Sizes are pixels of the opened level: one number,
+        one for each of the axes (z,) y, x, or one for each by name. ``"context"`` reads so many
+        pixels more on both sides of each patch.
     min_coverage
         Share of a patch that its mask must cover, in [0, 1]; 1 means wholly covered, 0 keeps
         all. The comparison is exact: 0.1 means one tenth.
+    min_pixels
+        Area of a patch that its mask must cover, in pixels of the image; asked besides.
     edge
         What happens at the border of an image: ``"drop"`` leaves out what does not fit,
-        ``"shift"`` moves the last patch inward, ``"pad"`` lets it stick out (filled with 0).
+        ``"shift"`` moves patches inward, ``"pad"`` lets them stick out, and ``"shrink"`` cuts
+        off what would (for live loading: a store has patches of one size).
+    pad_mode
+        What patches show beyond the image, as `numpy.pad` names it: ``"constant"`` (0),
+        ``"edge"``, ``"reflect"`` or ``"symmetric"``.
     order
         ``"spatial"``: along a locality-keeping curve of chunks.
     seed
@@ -97,26 +107,27 @@ def plan(
     """
     images = (images,) if isinstance(images, Image) else tuple(images or ())
     config = parse_patching(patching)
-    if isinstance(config, SequentialConfig) and config.overlaps is None:
-        # Written or not, no overlap is the same plan.
-        config = config.model_copy(update={"overlaps": [0] * len(config.patch_size)})
     seed = _whole("seed", seed)
+    min_pixels = _whole("min_pixels", min_pixels, least=0)
     if rows_per_shard is not None:
         rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
-    coverage = _check(images, min_coverage, edge, order, window)
-    if isinstance(config, WholeSampleConfig):
+    coverage = _check(images, min_coverage, edge, pad_mode, order, window)
+    # However it was written, the same is the same plan.
+    config = config.on(images[0].axes.spatial)
+    if not isinstance(config, Sized):
         _check_whole(images, edge)
-    else:
-        _check_patch(images, config.patch_size, edge)
     check_columns([image.metadata for image in images])
     strategy = patching_of(images, config, edge, seed)
     size = strategy.patch_size
+    _check_fits(images, size, strategy)
     parts, rejected = [], dict.fromkeys(("outside the mask",), 0)
     for index, image in enumerate(images):
-        cells, left_out = _select(strategy, index, image, coverage)
+        cells, left_out = _select(strategy, index, image, coverage, min_pixels)
         rejected["outside the mask"] += left_out
         parts.append(cells.take(spatial_order(cells.cell, image.layout)))
-    too_small = [image.id for image in images if edge != "pad" and _is_smaller(image, size)]
+    too_small = [
+        image.id for image in images if not strategy.may_stick_out and _is_smaller(image, size)
+    ]
     reasons = {k: v for k, v in rejected.items() if v}
     if too_small:
         # Such an image offers no candidate; it is named so that an empty plan says why.
@@ -124,39 +135,40 @@ def plan(
     cells = Cells.join(parts)
     if not len(cells) and not reasons:
         reasons["offered by the strategy"] = 0
-    shape = (images[0].layout.n_channels, *size)
-    patch_bytes = math.prod(shape) * images[0].dtype.itemsize
-    units = cells.units(images)
-    sizes = np.bincount(units, cells.kept).astype(np.int64)
-    rows = rows_per_shard or shard_rows(patch_bytes, sizes)
-    if strategy.is_aligned:
-        cells = _packed(cells, units, sizes, rows)
     found = Plan(
         images=images,
         config=config,
         cells=cells,
         edge=edge,
+        padding=pad_mode,
         min_coverage=coverage,
+        min_pixels=min_pixels,
         order=order,
         seed=seed,
-        rows_per_shard=rows,
         window=window,
         memory=_bytes(memory),
         rejected=reasons,
     )
+    units = cells.units(images)
+    sizes = np.bincount(units, cells.kept).astype(np.int64)
+    patch_bytes = math.prod(found.patch_shape) * found.dtype.itemsize
+    rows = rows_per_shard or shard_rows(patch_bytes, sizes)
+    if found.is_aligned:
+        cells = _packed(cells, units, sizes, rows)
+    found = replace(found, cells=cells, rows_per_shard=rows)
     # Dealing out the shards also checks the memory: what cannot fit says so now.
     _ = found.runs
     return found
 
 
 def _select(
-    strategy: GridPatching, index: int, image: Image, minimum: Fraction
+    strategy: GridPatching, index: int, image: Image, minimum: Fraction, min_pixels: int
 ) -> tuple[Cells, int]:
     """The cells of one image that keep patches, and how many candidates they leave out."""
     counts = strategy.counts(index)
     cells = np.flatnonzero(counts)
     counts = counts[cells]
-    if image.mask is None or minimum <= 0:
+    if image.mask is None or (minimum <= 0 and not min_pixels):
         return Cells.of(index, cells, counts, None), 0
     upto = np.cumsum(counts)
     parts, left_out, low = [], 0, 0
@@ -166,8 +178,15 @@ def _select(
         some, n = cells[low:high], counts[low:high]
         corners, _ = strategy.corners(index, some)
         sample = np.repeat(some // image.layout.space.n_chunks, n)
-        area, whole = covered_area(image, sample, corners, strategy.patch_size)
-        keep = np.asarray(area >= threshold(minimum, whole), np.bool_)
+        area, pixel = covered_area(image, sample, corners, strategy.patch_size)
+        volume, place = np.unique(
+            volumes(image, corners, strategy.patch_size, strategy.edge), return_inverse=True
+        )
+        least = np.array(
+            [max(threshold(minimum, v * pixel), min_pixels * pixel) for v in volume.tolist()],
+            area.dtype,
+        )
+        keep = np.asarray(area >= least[place], np.bool_)
         parts.append(Cells.of(index, some, n, keep))
         left_out += int(len(keep) - keep.sum())
         low = high
@@ -192,6 +211,7 @@ def _check(
     images: Sequence[Image],
     min_coverage: float | Fraction,
     edge: str,
+    pad_mode: str,
     order: str,
     window: int | None,
 ) -> Fraction:
@@ -203,8 +223,10 @@ def _check(
             f"every image of a plan has an id of its own, but several are called {equal}; name "
             "them when they are opened: ids=[...]"
         )
-    if edge not in ("drop", "shift", "pad"):
-        raise ConfigError(f"edge= is 'drop', 'shift' or 'pad', got {edge!r}")
+    if edge not in EDGES:
+        raise ConfigError(f"edge= is one of {list(EDGES)}, got {edge!r}")
+    if pad_mode not in PADDINGS:
+        raise ConfigError(f"pad_mode= is one of {list(PADDINGS)}, got {pad_mode!r}")
     if order != "spatial":
         raise ConfigError(f"order= is 'spatial' in this version, got {order!r}")
     if window is not None:
@@ -257,15 +279,9 @@ def _is_smaller(image: Image, size: Sequence[int]) -> bool:
     return any(n < p for n, p in zip(image.layout.space.shape, size, strict=True))
 
 
-def _check_patch(images: Sequence[Image], size: Sequence[int], edge: str) -> None:
+def _check_fits(images: Sequence[Image], size: Sequence[int], strategy: GridPatching) -> None:
     spatial = images[0].axes.spatial
-    if len(size) != len(spatial):
-        raise PatchSizeError(
-            f"patch_size has one number a spatial axis, got {list(size)} for the axes "
-            f"{spatial!r} of {images[0].id!r} (axes {images[0].axes}); give {len(spatial)} "
-            "numbers, or open the images with other axes=, for example sample='z' for planes"
-        )
-    if edge != "pad" and all(_is_smaller(image, size) for image in images):
+    if not strategy.may_stick_out and all(_is_smaller(image, size) for image in images):
         raise PatchSizeError(
             f"a patch fits into its image, got {list(size)} for {images[0].id!r} of "
             f"{dict(zip(spatial, images[0].layout.space.shape, strict=True))}"
@@ -290,7 +306,7 @@ def _check_whole(images: Sequence[Image], edge: str) -> None:
     shapes: dict[tuple[int, ...], str] = {}
     for image in images:
         shapes.setdefault(image.layout.space.shape, image.id)
-    if edge != "pad" and len(shapes) > 1:
+    if edge not in ("pad", "shrink") and len(shapes) > 1:
         shown = ", ".join(f"{list(shape)} for {name!r}" for shape, name in [*shapes.items()][:5])
         raise PatchSizeError(
             f"the patches of one store have one size, got {len(shapes)} sizes of whole images "

@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.errors import ConfigError, ExistsError, FingerprintError, StoreError, WriteError
+from patchloom.errors import (
+    ConfigError,
+    ExistsError,
+    FingerprintError,
+    PatchSizeError,
+    StoreError,
+    WriteError,
+)
 from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.planning.incidence import touches
@@ -132,6 +139,7 @@ def materialize(
         )
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
+    _check_sizes(plan.distinct_sizes())
     target = Location.of(url, storage_options)
     q = check_percentiles(percentiles)
     _check_choices(normalize, over, on_error)
@@ -176,6 +184,16 @@ def materialize(
         attributes = {**attributes, "complete": True, "statistics": found}
         target.write("zarr.json", as_json(group_document(attributes, arrays)))
     return _report(plan, target, results, begun, survey, done, skipped, complete)
+
+
+def _check_sizes(sizes: Sequence[Sequence[int]]) -> None:
+    if len(sizes) > 1:
+        shown = ", ".join(str(list(size)) for size in sizes[:6]) + ", ..." * (len(sizes) > 6)
+        raise PatchSizeError(
+            f"the patches of one store have one size, got {len(sizes)} sizes ({shown}) from "
+            "edge='shrink', which is for live loading; plan with edge='pad', which fills them up "
+            "to one size and says which pixels are padding"
+        )
 
 
 def _check_choices(normalize: str | None, over: str, on_error: str) -> None:
@@ -227,7 +245,9 @@ def _attributes(
         "job": {
             "patching": plan.config.model_dump(),
             "edge": plan.edge,
+            "padding": plan.padding,
             "min_coverage": str(plan.min_coverage),
+            "min_pixels": plan.min_pixels,
             "order": plan.order,
             "percentiles": list(q),
             "normalize": normalize,
@@ -369,7 +389,7 @@ def _needed(plan: Plan, shards: Sequence[int]) -> int:
         start = shard * plan.rows_per_shard
         for part in plan.patches(start, min(start + plan.rows_per_shard, plan.n_patches)):
             layout = plan.images[part.image].layout
-            found = touches(layout, part.sample, part.corner, plan.patch_size)[1]
+            found = touches(layout, part.sample, part.corner, plan.cut)[1]
             blocks.setdefault(part.image, []).append(np.unique(found))
     return sum(
         len(np.unique(np.concatenate(found))) * plan.images[image].layout.chunks_per_block

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from patchloom.image import Image
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
-from patchloom.run.masks import covered_area, read_region
+from patchloom.run.masks import covered_area, read_region, volumes
 
 __all__ = [
     "MOST_PATCHES",
@@ -97,9 +96,11 @@ def scene_of(plan: Plan, index: int = 0) -> Scene:
     height, width = (b - a for a, b in _plane_of(window, (0, 1)))
     candidates = _candidates(plan, index, window)
     sample = np.zeros(len(candidates), np.int64)
-    area, unit = covered_area(image, sample, candidates, plan.patch_size)
+    proper = plan.cut.proper
+    area, pixel = covered_area(image, sample, candidates, proper)
+    whole = volumes(image, candidates, proper, plan.edge)
     kept = _kept(plan, index, candidates)
-    patch, chunk = _last_two(plan.patch_size), _last_two(space.chunks)
+    patch, chunk = _last_two(proper), _last_two(space.chunks)
     return Scene(
         image=image,
         pixels=pixels.reshape(len(pixels), height, width),
@@ -109,7 +110,7 @@ def scene_of(plan: Plan, index: int = 0) -> Scene:
         needed=_needed(plan, index, window),
         patch=patch,
         corner=_flat(candidates),
-        coverage=np.asarray([float(Fraction(int(a), unit)) for a in area], np.float64),
+        coverage=np.asarray(area / (whole.astype(area.dtype) * pixel), np.float64),
         kept=kept,
         whole=len(plan.images) == 1 and int(kept.sum()) == plan.n_patches,
     )
@@ -146,7 +147,7 @@ def _candidates(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> In
     ranges = [
         np.arange(max(0, (a - size + 1) // c), min(-(-b // c), n))
         for (a, b), size, c, n in zip(
-            window, plan.patch_size, space.chunks, space.counts, strict=True
+            window, plan.cut.proper, space.chunks, space.counts, strict=True
         )
     ]
     grid = np.stack([m.ravel() for m in np.meshgrid(*ranges, indexing="ij")], -1)
@@ -156,7 +157,7 @@ def _candidates(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> In
     corners, _ = plan.patching.corners(index, cells)
     low = np.array([a for a, _ in window])
     high = np.array([b for _, b in window])
-    inside = (corners < high) & (corners + np.array(plan.patch_size) > low)
+    inside = (corners < high) & (corners + np.array(plan.cut.proper) > low)
     reaching: Ints = corners[inside.all(-1)]
     return reaching
 
@@ -164,12 +165,12 @@ def _candidates(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> In
 def _kept(plan: Plan, index: int, corners: Ints) -> npt.NDArray[np.bool_]:
     """Which candidates of the first sample the plan takes: it is asked, not computed anew."""
     layout = plan.images[index].layout
-    cells = np.unique(layout.space.flat(layout.space.chunk_of(corners)))
+    cells = np.unique(layout.space.flat(layout.space.chunk_of(np.maximum(corners, 0))))
     positions = plan.cells.find(index, cells)
     taken = {
         tuple(corner)
         for part in (plan.owned_by(positions) if len(positions) else ())
-        for corner in part.corner.tolist()
+        for corner in (part.corner + np.asarray(plan.cut.context)).tolist()
     }
     return np.array([tuple(corner) in taken for corner in corners.tolist()], np.bool_)
 
@@ -185,7 +186,7 @@ def _needed(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> npt.ND
     positions = plan.touching(index, blocks.ravel())
     for start in range(0, len(positions), _CELLS):
         for part in plan.owned_by(positions[start : start + _CELLS]):
-            flags[touches(layout, part.sample, part.corner, plan.patch_size)[1]] = True
+            flags[touches(layout, part.sample, part.corner, plan.cut)[1]] = True
     found = flags[blocks]
     return found.reshape(-1, found.shape[-1])
 
@@ -221,6 +222,4 @@ def decodes_patch_by_patch(plan: Plan) -> int:
 
 def _pairs(plan: Plan, part: Patches) -> int:
     layout = plan.images[part.image].layout
-    return len(touches(layout, part.sample, part.corner, plan.patch_size)[0]) * (
-        layout.chunks_per_block
-    )
+    return len(touches(layout, part.sample, part.corner, plan.cut)[0]) * (layout.chunks_per_block)

@@ -1,0 +1,69 @@
+"""StridedPatching: a grid of patches at any distance from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchloom.errors import PatchSizeError
+from patchloom.patching.extents import PerAxis, per_axis
+from patchloom.patching.lattice import LatticePatching, lattice
+from patchloom.patching.protocol import Edge, Ints
+
+__all__ = ["StridedPatching"]
+
+
+class StridedPatching(LatticePatching):
+    """A grid of patches, one at every multiple of a stride: zarrdataset's grid.
+
+    A stride below the patch size lets patches overlap, one above it leaves pixels between them.
+
+    Parameters
+    ----------
+    data_shapes
+        Shape of each image as ``SC(Z)YX``, in pixels.
+    patch_size
+        Extent in pixels: one number for all spatial axes, one for each in the order (z,) y, x,
+        or one for each by name.
+    stride
+        From one patch to the next, in pixels, written like `patch_size`; by default the same.
+    edge, chunks, keys
+        See `GridPatching`. zarrdataset's incomplete patches are ``"pad"``.
+
+    Raises
+    ------
+    AxesError
+        If an axis is unknown, named twice or forgotten.
+    PatchSizeError
+        If sizes do not fit the axes.
+
+    Examples
+    --------
+    >>> patching = StridedPatching([(1, 1, 10, 20)], {"y": 4, "x": 8}, stride=6)
+    >>> [patching.get_patch_spec(i)["coords"] for i in range(patching.n_patches)]
+    [(0, 0), (0, 6), (0, 12), (6, 0), (6, 6), (6, 12)]
+    """
+
+    def __init__(
+        self,
+        data_shapes: Sequence[Sequence[int]],
+        patch_size: PerAxis,
+        stride: PerAxis | None = None,
+        *,
+        edge: Edge = "drop",
+        chunks: Sequence[Sequence[int]] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> None:
+        ndim = len(data_shapes[0]) - 2 if data_shapes else 2
+        axes = "zyx"[3 - ndim :]
+        size = per_axis(patch_size, axes, name="patch_size")
+        super().__init__(data_shapes, size, edge=edge, chunks=chunks, keys=keys)
+        self.stride = tuple(size if stride is None else per_axis(stride, axes, name="stride"))
+        if min(self.stride) < 1:
+            raise PatchSizeError(
+                f"a stride is at least 1 pixel on each axis, got {list(self.stride)}; leave it "
+                "out for the patch size"
+            )
+
+    def _place(self, image: int, axis: int) -> Ints:
+        extent = self.grids[image].shape[axis]
+        return lattice(extent, self.patch_size[axis], self.stride[axis], self.edge)
