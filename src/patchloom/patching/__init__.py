@@ -10,9 +10,11 @@ from __future__ import annotations
 from patchloom.patching.aligned import ChunkAlignedPatching
 from patchloom.patching.config import (
     ChunkAlignedConfig,
+    FixedConfig,
     FixedRandomConfig,
     GridConfig,
     PatchingConfig,
+    PointsConfig,
     RandomConfig,
     SequentialConfig,
     StratifiedConfig,
@@ -21,6 +23,7 @@ from patchloom.patching.config import (
 )
 from patchloom.patching.factory import create_patching
 from patchloom.patching.fixed import FixedPatching
+from patchloom.patching.listed import CenteredPatching, ListedPatching
 from patchloom.patching.protocol import (
     ChunkedPatching,
     Patching,
@@ -36,16 +39,20 @@ from patchloom.patching.tiled import TiledPatching
 from patchloom.patching.whole import WholeSamplePatching
 
 __all__ = [
+    "CenteredPatching",
     "ChunkAlignedConfig",
     "ChunkAlignedPatching",
     "ChunkedPatching",
+    "FixedConfig",
     "FixedPatching",
     "FixedRandomConfig",
     "FixedRandomPatching",
     "GridConfig",
+    "ListedPatching",
     "PatchSpecs",
     "Patching",
     "PatchingConfig",
+    "PointsConfig",
     "RandomConfig",
     "RandomPatching",
     "SequentialConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -11,9 +11,12 @@ from patchloom.patching.extents import per_axis
 __all__ = [
     "AnyConfig",
     "ChunkAlignedConfig",
+    "FixedConfig",
     "FixedRandomConfig",
     "GridConfig",
     "PatchingConfig",
+    "PointsConfig",
+    "PointsTable",
     "RandomConfig",
     "SequentialConfig",
     "Sized",
@@ -153,6 +156,43 @@ class WholeSampleConfig(_Strict):
     name: Literal["whole"] = "whole"
 
 
+class PointsTable(_Strict):
+    """Where a table of points is, and which of its columns are what; see `read_points`."""
+
+    table: str
+    """Path or URL of a CSV or Parquet file, or of an AnnData or an array in Zarr."""
+    image: str | None = None
+    """The column with image ids; by default all points lie in one image."""
+    axes: str | dict[str, str | int] | None = None
+    """Which column is which axis, as in `{y: centroid_row, x: centroid_col}`."""
+    columns: list[str] | None = None
+    """Columns that ride along in the manifest; by default all with text, numbers or flags."""
+    sample: str | None = None
+    """The column with the flat sample."""
+    positions: str | None = None
+    """Of an AnnData: the key of `obsm` that holds the positions."""
+    unit: Literal["pixel", "physical"] = "pixel"
+    """Pixels of the opened level, or the physical unit of the image's metadata."""
+    drop_missing: bool = False
+    """Whether points without a finite position are left out; by default they are an error."""
+    storage_options: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    """Options of the table's file system (fsspec); never shown or saved."""
+
+
+class PointsConfig(Sized):
+    """Patches centred on the points of a table."""
+
+    name: Literal["points"] = "points"
+    points: PointsTable | None = None
+    """The table; a saved plan holds its places itself."""
+
+
+class FixedConfig(Sized):
+    """The patches of a list."""
+
+    name: Literal["fixed"] = "fixed"
+
+
 AnyConfig = (
     SequentialConfig
     | GridConfig
@@ -162,5 +202,7 @@ AnyConfig = (
     | FixedRandomConfig
     | StratifiedConfig
     | WholeSampleConfig
+    | PointsConfig
+    | FixedConfig
 )
 PatchingConfig = Annotated[AnyConfig, Field(discriminator="name")]

@@ -95,6 +95,11 @@ def create_patching(
     model = parse_patching(config)
     if data_shapes:
         model = model.on("zyx"[5 - len(data_shapes[0]) :])
+    if model.name not in _STRATEGIES:
+        raise ConfigError(
+            f"a strategy of class {model.name!r} is made of a table of places, which a "
+            "configuration does not hold; make it with plan, or as a ListedPatching"
+        )
     given: dict[str, Any] = {"chunks": chunks, "keys": keys}
     given |= model.model_dump(exclude={"name", "context", "spatial_axes"})
     if edge is not None:

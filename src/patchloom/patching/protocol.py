@@ -6,7 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeGuard, get_args
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypedDict,
+    TypeGuard,
+    get_args,
+    runtime_checkable,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +74,7 @@ def is_tile_specs(specs: PatchSpecs) -> TypeGuard[TileSpecs]:
     return TileSpecs.__annotations__.keys() <= specs.keys()
 
 
+@runtime_checkable
 class Patching(Protocol):
     """What CAREamics asks of a strategy."""
 

@@ -92,6 +92,8 @@ class Patches:
     """First pixel on each spatial axis: int64[n, ndim]."""
     cell: Ints
     """Position of the owner cell in the plan: int64[n]."""
+    place: Ints | None = None
+    """Row of the plan's table, of listed patches: int64[n]."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -99,7 +101,12 @@ class Patches:
     def take(self, where: npt.NDArray[np.bool_] | Ints | slice) -> Patches:
         """Some of them."""
         return Patches(
-            self.image, self.row[where], self.sample[where], self.corner[where], self.cell[where]
+            self.image,
+            self.row[where],
+            self.sample[where],
+            self.corner[where],
+            self.cell[where],
+            None if self.place is None else self.place[where],
         )
 
 

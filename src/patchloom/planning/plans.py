@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 from patchloom.errors import PatchloomError, PlanError, SourceError
 from patchloom.image import ROLES, Image
 from patchloom.location import Location
-from patchloom.patching.config import AnyConfig
+from patchloom.patching.config import AnyConfig, Sized
 from patchloom.patching.factory import create_patching, parse_patching
+from patchloom.patching.listed import ListedPatching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Cut, Padding, Patches, touches
+from patchloom.planning.places import Places
 from patchloom.planning.runs import Runs, arrange
 from patchloom.randomness import digest, key_of
 from patchloom.table import html_table
@@ -65,6 +67,8 @@ class Plan:
     """Bytes that one task may use."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Candidates that were left out, by reason; they add up with the kept ones."""
+    places: Places | None = field(default=None, repr=False)
+    """The table of a strategy that takes the patches of one."""
 
     def __getstate__(self) -> dict[str, object]:
         # What is derived is derived again: it need not travel.
@@ -75,7 +79,7 @@ class Plan:
     @cached_property
     def patching(self) -> GridPatching:
         """The strategy over these images, before selection."""
-        return patching_of(self.images, self.config, self.edge, self.seed)
+        return patching_of(self.images, self.config, self.edge, self.seed, self.places)
 
     @cached_property
     def cut(self) -> Cut:
@@ -159,6 +163,7 @@ class Plan:
         return digest(
             json.dumps([FORMAT, images, self._settings()], sort_keys=True),
             *(digest(column.hex()).hex() for column in columns),
+            *([] if self.places is None else [self.places.digest()]),
         ).hex()
 
     # -- patches ------------------------------------------------------------------------
@@ -231,9 +236,12 @@ class Plan:
         ids = cells.cell[positions]
         corners, counts = self.patching.corners(image, ids)
         owner = np.repeat(np.arange(len(ids)), counts)
+        listed = isinstance(self.patching, ListedPatching)
+        place = self.patching.rows(image, ids)[0] if listed else None
         if (cells.bit[positions] >= 0).any():
             flags = cells.flags(positions, counts)
             corners, owner = corners[flags], owner[flags]
+            place = None if place is None else place[flags]
         kept = cells.kept[positions]
         within = np.arange(len(owner)) - np.repeat(np.cumsum(kept) - kept, kept)
         return Patches(
@@ -242,6 +250,7 @@ class Plan:
             (ids // self.images[image].layout.space.n_chunks)[owner],
             corners - np.asarray(self.cut.context, np.int64),
             positions[owner],
+            place,
         )
 
     def touching(self, image: int, blocks: Ints) -> Ints:
@@ -353,11 +362,14 @@ class Plan:
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         location.write("cells.parquet", sink.getvalue())
+        if self.places is not None:
+            location.write("places.parquet", self.places.to_bytes())
         document = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "settings": self._settings(),
             "rejected": dict(self.rejected),
+            "places": self.places is not None,
             "images": [image.to_document() for image in self.images],
         }
         location.write("plan.json", json.dumps(document, indent=1).encode())
@@ -406,7 +418,8 @@ class Plan:
                 f"{location.shown!r}; plan anew"
             )
         try:
-            plan = cls._from_parts(document, body, images, storage_options)
+            places = location.read("places.parquet") if document["places"] else None
+            plan = cls._from_parts(document, body, places, images, storage_options)
         except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
             if isinstance(error, PatchloomError):
                 raise
@@ -426,6 +439,7 @@ class Plan:
         cls,
         document: Mapping[str, Any],
         body: bytes,
+        places: bytes | None,
         images: Sequence[Image] | None,
         storage_options: Mapping[str, Any] | None,
     ) -> Plan:
@@ -444,6 +458,7 @@ class Plan:
             cells=Cells(**columns, bits=bits),
             min_coverage=Fraction(settings.pop("min_coverage")),
             rejected=document["rejected"],
+            places=None if places is None else Places.from_bytes(places),
             **settings,
         )
 
@@ -476,16 +491,22 @@ class Plan:
         return replace(self, images=tuple(images))
 
 
-def patching_of(images: Sequence[Image], config: AnyConfig, edge: Edge, seed: int) -> GridPatching:
+def patching_of(
+    images: Sequence[Image], config: AnyConfig, edge: Edge, seed: int, places: Places | None = None
+) -> GridPatching:
     """The strategy of a configuration over the chunk grids of some images."""
-    return create_patching(
-        [image.layout.data_shape for image in images],
-        config,
-        seed=seed,
-        edge=edge,
-        chunks=[image.layout.space.chunks for image in images],
-        keys=[key_of("image", image.id, image.level) for image in images],
-    )
+    shapes = [image.layout.data_shape for image in images]
+    over: dict[str, Any] = {
+        "edge": edge,
+        "chunks": [image.layout.space.chunks for image in images],
+        "keys": [key_of("image", image.id, image.level) for image in images],
+    }
+    if places is not None:
+        assert isinstance(config, Sized)
+        size = config.on(images[0].axes.spatial).patch_size
+        where = {"image": places.image, "sample": places.sample}
+        return ListedPatching(shapes, size, places.corner, **where, **over)
+    return create_patching(shapes, config, seed=seed, **over)
 
 
 def _with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) -> Image:

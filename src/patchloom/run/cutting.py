@@ -10,10 +10,12 @@ from typing import Any
 import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from patchloom.errors import ChunkError
 from patchloom.image import Image, Layout, Reads
 from patchloom.location import Location
+from patchloom.patching.tiled import TiledPatching
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
@@ -363,6 +365,8 @@ def _manifest(plan: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
     image_ids: list[str] = []
     coverage: list[npt.NDArray[np.float64]] = []
     metadata: dict[str, list[Any]] = {name: [] for name in names}
+    tiles: list[pa.Table] = []
+    listed: list[pa.Table] = []
     for part in parts:
         image = plan.images[part.image]
         ids += patch_ids(plan, part)
@@ -370,6 +374,10 @@ def _manifest(plan: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
         coverage.append(covered_share(plan, part))
         for name in names:
             metadata[name] += [image.metadata.get(name)] * len(part)
+        if isinstance(plan.patching, TiledPatching):
+            tiles.append(_tiles(plan, part))
+        if part.place is not None and plan.places is not None:
+            listed.append(plan.places.columns.take(pa.array(part.place)))
     corner = np.concatenate([part.corner for part in parts])
     row = np.concatenate([part.row for part in parts])
     return {
@@ -382,4 +390,24 @@ def _manifest(plan: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
         "split": ["train"] * len(row),
         "row": row,
         **metadata,
+        **{
+            name: table[name].combine_chunks()
+            for parts_of in (tiles, listed)
+            for table in ([pa.concat_tables(parts_of)] if parts_of else [])
+            for name in table.column_names
+        },
     }
+
+
+def _tiles(plan: Plan, part: Patches) -> pa.Table:
+    """What is kept of each tile: first pixel and extent in it, and first pixel in the image."""
+    assert isinstance(plan.patching, TiledPatching)
+    context = np.asarray(plan.cut.context, np.int64)
+    crop, size, stitch = plan.patching.crops(part.image, part.corner + context)
+    columns = {
+        f"{name}_{a}": table[:, k]
+        for name, table in (("crop_start", crop + context), ("crop_size", size), ("stitch", stitch))
+        for k, a in enumerate(plan.spatial)
+    }
+    total = len(plan.get_patch_indices(part.image))
+    return pa.table({**columns, "total_tiles": np.full(len(part), total)})

@@ -18,13 +18,13 @@ from patchloom.coverage import threshold
 from patchloom.errors import ConfigError, IdentityError, PatchSizeError, PlanError
 from patchloom.image import Image, Ints
 from patchloom.patching.config import Sized
-from patchloom.patching.factory import parse_patching
-from patchloom.patching.protocol import EDGES, Edge, GridPatching
+from patchloom.patching.protocol import EDGES, Edge, GridPatching, Patching
 from patchloom.planning.cells import Cells, spatial_order
 from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
 from patchloom.planning.runs import pack, shard_rows
 from patchloom.run.masks import covered_area, volumes
+from patchloom.run.placing import placed
 from patchloom.store.manifest import check_columns
 
 __all__ = ["plan"]
@@ -35,7 +35,7 @@ _BATCH = 2**20
 
 def plan(
     images: Image | Sequence[Image],
-    patching: Mapping[str, Any] | BaseModel,
+    patching: Mapping[str, Any] | BaseModel | Patching,
     *,
     min_coverage: float | Fraction = 0.0,
     min_pixels: int = 0,
@@ -58,7 +58,9 @@ def plan(
         "overlaps": [0, 0]}`` or ``{"name": "random", "patch_size": [64, 64], "n_patches": 500}``;
         docs/strategies.md draws all of them. Sizes are pixels of the opened level: one number,
         one for each of the axes (z,) y, x, or one for each by name. ``"context"`` reads so many
-        pixels more on both sides of each patch.
+        pixels more on both sides of each patch. ``{"name": "points", "patch_size": ...,
+        "points": ...}`` takes what `read_points` gives, or reads. Or any object with
+        ``n_patches`` and ``get_patch_spec``, ours or CAREamics': each patch is asked for once.
     min_coverage
         Share of a patch that its mask must cover, in [0, 1]; 1 means wholly covered, 0 keeps
         all. The comparison is exact: 0.1 means one tenth.
@@ -106,21 +108,22 @@ def plan(
     9
     """
     images = (images,) if isinstance(images, Image) else tuple(images or ())
-    config = parse_patching(patching)
     seed = _whole("seed", seed)
     min_pixels = _whole("min_pixels", min_pixels, least=0)
     if rows_per_shard is not None:
         rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
     coverage = _check(images, min_coverage, edge, pad_mode, order, window)
-    # However it was written, the same is the same plan.
-    config = config.on(images[0].axes.spatial)
+    config, places, rejected = placed(images, patching)
     if not isinstance(config, Sized):
         _check_whole(images, edge)
-    check_columns([image.metadata for image in images])
-    strategy = patching_of(images, config, edge, seed)
+    check_columns([image.metadata for image in images], places and places.columns)
+    strategy = patching_of(images, config, edge, seed, places)
     size = strategy.patch_size
     _check_fits(images, size, strategy)
-    parts, rejected = [], dict.fromkeys(("outside the mask",), 0)
+    parts = []
+    if places is not None:
+        rejected["not inside its image"] = len(places) - strategy.n_patches
+    rejected["outside the mask"] = 0
     for index, image in enumerate(images):
         cells, left_out = _select(strategy, index, image, coverage, min_pixels)
         rejected["outside the mask"] += left_out
@@ -148,6 +151,7 @@ def plan(
         window=window,
         memory=_bytes(memory),
         rejected=reasons,
+        places=places,
     )
     units = cells.units(images)
     sizes = np.bincount(units, cells.kept).astype(np.int64)

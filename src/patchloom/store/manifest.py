@@ -24,17 +24,30 @@ __all__ = [
     "summary_bytes",
 ]
 
+TILES = (
+    *(f"{name}_{a}" for name in ("crop_start", "crop_size", "stitch") for a in "zyx"),
+    "total_tiles",
+)
+"""Columns of tiles: what is kept of each, and where it goes."""
 RESERVED = frozenset(
     {"patch_id", "image_id", "sample", "start_z", "start_y", "start_x", "coverage", "split", "row"}
     | {"images", "labels", "targets", "patch", "c", "c_labels", "c_targets", "z", "y", "x"}
+    | {"class", "place", *TILES}
 )
 """Columns of every manifest and names of its xarray view; metadata columns have other names."""
 
 SummaryKey = tuple[int, int]
 
 
-def check_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def check_columns(rows: Sequence[Mapping[str, Any]], places: pa.Table | None = None) -> list[str]:
     """The metadata columns of all images, sorted.
+
+    Parameters
+    ----------
+    rows
+        Metadata of each image.
+    places
+        Metadata of each place of a plan that lists its patches.
 
     Raises
     ------
@@ -42,11 +55,14 @@ def check_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         If a name is taken, or a value is neither text, number nor flag.
     """
     names = sorted({str(name) for row in rows for name in row})
-    taken = sorted(set(names) & RESERVED)
+    listed = [] if places is None else places.column_names
+    # Tiles of another library are listed with our own columns.
+    own = {*RESERVED, *names} - ({*TILES} if {"total_tiles"} <= {*listed} else set())
+    taken = sorted({*names} & RESERVED | {*listed} & own)
     if taken:
         raise ConfigError(
             f"metadata columns have names of their own, got {taken}; the manifest uses "
-            f"{sorted(RESERVED)}: rename them"
+            f"{sorted(RESERVED)} and the images' own {names}: rename them, or leave them out"
         )
     for row in rows:
         for name, value in row.items():

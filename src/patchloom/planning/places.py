@@ -1,0 +1,70 @@
+"""Places: the table of a plan whose patches were listed, with the columns that ride along."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchloom.randomness import digest
+
+__all__ = ["Places"]
+
+Ints = npt.NDArray[np.int64]
+_OWN = ("image", "sample")
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """One row a place."""
+
+    image: Ints
+    """Position of its image in the plan: int64[n]."""
+    sample: Ints
+    """Flat sample of the image: int64[n]."""
+    corner: Ints
+    """First pixel of the patch proper, before any edge policy: int64[n, ndim]."""
+    columns: pa.Table
+    """What else is known of each place; becomes columns of the manifest."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def digest(self) -> str:
+        """128 bits, in hex, fixed by all columns."""
+        parts = [(name, column.to_pylist()) for name, column in self._named()]
+        return digest(*parts).hex()
+
+    def take(self, rows: Ints) -> dict[str, Any]:
+        """The columns of some rows, by name."""
+        taken = self.columns.take(pa.array(rows))
+        return {name: taken[name].combine_chunks() for name in taken.column_names}
+
+    def to_bytes(self) -> bytes:
+        """As Parquet."""
+        sink = io.BytesIO()
+        pq.write_table(pa.table(dict(self._named())), sink, compression="zstd")
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Places:
+        """Inverse of `to_bytes`."""
+        table = pq.read_table(io.BytesIO(data))
+        own = {name: table[f"/{name}"].to_numpy().astype(np.int64) for name in _OWN}
+        axes = [name for name in table.column_names if name.startswith("/corner")]
+        corner = np.stack([table[name].to_numpy() for name in axes], -1).astype(np.int64)
+        rest = [name for name in table.column_names if name.startswith(":")]
+        columns = table.select(rest).rename_columns([name[1:] for name in rest])
+        return cls(own["image"], own["sample"], corner, columns)
+
+    def _named(self) -> list[tuple[str, Any]]:
+        """Our columns begin with a slash and theirs with a colon, so that no names meet."""
+        axes = [(f"/corner{k}", self.corner[:, k]) for k in range(self.corner.shape[1])]
+        own = [("/image", self.image), ("/sample", self.sample), *axes]
+        theirs = [(f":{name}", self.columns[name]) for name in self.columns.column_names]
+        return [(name, pa.array(column)) for name, column in own] + theirs
