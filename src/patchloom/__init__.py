@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from patchloom.errors import PatchloomError as PatchloomError
     from patchloom.image import Image as Image
     from patchloom.planning.plans import Plan as Plan
+    from patchloom.points import Points as Points
     from patchloom.run.drafting import plan as plan
     from patchloom.run.materializing import materialize as materialize
     from patchloom.run.reports import RunReport as RunReport
     from patchloom.run.surveying import statistics as statistics
     from patchloom.sources.opening import open_images as open_images
+    from patchloom.sources.points import read_points as read_points
     from patchloom.store.patch_store import PatchStore as PatchStore
     from patchloom.store.patch_store import open_patches as open_patches
 
@@ -39,11 +41,13 @@ _HOME = {
     "PatchStore": "patchloom.store.patch_store",
     "PatchloomError": "patchloom.errors",
     "Plan": "patchloom.planning.plans",
+    "Points": "patchloom.points",
     "RunReport": "patchloom.run.reports",
     "materialize": "patchloom.run.materializing",
     "open_images": "patchloom.sources.opening",
     "open_patches": "patchloom.store.patch_store",
     "plan": "patchloom.run.drafting",
+    "read_points": "patchloom.sources.points",
     "statistics": "patchloom.run.surveying",
 }
 _ROOMS = {"errors", "patching"}

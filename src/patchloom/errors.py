@@ -52,7 +52,7 @@ class _FromOS:
 
 
 class SourceError(PatchloomError, ValueError):
-    """An image, mask, label or target cannot be used as it is."""
+    """An image, mask, label, target or table of points cannot be used as it is."""
 
 
 class SourceMissingError(_FromOS, SourceError, FileNotFoundError):

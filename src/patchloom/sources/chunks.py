@@ -309,7 +309,9 @@ class ZarrReader:
                     f"{self._shown} does not: {type(error).__name__}: {error}; restore that object "
                     "from its source"
                 ) from error
-            found.append(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+            if pixels.dtype.kind in "biufc":  # text has no byte order
+                pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+            found.append(pixels)
         return found
 
 

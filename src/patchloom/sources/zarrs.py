@@ -17,6 +17,9 @@ from patchloom.sources.chunks import ArrayMetadata, bare, reader_for
 
 __all__ = ["Node", "ZarrSource", "open_node"]
 
+_UNSAFE = ('"pickle"', '"numcodecs.pickle"')
+"""Codecs whose data are programs; older versions of numcodecs run them."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -144,7 +147,7 @@ def open_node(location: Location) -> Node:
     fs, path = location.open()
     if not _exists(fs, path):
         raise SourceMissingError(
-            f"an image's URL must exist and be readable, but nothing was found at "
+            "what a URL names must exist and be readable, but nothing was found at "
             f"{location.shown!r}; check the path, the credentials and the bucket"
         )
     raise NotAnArrayError(
@@ -165,7 +168,7 @@ def _document(location: Location, name: str) -> dict[str, Any] | None:
         data = location.read(name)
     except Exception as error:
         raise SourceMissingError(
-            f"an image's URL must exist and be readable, but {location.shown}/{name} is not: "
+            f"what a URL names must exist and be readable, but {location.shown}/{name} is not: "
             f"{location.describe(error)}; check the path, the credentials and the network"
         ) from error
     if data is None:
@@ -184,6 +187,11 @@ def _document(location: Location, name: str) -> dict[str, Any] | None:
 
 
 def _checked(location: Location, metadata: ArrayMetadata) -> ArrayMetadata:
+    if any(name in json.dumps(metadata.document) for name in _UNSAFE):
+        raise NotAnArrayError(
+            f"reading never runs what is stored, but {location.shown!r} is written with pickle; "
+            "write it again with another codec"
+        )
     try:
         metadata.parsed()
         chunks = metadata.chunks
