@@ -111,11 +111,11 @@ def cut(
     """One patch of [channel, *space], pixel by pixel."""
     out = np.zeros((space.shape[0], *size), space.dtype)
     for at in itertools.product(*map(range, size)):
-        places = [
-            shown(c + k, n, mode) for c, k, n in zip(corner, at, space.shape[1:], strict=True)
-        ]
-        if None not in places:
-            out[(slice(None), *at)] = space[(slice(None), *places)]
+        rows = zip(corner, at, space.shape[1:], strict=True)
+        places = [place for c, k, n in rows if (place := shown(c + k, n, mode)) is not None]
+        if len(places) == len(at):
+            into, of = ((slice(None), *index) for index in (at, places))
+            out[into] = space[of]
     return out
 
 

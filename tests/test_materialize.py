@@ -217,6 +217,9 @@ def check_whole_job(job: dict[str, Any], folder: Path) -> None:
         assert (spec["sample_idx"], spec["coords"]) == (row["sample"], corner)
         cut = oracle.cut(whole[row["sample"]], corner, size, job["pad_mode"])
         np.testing.assert_array_equal(store[row["row"]], cut)
+    padded = [oracle.outside(corner, size, whole.shape[2:]) for _, corner in boxes]
+    if padded:
+        np.testing.assert_array_equal(store.pad_mask(range(len(padded))), np.stack(padded))
     assert seen == {key: float(share) for key, share in wanted.items()}
 
     if not wanted:

@@ -14,6 +14,7 @@ from patchloom.patching.config import (
     FixedRandomConfig,
     GridConfig,
     PatchingConfig,
+    PixelsConfig,
     PointsConfig,
     RandomConfig,
     SequentialConfig,
@@ -24,6 +25,7 @@ from patchloom.patching.config import (
 from patchloom.patching.factory import create_patching
 from patchloom.patching.fixed import FixedPatching
 from patchloom.patching.listed import CenteredPatching, ListedPatching
+from patchloom.patching.pixels import PixelPatching
 from patchloom.patching.protocol import (
     ChunkedPatching,
     Patching,
@@ -52,6 +54,8 @@ __all__ = [
     "PatchSpecs",
     "Patching",
     "PatchingConfig",
+    "PixelPatching",
+    "PixelsConfig",
     "PointsConfig",
     "RandomConfig",
     "RandomPatching",

@@ -15,6 +15,7 @@ __all__ = [
     "FixedRandomConfig",
     "GridConfig",
     "PatchingConfig",
+    "PixelsConfig",
     "PointsConfig",
     "PointsTable",
     "RandomConfig",
@@ -69,10 +70,15 @@ class Sized(_Strict):
     spatial_axes: str | None = None
     """The axes that lists speak of, in their order; along others patches are 1 pixel thick."""
 
+    def extents(self, spatial: str) -> list[int]:
+        """Extent of a patch on each axis of `spatial`, in pixels."""
+        return per_axis(
+            self.patch_size, spatial, name="patch_size", among=self.spatial_axes, rest=1
+        )
+
     def on(self, spatial: str) -> Self:
         """The same with nothing left to be said: one number for each axis of `spatial`."""
-        among = self.spatial_axes
-        size = per_axis(self.patch_size, spatial, name="patch_size", among=among, rest=1)
+        among, size = self.spatial_axes, self.extents(spatial)
         said: dict[str, object] = {"patch_size": size, "spatial_axes": None}
         for name in ("context", "overlaps", "shift"):
             if name in type(self).model_fields:
@@ -187,6 +193,16 @@ class PointsConfig(Sized):
     """The table; a saved plan holds its places itself."""
 
 
+class PixelsConfig(Sized):
+    """A patch centred on every pixel, or on every one under a mask or of some classes."""
+
+    name: Literal["pixels"] = "pixels"
+    classes: Annotated[list[int], Field(min_length=1)] | None = None
+    """Values of the labels that a centre pixel may have; by default labels are not asked."""
+    max_num: Positive | None = None
+    """At most so many patches of each image and class, a seeded random choice; by default all."""
+
+
 class FixedConfig(Sized):
     """The patches of a list."""
 
@@ -203,6 +219,7 @@ AnyConfig = (
     | StratifiedConfig
     | WholeSampleConfig
     | PointsConfig
+    | PixelsConfig
     | FixedConfig
 )
 PatchingConfig = Annotated[AnyConfig, Field(discriminator="name")]

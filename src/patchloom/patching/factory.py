@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from patchloom.errors import ConfigError
 from patchloom.patching.aligned import ChunkAlignedPatching
 from patchloom.patching.config import AnyConfig, PatchingConfig
+from patchloom.patching.pixels import PixelPatching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
@@ -34,7 +35,10 @@ _STRATEGIES: dict[str, Any] = {
     "fixed_random": FixedRandomPatching,
     "stratified": StratifiedPatching,
     "whole": WholeSamplePatching,
+    "pixels": PixelPatching,
 }
+# Keys that a plan heeds, not a class.
+_SELECTION = ("context", "spatial_axes", "classes", "max_num")
 _SEEDED = ("random", "fixed_random", "stratified")
 
 
@@ -101,7 +105,7 @@ def create_patching(
             "configuration does not hold; make it with plan, or as a ListedPatching"
         )
     given: dict[str, Any] = {"chunks": chunks, "keys": keys}
-    given |= model.model_dump(exclude={"name", "context", "spatial_axes"})
+    given |= model.model_dump(exclude={"name", *_SELECTION})
     if edge is not None:
         given["edge"] = edge
     if model.name in _SEEDED:

@@ -77,7 +77,7 @@ class LatticePatching(GridPatching):
 
     @abstractmethod
     def _place(self, image: int, axis: int) -> Ints:
-        """First pixels along one axis of an image, ascending and distinct."""
+        """First pixels along one axis of an image, ascending."""
 
     @cached_property
     def _starts(self) -> dict[tuple[int, int], Ints]:
@@ -103,19 +103,24 @@ class LatticePatching(GridPatching):
 
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
+        place, n = self._points(image, cells)
+        axes = range(len(self.patch_size))
+        return np.stack([self._starts[image, a][place[:, a]] for a in axes], -1), n
+
+    def _points(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
+        """The lattice points of the patches of some cells, and how many each cell owns."""
         index = self._split(image, cells)
         ndim = len(self.patch_size)
         columns = [self._per_chunk(image, axis) for axis in range(ndim)]
         first = np.stack([columns[a][0][index[:, a]] for a in range(ndim)], -1)
         n = np.stack([columns[a][1][index[:, a]] for a in range(ndim)], -1)
         cell, turn = turns(n)
-        place = first[cell] + turn
-        corners = np.stack([self._starts[image, a][place[:, a]] for a in range(ndim)], -1)
-        return corners, n.prod(-1)
+        return first[cell] + turn, n.prod(-1)
 
     def _per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
         """Along one axis, for each chunk: its first lattice point, and how many it holds."""
         starts, grid = self._starts[image, axis], self.grids[image]
         edges = np.arange(grid.counts[axis] + 1, dtype=np.int64) * grid.chunks[axis]
-        first = np.searchsorted(starts, edges).astype(np.int64)
+        # What begins before the image belongs to its first chunk.
+        first = np.searchsorted(np.maximum(starts, 0), edges).astype(np.int64)
         return first[:-1], np.diff(first)

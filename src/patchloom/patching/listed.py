@@ -126,8 +126,11 @@ class ListedPatching(GridPatching):
         mine = slice(int(self._begin[image]), int(self._begin[image + 1]))
         return np.bincount(self._owner[mine], minlength=n_cells).astype(np.int64)
 
-    def rows(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
-        """Rows of the table for the patches of some cells, and how many each cell owns."""
+    def places(self, image: int, cells: npt.ArrayLike) -> Ints:
+        """Rows of the table that the patches of some cells stand in: int64[n]."""
+        return self._rows(image, cells)[0]
+
+    def _rows(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         cells = np.asarray(cells, np.int64)
         mine = slice(int(self._begin[image]), int(self._begin[image + 1]))
         begin = np.searchsorted(self._owner[mine], cells)
@@ -137,7 +140,7 @@ class ListedPatching(GridPatching):
 
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
-        rows, n = self.rows(image, cells)
+        rows, n = self._rows(image, cells)
         return self._placed(image, rows), n
 
 

@@ -171,6 +171,14 @@ class GridPatching(ABC):
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
 
+    def places(self, image: int, cells: npt.ArrayLike) -> Ints | None:
+        """What the patches of some cells were placed by, where their strategy goes by places.
+
+        A row of its table, or a pixel of a sample (in C order): int64[n], in the order of
+        `corners`.
+        """
+        return None
+
     @property
     def is_aligned(self) -> bool:
         """Whether every patch is known to lie inside its owner chunk."""

@@ -93,7 +93,7 @@ class Patches:
     cell: Ints
     """Position of the owner cell in the plan: int64[n]."""
     place: Ints | None = None
-    """Row of the plan's table, of listed patches: int64[n]."""
+    """What each was placed by, where its strategy goes by places: int64[n]."""
 
     def __len__(self) -> int:
         return len(self.row)

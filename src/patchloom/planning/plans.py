@@ -236,8 +236,7 @@ class Plan:
         ids = cells.cell[positions]
         corners, counts = self.patching.corners(image, ids)
         owner = np.repeat(np.arange(len(ids)), counts)
-        listed = isinstance(self.patching, ListedPatching)
-        place = self.patching.rows(image, ids)[0] if listed else None
+        place = self.patching.places(image, ids)
         if (cells.bit[positions] >= 0).any():
             flags = cells.flags(positions, counts)
             corners, owner = corners[flags], owner[flags]
@@ -252,6 +251,30 @@ class Plan:
             positions[owner],
             place,
         )
+
+    def chunks_of(self, data_idx: int) -> tuple[Ints, Ints, Ints]:
+        """The chunks of an image that own patches, in the plan's order.
+
+        Returns
+        -------
+        int64[n], int64[n], int64[n, ndim]
+            Position of each in the plan, for `owned_by`; flat sample; index of the chunk on
+            each spatial axis.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> images = patchloom.open_images(np.zeros((100, 100), "uint8"))
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]})
+        >>> positions, sample, chunk = plan.chunks_of(0)
+        >>> [patches] = plan.owned_by(positions[:1])
+        >>> chunk.tolist(), patches.corner[:2].tolist()
+        ([[0, 0]], [[0, 0], [0, 32]])
+        """
+        low, high = np.searchsorted(self.cells.image, [data_idx, data_idx + 1])
+        space = self.images[data_idx].layout.space
+        sample, chunk = np.divmod(self.cells.cell[low:high], space.n_chunks)
+        return np.arange(low, high), sample, space.unflat(chunk)
 
     def touching(self, image: int, blocks: Ints) -> Ints:
         """Positions of all cells whose patches may extend into some blocks."""
@@ -503,9 +526,10 @@ def patching_of(
     }
     if places is not None:
         assert isinstance(config, Sized)
-        size = config.on(images[0].axes.spatial).patch_size
-        where = {"image": places.image, "sample": places.sample}
-        return ListedPatching(shapes, size, places.corner, **where, **over)
+        size, corner = config.extents(images[0].axes.spatial), places.corner
+        return ListedPatching(
+            shapes, size, corner, image=places.image, sample=places.sample, **over
+        )
     return create_patching(shapes, config, seed=seed, **over)
 
 

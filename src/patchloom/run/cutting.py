@@ -21,6 +21,7 @@ from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER
 from patchloom.run.blocks import BlockCache, Meter, Supplied
+from patchloom.run.centers import goes_by_class
 from patchloom.run.masks import covered_share
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
@@ -60,6 +61,8 @@ class _Shard:
     builders: dict[str, ShardBuilder]
     tallies: dict[tuple[int, int], Tally] = field(default_factory=dict)
     summaries: dict[tuple[int, int], Summary] = field(default_factory=dict)
+    classes: list[Pixels] = field(default_factory=list)
+    """Classes of the centre pixels, where the plan goes by them."""
     left: int = 0
 
     def settle(self, meter: Meter, image: int | None = None) -> None:
@@ -202,6 +205,8 @@ def _cut_image(
     corner = np.concatenate([part.corner for _, part in pieces])
     cell = np.concatenate([part.cell for _, part in pieces])
     step = _steps(cell, shard, plan)
+    by_class = goes_by_class(plan.config)
+    place = np.concatenate([part.place for _, part in pieces]) if by_class else None
     # A survey looks at the image alone.
     arrays = image.cut_arrays if run.job.target is not None else {"image": image}
     # Labels or a target without samples of their own are the same for all samples.
@@ -226,6 +231,8 @@ def _cut_image(
                 cache.enter(k)
                 if run.job.target is not None:
                     pixels = cache.windows(int(samples[name][a]), corner[a:b], plan.cut)
+                    if place is not None and name == "labels":
+                        current.classes.append(_classes(image, pixels, corner[a:b], place[a:b]))
                     _store(run, current, name, index, pixels)
                 cache.leave(k)
             current.left -= b - a
@@ -248,6 +255,13 @@ def _cut_image(
             run.counts["chunk_reads" if name == "image" else "role_reads"] += reads.chunks
             run.counts["bytes_read"] += reads.nbytes
             run.counts["requests"] += reads.requests
+
+
+def _classes(image: Image, labels: Pixels, corner: Ints, place: Ints) -> Pixels:
+    """The labels at the centre pixels of some patches, out of their label patches."""
+    pixel = np.stack(np.unravel_index(place, image.layout.space.shape), -1)
+    found: Pixels = labels[(np.arange(len(labels)), 0, *(pixel - corner).T)]
+    return found
 
 
 _ARRAY_NAMES = {"image": "images", "labels": "labels", "target": "targets"}
@@ -350,15 +364,16 @@ def _commit(run: _Run, shard: _Shard) -> None:
     shard.settle(run.meter)
     for name, data in (
         (summary_name(shard.number), summary_bytes(shard.summaries)),
-        (manifest_name(shard.number), manifest_bytes(_manifest(plan, shard.parts))),
+        (manifest_name(shard.number), manifest_bytes(_manifest(plan, shard))),
     ):
         target.write(name, data)
         run.counts["bytes_written"] += len(data)
     shard.summaries.clear()
 
 
-def _manifest(plan: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
+def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
     """The columns of one shard's part of the manifest."""
+    parts = shard.parts
     axes = plan.spatial
     names = check_columns([image.metadata for image in plan.images])
     ids: list[str] = []
@@ -390,6 +405,7 @@ def _manifest(plan: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
         "split": ["train"] * len(row),
         "row": row,
         **metadata,
+        **({"class": np.concatenate(shard.classes)} if shard.classes else {}),
         **{
             name: table[name].combine_chunks()
             for parts_of in (tiles, listed)

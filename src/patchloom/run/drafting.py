@@ -14,7 +14,6 @@ import numpy as np
 from dask.utils import parse_bytes
 from pydantic import BaseModel
 
-from patchloom.coverage import threshold
 from patchloom.errors import ConfigError, IdentityError, PatchSizeError, PlanError
 from patchloom.image import Image, Ints
 from patchloom.patching.config import Sized
@@ -23,14 +22,12 @@ from patchloom.planning.cells import Cells, spatial_order
 from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
 from patchloom.planning.runs import pack, shard_rows
-from patchloom.run.masks import covered_area, volumes
+from patchloom.run.centers import check_classes
 from patchloom.run.placing import placed
+from patchloom.run.selecting import Selection
 from patchloom.store.manifest import check_columns
 
 __all__ = ["plan"]
-
-_BATCH = 2**20
-"""Candidates whose coverage is computed together."""
 
 
 def plan(
@@ -113,20 +110,22 @@ def plan(
     if rows_per_shard is not None:
         rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
     coverage = _check(images, min_coverage, edge, pad_mode, order, window)
-    config, places, rejected = placed(images, patching)
+    config, places, left = placed(images, patching)
     if not isinstance(config, Sized):
         _check_whole(images, edge)
     check_columns([image.metadata for image in images], places and places.columns)
     strategy = patching_of(images, config, edge, seed, places)
     size = strategy.patch_size
     _check_fits(images, size, strategy)
-    parts = []
+    check_classes(images, config)
+    selection = Selection(strategy, config, coverage, min_pixels, seed)
+    rejected = Counter(left)
     if places is not None:
-        rejected["not inside its image"] = len(places) - strategy.n_patches
-    rejected["outside the mask"] = 0
+        rejected["not inside its image"] += len(places) - strategy.n_patches
+    parts = []
     for index, image in enumerate(images):
-        cells, left_out = _select(strategy, index, image, coverage, min_pixels)
-        rejected["outside the mask"] += left_out
+        cells, out = selection.select(index, image)
+        rejected.update(out)
         parts.append(cells.take(spatial_order(cells.cell, image.layout)))
     too_small = [
         image.id for image in images if not strategy.may_stick_out and _is_smaller(image, size)
@@ -163,38 +162,6 @@ def plan(
     # Dealing out the shards also checks the memory: what cannot fit says so now.
     _ = found.runs
     return found
-
-
-def _select(
-    strategy: GridPatching, index: int, image: Image, minimum: Fraction, min_pixels: int
-) -> tuple[Cells, int]:
-    """The cells of one image that keep patches, and how many candidates they leave out."""
-    counts = strategy.counts(index)
-    cells = np.flatnonzero(counts)
-    counts = counts[cells]
-    if image.mask is None or (minimum <= 0 and not min_pixels):
-        return Cells.of(index, cells, counts, None), 0
-    upto = np.cumsum(counts)
-    parts, left_out, low = [], 0, 0
-    while low < len(cells):
-        begin = int(upto[low - 1]) if low else 0
-        high = max(low + 1, int(np.searchsorted(upto, begin + _BATCH, side="right")))
-        some, n = cells[low:high], counts[low:high]
-        corners, _ = strategy.corners(index, some)
-        sample = np.repeat(some // image.layout.space.n_chunks, n)
-        area, pixel = covered_area(image, sample, corners, strategy.patch_size)
-        volume, place = np.unique(
-            volumes(image, corners, strategy.patch_size, strategy.edge), return_inverse=True
-        )
-        least = np.array(
-            [max(threshold(minimum, v * pixel), min_pixels * pixel) for v in volume.tolist()],
-            area.dtype,
-        )
-        keep = np.asarray(area >= least[place], np.bool_)
-        parts.append(Cells.of(index, some, n, keep))
-        left_out += int(len(keep) - keep.sum())
-        low = high
-    return Cells.join(parts), left_out
 
 
 def _packed(cells: Cells, units: Ints, sizes: Ints, rows: int) -> Cells:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from patchloom.errors import ConfigError, PatchSizeError, PlanError
 from patchloom.image import Image, Ints
-from patchloom.patching.config import AnyConfig, FixedConfig, PointsConfig, Sized
+from patchloom.patching.config import AnyConfig, FixedConfig, PointsConfig
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.fixed import FixedPatching
 from patchloom.patching.protocol import GridPatching, Patching, is_tile_specs
@@ -40,16 +40,14 @@ def placed(
     """
     spatial = images[0].axes.spatial
     if isinstance(patching, Patching):
-        config, places = _listed(images, patching)
-        return config, places, {}
+        return (*_listed(images, patching), {})
     if isinstance(patching, Mapping) and patching.get("name") == "fixed":
         if set(patching) != {"name", "fixed_patch_specs"}:
             raise ConfigError(
                 "patching 'fixed' has the keys ['name', 'fixed_patch_specs'], got "
                 f"{sorted(map(str, patching))}"
             )
-        config, places = _listed(images, FixedPatching(patching["fixed_patch_specs"]))
-        return config, places, {}
+        return (*_listed(images, FixedPatching(patching["fixed_patch_specs"])), {})
     points = None
     if isinstance(patching, Mapping) and patching.get("name") == "points":
         points = patching.get("points")
@@ -57,9 +55,10 @@ def placed(
             # Not a description of a table but the table itself.
             patching = {k: v for k, v in patching.items() if k != "points"}
     # However it was written, the same is the same plan.
-    config = parse_patching(patching).on(spatial)
-    if not isinstance(config, PointsConfig):
-        return config, None, {}
+    asked = parse_patching(patching).on(spatial)
+    if not isinstance(asked, PointsConfig):
+        return asked, None, {}
+    config = asked
     if config.points is not None:
         given = config.points.model_dump()
         points = read_points(
@@ -73,14 +72,8 @@ def placed(
         )
     if not isinstance(points, Points):
         points = read_points(points)
-    places, rejected = _centered(images, points, _size(config))
+    places, rejected = _centered(images, points, config.extents(spatial))
     return config, places, rejected
-
-
-def _size(config: Sized) -> list[int]:
-    size = config.patch_size
-    assert isinstance(size, list)
-    return size
 
 
 def _centered(

@@ -177,6 +177,41 @@ class PatchStore:
             )
         return from_document(found)
 
+    def pad_mask(self, rows: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which pixels of some patches lie outside their image: bool[n, (z,) y, x].
+
+        Parameters
+        ----------
+        rows
+            int[n] rows of the manifest.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> images = patchloom.open_images(np.ones((3, 4), "uint8"))
+        >>> config = {"name": "sequential", "patch_size": [2, 3]}
+        >>> plan = patchloom.plan(images, config, edge="pad")
+        >>> _ = patchloom.materialize(plan, "memory://padded.zarr", progress=False)
+        >>> patchloom.open_patches("memory://padded.zarr").pad_mask([3])[0].astype(int)
+        array([[0, 1, 1],
+               [1, 1, 1]])
+        """
+        index = np.asarray(rows, np.int64).reshape(-1)
+        axes = [a for a in str(self.attributes["axes"]) if a != "c"]
+        table = self.manifest.take(pa.array(index))
+        ids, place = np.unique(table["image_id"].to_numpy(), return_inverse=True)
+        found = {image["id"]: image for image in self.attributes["images"]}
+        out: npt.NDArray[np.bool_] = np.zeros(
+            (len(index), *self.attributes["patch_shape"][1:]), np.bool_
+        )
+        for k, axis in enumerate(axes):
+            extents = [found[i]["shape"][found[i]["axes"].index(axis)] for i in ids.tolist()]
+            extent = np.array(extents, np.int64)[place]
+            pixel = table[f"start_{axis}"].to_numpy()[:, None] + np.arange(out.shape[k + 1])
+            beyond = (pixel < 0) | (pixel >= extent[:, None])
+            out |= beyond.reshape(len(index), *(-1 if j == k else 1 for j in range(len(axes))))
+        return out
+
     def to_xarray(self) -> xarray.Dataset:
         """The arrays as a lazy xarray.Dataset with the manifest's columns as coordinates."""
         import xarray
