@@ -183,7 +183,12 @@ class PatchStore:
         Parameters
         ----------
         rows
-            int[n] rows of the manifest.
+            int[n] rows of the store.
+
+        Raises
+        ------
+        IndexError
+            If a row is not written.
 
         Examples
         --------
@@ -198,7 +203,15 @@ class PatchStore:
         """
         index = np.asarray(rows, np.int64).reshape(-1)
         axes = [a for a in str(self.attributes["axes"]) if a != "c"]
-        table = self.manifest.take(pa.array(index))
+        written = self.manifest["row"].to_numpy()
+        place = np.searchsorted(written, index)
+        known = place < len(written)
+        known[known] = written[place[known]] == index[known]
+        if not known.all():
+            raise IndexError(
+                f"a row is one of the {len(written)} that are written, got {index[~known][0]}"
+            )
+        table = self.manifest.take(pa.array(place))
         ids, place = np.unique(table["image_id"].to_numpy(), return_inverse=True)
         found = {image["id"]: image for image in self.attributes["images"]}
         out: npt.NDArray[np.bool_] = np.zeros(
