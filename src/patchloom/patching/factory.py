@@ -71,6 +71,7 @@ def create_patching(
     edge: Edge | None = None,
     chunks: Sequence[Sequence[int]] | None = None,
     keys: Sequence[int] | None = None,
+    units: Sequence[Sequence[int]] | None = None,
 ) -> GridPatching:
     """The strategy that a configuration names.
 
@@ -82,6 +83,13 @@ def create_patching(
         For example ``{"name": "random", "patch_size": [64, 64]}``.
     seed, edge, chunks, keys
         See the strategies; `edge` None is each strategy's own default.
+    units
+        Shard extents of each image on its spatial axes, for ``unit: shard``.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration is wrong, or asks for shards and none are given.
 
     Examples
     --------
@@ -95,6 +103,13 @@ def create_patching(
     if isinstance(model, WholeSampleConfig):
         return WholeSamplePatching(data_shapes, **common)
     size = model.patch_size
+    if getattr(model, "unit", "chunk") == "shard":
+        if units is None:
+            raise ConfigError(
+                f"patching {model.name!r} with unit='shard' needs the extents of shards, got none; "
+                "give units=, or say unit='chunk'"
+            )
+        common["units"] = units
     if isinstance(model, SequentialConfig):
         return SequentialPatching(data_shapes, size, model.overlaps, **common)
     if isinstance(model, TiledConfig):
@@ -102,6 +117,7 @@ def create_patching(
     if isinstance(model, ChunkAlignedConfig):
         return ChunkAlignedPatching(data_shapes, size, model.overlaps, shift=model.shift, **common)
     if isinstance(model, StratifiedConfig):
+        common["inside_chunks"] = model.inside_chunks
         return StratifiedPatching(data_shapes, size, seed, **common)
     strategy = RandomPatching if isinstance(model, RandomConfig) else FixedRandomPatching
     common |= {"n_patches": model.n_patches, "inside_chunks": model.inside_chunks}
