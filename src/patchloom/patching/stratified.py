@@ -38,6 +38,8 @@ __all__ = ["StratifiedPatching", "create_val_split"]
 
 _FIXED = 2.0**36
 """Weights are summed as integers: sums then do not depend on what is summed together."""
+_BATCH = 2**14
+"""Patches drawn together: what fits into a cache takes half the time."""
 
 
 class StratifiedPatching(GridPatching):
@@ -317,8 +319,14 @@ class StratifiedPatching(GridPatching):
         """First pixels of the patches of some cells, and how many each cell owns."""
         cells = np.asarray(cells, np.int64)
         counts = self.counts(image)[cells]
-        axes, grid = self._axes(image), self.grids[image]
         full, n = cells[counts > 0], counts[counts > 0]
+        cuts = np.flatnonzero(np.diff(np.cumsum(n) // _BATCH)) + 1
+        parts = zip(np.split(full, cuts), np.split(n, cuts), strict=True)
+        return np.concatenate([self._draw(image, *part) for part in parts]), counts
+
+    def _draw(self, image: int, full: Ints, n: Ints) -> Ints:
+        """First pixels of the patches of some cells that own n each: int64[n.sum(), ndim]."""
+        axes, grid = self._axes(image), self.grids[image]
         sample, chunk = np.divmod(full, max(1, grid.n_chunks))
         groups = self._groups(image, sample)
         low, high, extra = np.empty((3, len(full)))
@@ -352,7 +360,7 @@ class StratifiedPatching(GridPatching):
         key = key_of("stratified corner", self.seed, self.epoch, self.keys[image])
         words = philox(key, full[cell], full[cell] >> 32, inside)
         taken = [p[drawn] for p in piece]
-        return draw(axes, taken, extra[cell], blocked[drawn], words, self.patch_size), counts
+        return draw(axes, taken, extra[cell], blocked[drawn], words, self.patch_size)
 
 
 def create_val_split(
