@@ -9,7 +9,7 @@ import numpy as np
 
 from patchloom.errors import PatchSizeError
 from patchloom.patching.lattice import LatticePatching
-from patchloom.patching.protocol import Edge, Ints, check_chunks
+from patchloom.patching.protocol import Edge, Ints, boxes_of
 
 __all__ = ["ChunkAlignedPatching"]
 
@@ -31,6 +31,9 @@ class ChunkAlignedPatching(LatticePatching):
     shift
         Pixels by which the grid moves inside each chunk on each spatial axis, at most as many
         as are left over there; none by default.
+    units
+        Extents of each image's boxes in which the grid begins anew instead of in its chunks:
+        multiples of these, for example its shards. Patches may then straddle chunks.
     edge
         What happens at the border of a chunk: ``"drop"`` leaves pixels over, ``"shift"`` moves
         its last patch inward, ``"pad"`` too, but lets it stick out of the image in the last
@@ -60,6 +63,7 @@ class ChunkAlignedPatching(LatticePatching):
         overlaps: Sequence[int] | None = None,
         *,
         shift: Sequence[int] | None = None,
+        units: Sequence[Sequence[int]] | None = None,
         edge: Edge = "drop",
         chunks: Sequence[Sequence[int]] | None = None,
         keys: Sequence[int] | None = None,
@@ -71,10 +75,10 @@ class ChunkAlignedPatching(LatticePatching):
                 "a shift is at least 0 on each spatial axis, got shift="
                 f"{list(self.shift)} for patch_size={list(self.patch_size)}"
             )
-        check_chunks(self.grids, self.patch_size, edge)
+        self.boxes = boxes_of(self.grids, units, self.patch_size, edge)
 
     def _place(self, image: int, axis: int) -> Ints:
-        grid, size = self.grids[image], self.patch_size[axis]
+        grid, size = self.boxes[image], self.patch_size[axis]
         extent, chunk, step = grid.shape[axis], grid.chunks[axis], size - self.overlaps[axis]
         small = any(e < p for e, p in zip(grid.shape, self.patch_size, strict=True))
         if small and not self.may_stick_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from patchloom.patching.extents import per_axis
 
@@ -121,7 +121,22 @@ class TiledConfig(Sized):
     """Pixels that neighbours share on each spatial axis."""
 
 
-class ChunkAlignedConfig(Sized):
+class _Boxed(Sized):
+    """What can be told to keep its patches inside chunks, or inside shards."""
+
+    unit: Literal["chunk", "shard"] = "chunk"
+    """What patches stay inside of: a chunk, or a shard, which is many chunks in one object."""
+
+    @model_validator(mode="after")
+    def _unit_is_used(self) -> Self:
+        if self.unit == "shard" and not getattr(self, "inside_chunks", True):
+            raise ValueError(
+                "unit='shard' says what patches stay inside of; say inside_chunks: true with it"
+            )
+        return self
+
+
+class ChunkAlignedConfig(_Boxed):
     """A grid that begins anew in each chunk, so that no patch straddles."""
 
     name: Literal["chunk_aligned"] = "chunk_aligned"
@@ -131,11 +146,11 @@ class ChunkAlignedConfig(Sized):
     """Pixels by which the grid moves inside each chunk, at most what is left over there."""
 
 
-class _Random(Sized):
-    n_patches: Annotated[int, Field(ge=0)] | None = None
+class _Random(_Boxed):
+    n_patches: Natural | None = None
     """Patches drawn from each image; by default as many as tile it once."""
     inside_chunks: bool = False
-    """Whether every patch lies inside one chunk."""
+    """Whether every patch lies inside one chunk (or shard)."""
 
 
 class RandomConfig(_Random):
@@ -150,10 +165,12 @@ class FixedRandomConfig(_Random):
     name: Literal["fixed_random"] = "fixed_random"
 
 
-class StratifiedConfig(Sized):
+class StratifiedConfig(_Boxed):
     """About one patch in each cell of a grid, every pixel equally often."""
 
     name: Literal["stratified"] = "stratified"
+    inside_chunks: bool = False
+    """Whether every patch lies inside one chunk (or shard), where the grid begins anew."""
 
 
 class WholeSampleConfig(_Strict):
@@ -204,12 +221,12 @@ class PixelsConfig(Sized):
 
 
 class FixedConfig(Sized):
-    """The patches of a list."""
+    """The patches of a list, which a plan holds beside it."""
 
     name: Literal["fixed"] = "fixed"
 
 
-AnyConfig = (
+_Written = (
     SequentialConfig
     | GridConfig
     | TiledConfig
@@ -220,6 +237,7 @@ AnyConfig = (
     | WholeSampleConfig
     | PointsConfig
     | PixelsConfig
-    | FixedConfig
 )
-PatchingConfig = Annotated[AnyConfig, Field(discriminator="name")]
+AnyConfig = _Written | FixedConfig
+PatchingConfig = Annotated[_Written, Field(discriminator="name")]
+"""What people write; a list of patches is given as a value."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from patchloom.errors import ConfigError
 from patchloom.patching.aligned import ChunkAlignedPatching
-from patchloom.patching.config import AnyConfig, PatchingConfig
+from patchloom.patching.config import AnyConfig
 from patchloom.patching.pixels import PixelPatching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
@@ -64,7 +64,7 @@ def parse_patching(config: Mapping[str, Any] | BaseModel) -> AnyConfig:
             f"a patching has a name out of {sorted(_MODELS)}, got {given.get('name')!r}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
-    adapter: TypeAdapter[AnyConfig] = TypeAdapter(PatchingConfig)
+    adapter: TypeAdapter[AnyConfig] = TypeAdapter(Annotated[AnyConfig, Field(discriminator="name")])
     try:
         return adapter.validate_python(given)
     except ValidationError as error:
@@ -79,6 +79,7 @@ def create_patching(
     edge: Edge | None = None,
     chunks: Sequence[Sequence[int]] | None = None,
     keys: Sequence[int] | None = None,
+    units: Sequence[Sequence[int]] | None = None,
 ) -> GridPatching:
     """The strategy that a configuration names.
 
@@ -90,6 +91,13 @@ def create_patching(
         For example ``{"name": "random", "patch_size": [64, 64]}``.
     seed, edge, chunks, keys
         See the strategies; `edge` None is each strategy's own default.
+    units
+        Shard extents of each image on its spatial axes, for ``unit: shard``.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration is wrong, or asks for shards and none are given.
 
     Examples
     --------
@@ -106,6 +114,13 @@ def create_patching(
         )
     given: dict[str, Any] = {"chunks": chunks, "keys": keys}
     given |= model.model_dump(exclude={"name", *_SELECTION})
+    if given.pop("unit", "chunk") == "shard":
+        if units is None:
+            raise ConfigError(
+                f"patching {model.name!r} with unit='shard' needs the extents of shards, got none; "
+                "give units=, or say unit='chunk'"
+            )
+        given["units"] = units
     if edge is not None:
         given["edge"] = edge
     if model.name in _SEEDED:

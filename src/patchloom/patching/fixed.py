@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class FixedPatching:
     def n_patches(self) -> int:
         """Length of the list."""
         return len(self.patch_specs)
+
+    def with_epoch(self, epoch: int) -> Self:
+        """The same list: its epochs do not differ."""
+        return self
 
     def get_patch_spec(self, index: int) -> Any:
         """The patch of one index, as it was given.

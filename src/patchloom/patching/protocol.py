@@ -11,6 +11,7 @@ from typing import (
     ClassVar,
     Literal,
     Protocol,
+    Self,
     TypedDict,
     TypeGuard,
     get_args,
@@ -189,6 +190,10 @@ class GridPatching(ABC):
         """Whether the box of a patch may end outside its image."""
         return self.edge in ("pad", "shrink")
 
+    def with_epoch(self, epoch: int) -> Self:
+        """The strategy of another epoch: itself, unless its patches are drawn."""
+        return self
+
     def size_of(self, image: int) -> tuple[int, ...]:
         """Extent of the patches of one image, in pixels."""
         return self.patch_size
@@ -265,25 +270,59 @@ def _check_size(patch_size: tuple[int, ...], shapes: Sequence[Sequence[int]]) ->
             )
 
 
-def check_chunks(grids: Sequence[ChunkGrid], size: Sequence[int], edge: Edge) -> None:
-    """Refuse patches that no chunk can hold.
+def boxes_of(
+    grids: Sequence[ChunkGrid],
+    units: Sequence[Sequence[int]] | None,
+    size: Sequence[int],
+    edge: Edge,
+) -> tuple[ChunkGrid, ...]:
+    """The boxes that patches stay in, of each image: its chunks, or units of several chunks.
+
+    Parameters
+    ----------
+    grids
+        Chunks of each image.
+    units
+        Extents of each image's boxes, multiples of its chunks; None for the chunks themselves.
+    size, edge
+        Of the patches.
 
     Raises
     ------
     PatchSizeError
-        With the sizes and the way out.
+        If a unit cuts chunks or no unit can hold a patch, with the sizes and the way out.
     """
-    for grid in grids:
-        small = any(n < p for n, p in zip(grid.shape, size, strict=True))
+    boxes = tuple(grids)
+    if units is not None:
+        rows = [tuple(int(u) for u in row) for row in units]
+        for grid, row in zip(grids, rows, strict=True):
+            fits = len(row) == len(grid.shape) and all(
+                u > 0 and (u % c == 0 or u >= n)
+                for u, c, n in zip(row, grid.chunks, grid.shape, strict=True)
+            )
+            if not fits:
+                raise PatchSizeError(
+                    "a unit that patches stay in is a multiple of the chunks on each axis, got "
+                    f"units of {list(row)} for chunks of {list(grid.chunks)}; take the extents of "
+                    "a shard, or of some whole chunks"
+                )
+        boxes = tuple(ChunkGrid(g.shape, row) for g, row in zip(grids, rows, strict=True))
+    for box in boxes:
+        small = any(n < p for n, p in zip(box.shape, size, strict=True))
         if small and edge not in ("pad", "shrink"):
             continue  # The image offers no patch at all.
-        for extent, chunk, p in zip(grid.shape, grid.chunks, size, strict=True):
-            if chunk < min(p, extent):
-                raise PatchSizeError(
-                    "a patch that stays inside a chunk is at most as large as it, got "
-                    f"patch_size={list(size)} for chunks of {list(grid.chunks)}; take a smaller "
-                    "patch, or a strategy whose patches may straddle"
-                )
+        if any(c < min(p, n) for n, c, p in zip(box.shape, box.chunks, size, strict=True)):
+            raise PatchSizeError(
+                "a patch that stays inside a chunk or a shard is at most as large as it, got "
+                f"patch_size={list(size)} for extents of {list(box.chunks)}; take a smaller "
+                "patch, a larger unit, or a strategy whose patches may straddle"
+            )
+    return boxes
+
+
+def are_chunks(boxes: Sequence[ChunkGrid], grids: Sequence[ChunkGrid]) -> bool:
+    """Whether boxes of whole chunks hold one chunk each."""
+    return all(box.counts == grid.counts for box, grid in zip(boxes, grids, strict=True))
 
 
 def volume(extents: Sequence[Ints]) -> Ints:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.protocol import Edge, GridPatching, Ints, check_chunks, volume
+from patchloom.patching.protocol import Edge, GridPatching, Ints, are_chunks, boxes_of, volume
 from patchloom.randomness import below, key_of, philox
 
 __all__ = ["FixedRandomPatching", "RandomPatching"]
@@ -39,6 +39,9 @@ class RandomPatching(GridPatching):
         Another epoch, other positions.
     inside_chunks
         Whether every patch lies inside one chunk; then it is uniform over such positions.
+    units
+        With `inside_chunks`: extents of each image's boxes in which patches lie instead of in
+        its chunks, multiples of these, for example its shards.
     edge, chunks, keys
         See `GridPatching`. Positions never stick out of an image, except that ``"pad"``
         admits an image smaller than a patch.
@@ -66,6 +69,7 @@ class RandomPatching(GridPatching):
         n_patches: int | None = None,
         epoch: int = 0,
         inside_chunks: bool = False,
+        units: Sequence[Sequence[int]] | None = None,
         edge: Edge = "drop",
         chunks: Sequence[Sequence[int]] | None = None,
         keys: Sequence[int] | None = None,
@@ -77,8 +81,7 @@ class RandomPatching(GridPatching):
         self.epoch = epoch
         self.per_image = n_patches
         self.inside_chunks = inside_chunks
-        if inside_chunks:
-            check_chunks(self.grids, self.patch_size, edge)
+        self.boxes = boxes_of(self.grids, units, self.patch_size, edge) if inside_chunks else ()
         # Bound methods cannot be cached by lru_cache without keeping self alive for ever.
         self._counts = lru_cache(maxsize=None)(self._draw_counts)
 
@@ -101,7 +104,7 @@ class RandomPatching(GridPatching):
     @property
     def is_aligned(self) -> bool:
         """Whether every patch is known to lie inside its owner chunk."""
-        return self.inside_chunks
+        return self.inside_chunks and are_chunks(self.boxes, self.grids)
 
     def counts(self, image: int) -> Ints:
         """Patches that each cell of an image owns: int64[n_samples * n_chunks]."""
@@ -131,9 +134,11 @@ class RandomPatching(GridPatching):
         if extent < size:
             # Only the first pixel of the image, and only where a patch may stick out.
             return np.asarray(start == 0, np.int64) * self.may_stick_out
+        stop: Ints | int = extent
         if self.inside_chunks:
-            return np.clip(np.minimum(start + chunk, extent) - start - size + 1, 0, chunk)
-        return np.clip(extent - size + 1 - start, 0, chunk)
+            unit = self.boxes[image].chunks[axis]
+            stop = np.minimum(start - start % unit + unit, extent)
+        return np.asarray(np.clip(stop - size + 1 - start, 0, chunk), np.int64)
 
     def _draw_counts(self, image: int) -> Ints:
         grid, n_samples = self.grids[image], self.n_samples(image)
@@ -167,7 +172,7 @@ class FixedRandomPatching(RandomPatching):
         Extent on each spatial axis, in pixels.
     seed
         Fixes every position; None is 0.
-    n_patches, inside_chunks, edge, chunks, keys
+    n_patches, inside_chunks, units, edge, chunks, keys
         See `RandomPatching`.
 
     Examples
@@ -185,6 +190,7 @@ class FixedRandomPatching(RandomPatching):
         *,
         n_patches: int | None = None,
         inside_chunks: bool = False,
+        units: Sequence[Sequence[int]] | None = None,
         edge: Edge = "drop",
         chunks: Sequence[Sequence[int]] | None = None,
         keys: Sequence[int] | None = None,
@@ -195,11 +201,10 @@ class FixedRandomPatching(RandomPatching):
             seed,
             n_patches=n_patches,
             inside_chunks=inside_chunks,
+            units=units,
             edge=edge,
             chunks=chunks,
             keys=keys,
         )
 
-    def with_epoch(self, epoch: int) -> Self:
-        """The same strategy: its epochs do not differ."""
-        return self
+    with_epoch = GridPatching.with_epoch

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchloom.errors import PatchloomError, PlanError, SourceError
+from patchloom.errors import ConfigError, PatchloomError, PlanError, SourceError
 from patchloom.image import ROLES, Image
 from patchloom.location import Location
 from patchloom.patching.config import AnyConfig, Sized
@@ -524,6 +524,8 @@ def patching_of(
         "chunks": [image.layout.space.chunks for image in images],
         "keys": [key_of("image", image.id, image.level) for image in images],
     }
+    if getattr(config, "unit", "chunk") == "shard":
+        over["units"] = _shards(images)
     if places is not None:
         assert isinstance(config, Sized)
         size, corner = config.extents(images[0].axes.spatial), places.corner
@@ -531,6 +533,19 @@ def patching_of(
             shapes, size, corner, image=places.image, sample=places.sample, **over
         )
     return create_patching(shapes, config, seed=seed, **over)
+
+
+def _shards(images: Sequence[Image]) -> list[list[int]]:
+    """Shard extents of images on their spatial axes."""
+    found = []
+    for image in images:
+        if image.shards is None:
+            raise ConfigError(
+                f"unit='shard' is for images that are stored in shards, got {image.id!r} without; "
+                "say unit='chunk'"
+            )
+        found.append([image.shards[axis] for axis in image.axes.pick(image.axes.spatial)])
+    return found
 
 
 def _with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) -> Image:
