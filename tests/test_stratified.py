@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import patchloom
 from patchloom import patching
 from patchloom.errors import ConfigError, PatchSizeError, PlanError
-from patchloom.patching.factory import parse_patching
 from patchloom.testing import STRATEGIES, Geometry
 from tests import oracle
 from tests.test_patching import chi_square, geometries, small, specs_of
@@ -518,14 +517,6 @@ def test_wrong_units_are_named() -> None:
     [image] = patchloom.open_images(np.zeros((64, 64)), ids=["plain"])
     with pytest.raises(ConfigError, match="'plain'"):
         patchloom.plan(image, config)
-
-
-def test_configurations_without_units_are_written_as_before() -> None:
-    """Keys that came later do not change the fingerprint of a plan that says nothing of them."""
-    plain = parse_patching({"name": "stratified", "patch_size": [8]})
-    assert plain.model_dump() == {"name": "stratified", "patch_size": [8]}
-    sharded = {"name": "stratified", "patch_size": [8], "inside_chunks": True, "unit": "shard"}
-    assert parse_patching(sharded).model_dump() == sharded
 
 
 @pytest.mark.parametrize(
