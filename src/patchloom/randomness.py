@@ -8,11 +8,12 @@ bijection of its 128-bit counter under each key, which is why patch ids use it t
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["below", "digest", "key_of", "philox"]
+__all__ = ["below", "digest", "digest_of", "key_of", "philox"]
 
 _ROUNDS = 10
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -27,6 +28,14 @@ def digest(*parts: object, size: int = 16) -> bytes:
     """Bytes fixed by `parts` on every machine (BLAKE2b over their unambiguous texts)."""
     text = "\x1f".join(f"{len(str(part))}:{part}" for part in parts)
     return hashlib.blake2b(text.encode(), digest_size=size).digest()
+
+
+def digest_of(column: npt.NDArray[Any], size: int = 16) -> bytes:
+    """Bytes fixed by type and values of a column on every machine."""
+    little = np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<"), copy=False)
+    found = hashlib.blake2b(little.dtype.str.encode() + b":", digest_size=size)
+    found.update(little.data)
+    return found.digest()
 
 
 def key_of(*parts: object) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.protocol import Edge, GridPatching, Ints, turns, volume
+from patchloom.patching.protocol import Edge, GridPatching, Ints, ramp, volume
 
 __all__ = ["LatticePatching", "lattice"]
 
@@ -99,17 +99,30 @@ class LatticePatching(GridPatching):
             self.n_samples(image),
         )
 
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> Ints:
+        """Patches that some cells own."""
+        index = self._index(image, cells)
+        counts = self._per_chunk(image, 0)[1][index[0]]
+        for axis in range(1, len(index)):
+            counts *= self._per_chunk(image, axis)[1][index[axis]]
+        return counts
+
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
-        index = self._split(image, cells)
-        ndim = len(self.patch_size)
-        columns = [self._per_chunk(image, axis) for axis in range(ndim)]
-        first = np.stack([columns[a][0][index[:, a]] for a in range(ndim)], -1)
-        n = np.stack([columns[a][1][index[:, a]] for a in range(ndim)], -1)
-        cell, turn = turns(n)
-        place = first[cell] + turn
-        corners = np.stack([self._starts[image, a][place[:, a]] for a in range(ndim)], -1)
-        return corners, n.prod(-1)
+        index = self._index(image, cells)
+        ndim, n_cells = len(index), len(index[0])
+        counts = np.ones(n_cells, np.int64)
+        # The patches of a cell, axis by axis: which cell each is of, and its pixels so far.
+        owner, columns = np.arange(n_cells), np.zeros((ndim, n_cells), np.int64)
+        for axis in range(ndim):
+            first, n = (column[index[axis]] for column in self._per_chunk(image, axis))
+            counts *= n
+            place, repeats = first[owner], n[owner]
+            place = np.repeat(place, repeats) + ramp(repeats)
+            columns = np.repeat(columns, repeats, axis=1)
+            columns[axis] = self._starts[image, axis][place]
+            owner = np.repeat(owner, repeats)
+        return columns.T, counts
 
     def _per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
         """Along one axis, for each chunk: its first lattice point, and how many it holds."""

@@ -158,6 +158,10 @@ class GridPatching(ABC):
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
 
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> Ints:
+        """Patches that some cells own, without a column of all cells where that can be."""
+        return self.counts(image)[np.asarray(cells, np.int64)]
+
     @property
     def is_aligned(self) -> bool:
         """Whether every patch is known to lie inside its owner chunk."""
@@ -214,6 +218,13 @@ class GridPatching(ABC):
             patch_size=self.size_of(image),
         )
 
+    def _index(self, image: int, cells: npt.ArrayLike) -> list[npt.NDArray[Any]]:
+        """Chunk indices of cells, int[k] for each axis."""
+        grid, flat = self.grids[image], np.asarray(cells, np.int64)
+        if self.n_samples(image) > 1:
+            flat = flat % max(1, grid.n_chunks)
+        return grid.columns(flat)
+
     def _split(self, image: int, cells: npt.ArrayLike) -> Ints:
         """Chunk indices of cells: int64[k, ndim]."""
         grid = self.grids[image]
@@ -258,6 +269,18 @@ def volume(extents: Sequence[Ints]) -> Ints:
     """Outer product of per-axis numbers, raveled in C order."""
     product: Ints = math.prod(np.ix_(*extents), start=np.int64(1)).ravel()
     return product
+
+
+def ramp(n: Ints) -> Ints:
+    """The integers below each of some numbers, one after another.
+
+    >>> ramp(np.array([2, 0, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    ends = np.cumsum(n)
+    found = np.arange(ends[-1] if len(ends) else 0, dtype=np.int64)
+    found -= np.repeat(ends - n, n)
+    return found
 
 
 def turns(n: Ints) -> tuple[Ints, Ints]:

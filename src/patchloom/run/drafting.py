@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from dask.utils import parse_bytes
 from pydantic import BaseModel
 
@@ -19,9 +21,9 @@ from patchloom.image import Image, Ints
 from patchloom.patching.config import SequentialConfig, WholeSampleConfig
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching
-from patchloom.planning.cells import Cells, spatial_order
+from patchloom.planning.cells import Cells, spatial_cells
 from patchloom.planning.plans import Plan, patching_of
-from patchloom.planning.runs import pack, shard_rows
+from patchloom.planning.runs import borders, pack, shard_rows
 from patchloom.run.masks import covered_area
 from patchloom.store.manifest import check_columns
 
@@ -115,7 +117,7 @@ def plan(
     for index, image in enumerate(images):
         cells, left_out = _select(strategy, index, image, coverage)
         rejected["outside the mask"] += left_out
-        parts.append(cells.take(spatial_order(cells.cell, image.layout)))
+        parts.append(cells)
     too_small = [image.id for image in images if edge != "pad" and _is_smaller(image, size)]
     reasons = {k: v for k, v in rejected.items() if v}
     if too_small:
@@ -126,11 +128,10 @@ def plan(
         reasons["offered by the strategy"] = 0
     shape = (images[0].layout.n_channels, *size)
     patch_bytes = math.prod(shape) * images[0].dtype.itemsize
-    units = cells.units(images)
-    sizes = np.bincount(units, cells.kept).astype(np.int64)
-    rows = rows_per_shard or shard_rows(patch_bytes, sizes)
+    units = cells.unit_begins(images)
+    rows = rows_per_shard or shard_rows(patch_bytes, cells.unit_sizes(units))
     if strategy.is_aligned:
-        cells = _packed(cells, units, sizes, rows)
+        cells = _packed(cells, units, rows)
     found = Plan(
         images=images,
         config=config,
@@ -153,13 +154,30 @@ def _select(
     strategy: GridPatching, index: int, image: Image, minimum: Fraction
 ) -> tuple[Cells, int]:
     """The cells of one image that keep patches, and how many candidates they leave out."""
-    counts = strategy.counts(index)
-    cells = np.flatnonzero(counts)
-    counts = counts[cells]
-    if image.mask is None or minimum <= 0:
-        return Cells.of(index, cells, counts, None), 0
+    layout, left_out = image.layout, 0
+
+    def parts() -> Iterator[Cells]:
+        nonlocal left_out
+        for cells in spatial_cells(layout):
+            counts = strategy.counts_of(index, cells)
+            if image.mask is None or minimum <= 0:
+                yield Cells.of(cells, counts, None)
+                continue
+            for some, n, keep in _covered(strategy, index, image, minimum, cells, counts):
+                left_out += int(len(keep) - keep.sum())
+                yield Cells.of(some, n, keep)
+
+    cells = Cells.collect(parts(), layout.n_samples * layout.space.n_chunks)
+    return cells, left_out
+
+
+def _covered(
+    strategy: GridPatching, index: int, image: Image, minimum: Fraction, cells: Ints, counts: Ints
+) -> Iterator[tuple[Ints, Ints, npt.NDArray[np.bool_]]]:
+    """Some of the cells at a time, with their counts and which candidates are covered enough."""
+    cells, counts = cells[counts > 0], counts[counts > 0]
     upto = np.cumsum(counts)
-    parts, left_out, low = [], 0, 0
+    low = 0
     while low < len(cells):
         begin = int(upto[low - 1]) if low else 0
         high = max(low + 1, int(np.searchsorted(upto, begin + _BATCH, side="right")))
@@ -167,25 +185,26 @@ def _select(
         corners, _ = strategy.corners(index, some)
         sample = np.repeat(some // image.layout.space.n_chunks, n)
         area, whole = covered_area(image, sample, corners, strategy.patch_size)
-        keep = np.asarray(area >= threshold(minimum, whole), np.bool_)
-        parts.append(Cells.of(index, some, n, keep))
-        left_out += int(len(keep) - keep.sum())
+        yield some, n, np.asarray(area >= threshold(minimum, whole), np.bool_)
         low = high
-    return Cells.join(parts), left_out
 
 
-def _packed(cells: Cells, units: Ints, sizes: Ints, rows: int) -> Cells:
+def _packed(cells: Cells, units: Ints | None, rows: int) -> Cells:
     """The cells of an aligned plan in an order that cuts no unit by a shard border."""
-    image_of = cells.image[np.flatnonzero(np.diff(units, prepend=-1))]
-    order, used = [], 0
-    for index in np.unique(image_of):
+    sizes = cells.unit_sizes(units)
+    if borders(sizes, rows).all():
+        return cells
+    begins = np.arange(len(cells)) if units is None else units
+    bounds = np.searchsorted(begins, cells.bounds)
+    order, used = [np.zeros(0, np.int64)], 0
+    for low, high in pairwise(bounds.tolist()):
         # Images stay apart: only within one may units change places.
-        low, high = np.searchsorted(image_of, [index, index + 1])
-        order.append(low + pack(sizes[low:high], rows, used))
+        order.append(low + pack(sizes[low:high].astype(np.int64), rows, used))
         used += int(sizes[low:high].sum())
-    place = np.empty(len(sizes), np.int64)
-    place[np.concatenate([np.zeros(0, np.int64), *order])] = np.arange(len(sizes))
-    return cells.take(np.argsort(place[units], kind="stable"))
+    units_in_order = np.concatenate(order)
+    n = np.diff(begins, append=len(cells))[units_in_order]
+    within = np.arange(len(cells)) - np.repeat(np.cumsum(n) - n, n)
+    return cells.take(np.repeat(begins[units_in_order], n) + within)
 
 
 def _check(
