@@ -90,7 +90,9 @@ class ChunkGrid:
     def columns(self, flat: npt.ArrayLike) -> list[npt.NDArray[Any]]:
         """`unflat`, one integer array an axis."""
         # Division by one number, of 32 bits where they do, is what NumPy is fastest at.
-        rest = np.asarray(flat).astype(np.uint32 if self.n_chunks < 2**32 else np.int64)
+        rest: npt.NDArray[Any] = np.asarray(flat).astype(
+            np.uint32 if self.n_chunks < 2**32 else np.int64
+        )
         found: list[npt.NDArray[Any]] = []
         for n in reversed(self.counts[1:]):
             above = rest // max(1, n)
@@ -166,14 +168,14 @@ def z_order(counts: Sequence[int], batch: int = 2**18) -> Iterator[Ints]:
         return
     extent, inside = turn[-1] + 1, turn @ strides
     together = max(1, batch // len(turn))
-    for low in range(0, len(origins), together):
-        some = origins[low : low + together]
+    for begin in range(0, len(origins), together):
+        some = origins[begin : begin + together]
         cells = (some @ strides)[:, None] + inside
         over = np.flatnonzero((some + extent > counts).any(0))
         if not len(over):
             yield cells.ravel()
             continue
         within = np.ones(cells.shape, np.bool_)
-        for axis in over:
+        for axis in over.tolist():
             within &= some[:, axis, None] + turn[:, axis] < counts[axis]
         yield cells[within]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +65,7 @@ class LatticePatching(GridPatching):
         keys: Sequence[int] | None = None,
     ) -> None:
         super().__init__(data_shapes, patch_size, edge=edge, chunks=chunks, keys=keys)
+        self._last: tuple[int, npt.NDArray[Any]] | None = None
         overlaps = [0] * len(self.patch_size) if overlaps is None else overlaps
         self.overlaps = tuple(int(o) for o in overlaps)
         if len(self.overlaps) != len(self.patch_size) or any(
@@ -82,6 +85,9 @@ class LatticePatching(GridPatching):
         axes = range(len(self.patch_size))
         return {(i, axis): self._place(i, axis) for i in range(len(self.grids)) for axis in axes}
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_last": None}
+
     @property
     def is_aligned(self) -> bool:
         """Whether what every patch takes of its image lies inside its owner chunk."""
@@ -99,13 +105,12 @@ class LatticePatching(GridPatching):
             self.n_samples(image),
         )
 
-    def counts_of(self, image: int, cells: npt.ArrayLike) -> Ints:
-        """Patches that some cells own."""
-        index = self._index(image, cells)
-        counts = self._per_chunk(image, 0)[1][index[0]]
-        for axis in range(1, len(index)):
-            counts *= self._per_chunk(image, axis)[1][index[axis]]
-        return counts
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Patches that some cells own: unsigned[k], of the narrowest type."""
+        flat = np.asarray(cells, np.int64)
+        if self.n_samples(image) > 1:
+            flat = flat % max(1, self.grids[image].n_chunks)
+        return self._volume(image)[flat]
 
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
@@ -123,6 +128,15 @@ class LatticePatching(GridPatching):
             columns[axis] = self._starts[image, axis][place]
             owner = np.repeat(owner, repeats)
         return columns.T, counts
+
+    def _volume(self, image: int) -> npt.NDArray[Any]:
+        """Patches of each chunk, in the narrowest type: of the last image asked."""
+        if self._last is None or self._last[0] != image:
+            columns = [self._per_chunk(image, axis)[1] for axis in range(len(self.patch_size))]
+            most = math.prod(int(column.max(initial=0)) for column in columns)
+            narrow = np.min_scalar_type(most)
+            self._last = image, volume([column.astype(narrow) for column in columns])
+        return self._last[1]
 
     def _per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
         """Along one axis, for each chunk: its first lattice point, and how many it holds."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeGuard
 
 import numpy as np
@@ -158,8 +157,8 @@ class GridPatching(ABC):
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
 
-    def counts_of(self, image: int, cells: npt.ArrayLike) -> Ints:
-        """Patches that some cells own, without a column of all cells where that can be."""
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Patches that some cells own: int[k] of any width, so that plans of many stay small."""
         return self.counts(image)[np.asarray(cells, np.int64)]
 
     @property
@@ -265,9 +264,9 @@ def check_chunks(grids: Sequence[ChunkGrid], size: Sequence[int], edge: Edge) ->
                 )
 
 
-def volume(extents: Sequence[Ints]) -> Ints:
-    """Outer product of per-axis numbers, raveled in C order."""
-    product: Ints = math.prod(np.ix_(*extents), start=np.int64(1)).ravel()
+def volume(extents: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Outer product of per-axis numbers, raveled in C order; of their type."""
+    product: npt.NDArray[Any] = reduce(np.multiply, np.ix_(*extents)).ravel()
     return product
 
 

@@ -47,7 +47,7 @@ class Cells:
     """Bitmaps of the cells that keep only some, one bit a candidate, padded to bytes."""
 
     @classmethod
-    def of(cls, cells: Ints, counts: Ints, keep: npt.NDArray[np.bool_] | None) -> Cells:
+    def of(cls, cells: Ints, counts: Column, keep: npt.NDArray[np.bool_] | None) -> Cells:
         """The cells of one image that keep patches.
 
         Parameters
@@ -55,7 +55,7 @@ class Cells:
         cells
             Its cells: int64[k].
         counts
-            Candidates of each: int64[k].
+            Candidates of each: int[k]; signed where only some are kept.
         keep
             One flag a candidate, cell after cell: bool[counts.sum()]; None keeps all.
         """
@@ -178,7 +178,7 @@ class Cells:
         """Row of the first patch of some cells: int64[m]; the number of rows at ``len(self)``."""
         positions = np.asarray(positions, np.int64)
         block = positions // _STRIDE
-        rows = self._begins[block]
+        rows: Ints = self._begins[block]
         for step in range(_STRIDE - 1):
             at = block * _STRIDE + step
             before = np.flatnonzero(at < positions)

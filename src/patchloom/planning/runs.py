@@ -282,7 +282,8 @@ def _project(
     fixed = (
         _TASK_BYTES + 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), rows * patch)
     )
-    return fixed + worst
+    needs: Ints = fixed + worst
+    return needs
 
 
 def _patch_bytes(images: Sequence[Image], size: Sequence[int]) -> int:
@@ -314,7 +315,8 @@ def _live(
     # Counts of the shard that is cut, and of those that own a block fetched ahead.
     block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
     ahead = np.minimum(n_shards, 1 + max(1, FETCH // block))
-    return held + ahead * image.layout.n_channels * _tally_bytes(image.dtype)
+    held += ahead * image.layout.n_channels * _tally_bytes(image.dtype)
+    return held
 
 
 def _tally_bytes(dtype: np.dtype[Any]) -> int:
@@ -354,18 +356,22 @@ def _peaks(
     positions, keys = _steps(own, cells, layout, at, int(lows[0]), int(highs[-1]))
     begin = np.searchsorted(positions, lows, side="right") - 1
     length = np.searchsorted(positions, highs) - begin
-    found: dict[bytes, tuple[int, int]] = {}
     answers = np.zeros((len(lows), 2), np.int64)
     for n in np.unique(length).tolist():
         alike = np.flatnonzero(length == n)
-        for low in range(0, len(alike), max(1, _BATCH // n)):
-            tasks = alike[low : low + max(1, _BATCH // n)]
+        together = max(1, _BATCH // n)
+        for low in range(0, len(alike), together):
+            tasks = alike[low : low + together]
             walks = _walks(keys[begin[tasks][:, None] + np.arange(n)], at, own, layout, size)
-            names = [walk.tobytes() for walk in walks]
-            for name, walk in zip(names, walks, strict=True):
-                if name not in found:
-                    found[name] = _walk(walk, chunks * merge, size, layout)
-            answers[tasks] = [found[name] for name in names]
+            shapes: dict[bytes, int] = {}
+            which = [shapes.setdefault(walk.tobytes(), len(shapes)) for walk in walks]
+            first = np.unique(which, return_index=True)[1]
+            few = max(1, together // int((merge + reach).prod()))
+            found = [
+                _live_blocks(walks[first[k : k + few]], chunks * merge, size, layout)
+                for k in range(0, len(first), few)
+            ]
+            answers[tasks] = np.concatenate(found)[which]
     return answers[:, 0], answers[:, 1]
 
 
@@ -425,46 +431,54 @@ def _steps(
     """
     positions, keys, last = [], [], -1
     for begin in range(low, high, _BATCH):
-        cell = cells.cell[begin : min(begin + _BATCH, high)].astype(np.int64)
-        sample = cell // own.space.n_chunks if own.n_samples > 1 else cell
-        key = np.zeros(len(cell), np.int64)
+        cell, group = cells.cell[begin : min(begin + _BATCH, high)], None
         if own.n_samples > 1:
-            cell -= sample * own.space.n_chunks
-        for axis, column in enumerate(own.space.columns(cell)):
+            sample, cell = np.divmod(cell.astype(np.int64), own.space.n_chunks)
+            group = layout.groups_of(sample) if layout.n_samples > 1 else None
+        key, *others = own.space.columns(cell)
+        key //= at.chunks[0]
+        for axis, column in enumerate(others, 1):
             key *= at.counts[axis]
             key += column // at.chunks[axis]
-        if layout.n_samples > 1:
-            key += layout.groups_of(sample) * at.n_chunks
-        change = np.flatnonzero(np.diff(key, prepend=last))
+        if group is not None:
+            key = key + group * at.n_chunks
+        change = np.flatnonzero(key[1:] != key[:-1]) + 1
+        if key[0] != last:
+            change = np.concatenate([np.zeros(1, np.int64), change])
         positions.append(begin + change)
-        keys.append(key[change])
+        keys.append(key[change].astype(np.int64))
         last = int(key[-1])
     return np.concatenate(positions), np.concatenate(keys)
 
 
-def _walk(
-    walk: npt.NDArray[np.int32], wide: Ints, size: Sequence[int], layout: Layout
-) -> tuple[int, int]:
-    """Most blocks alive at once on a walk over cells of `wide` pixels, and all blocks touched.
+def _live_blocks(
+    walks: npt.NDArray[np.int32], wide: Ints, size: Sequence[int], layout: Layout
+) -> Ints:
+    """Most blocks alive at once on each of some `_walks` over cells of `wide` pixels, and all.
 
-    The walk is one row of `_peaks`: pixels left on each axis, then group and cells of its steps.
+    Returns
+    -------
+    int64[n_walks, 2]
     """
     ndim = len(wide)
-    walk, n = walk.astype(np.int64), (len(walk) - ndim) // (ndim + 1)
-    left, group, index = walk[:ndim], walk[ndim : ndim + n], walk[ndim + n :].reshape(n, ndim)
-    start = index * wide
+    n_walks, n = len(walks), (walks.shape[1] - ndim) // (ndim + 1)
+    left, group, index = np.split(walks.astype(np.int64), [ndim, ndim + n], 1)
+    start = index.reshape(n_walks, n, ndim) * wide
     low = layout.space.chunk_of(start)
-    high = layout.space.chunk_of(np.minimum(start + wide + size - 1, left) - 1)
-    widest = (high - low).max(0) + 1
+    high = layout.space.chunk_of(np.minimum(start + wide + size - 1, left[:, None]) - 1)
+    widest = (high - low).max((0, 1)) + 1
     reach = np.stack([m.ravel() for m in np.meshgrid(*map(np.arange, widest), indexing="ij")], -1)
-    touched = low[:, None] + reach
-    step, which = np.nonzero((touched <= high[:, None]).all(-1))
-    columns = np.concatenate([touched[step, which], group[step, None]], 1)
-    columns -= columns.min(0)
-    block = np.ravel_multi_index(tuple(columns.T), tuple((columns.max(0) + 1).tolist()))
+    touched = low[:, :, None] + reach
+    walk, step, which = np.nonzero((touched <= high[:, :, None]).all(-1))
+    columns = [walk, group[walk, step], *touched[walk, step, which].T]
+    columns = [column - column.min() for column in columns]
+    block = np.ravel_multi_index(columns, [int(column.max()) + 1 for column in columns])
+    # Steps ascend, so that in a stable order a block's first is its first step, and so its last.
     order = np.argsort(block, kind="stable")
     first = np.flatnonzero(np.diff(block[order], prepend=-1))
     last = np.append(first[1:], len(order)) - 1
-    change = np.bincount(step[order[first]], minlength=n + 1)
-    change -= np.bincount(step[order[last]] + 1, minlength=n + 1)
-    return int(np.cumsum(change).max()), len(first)
+    place = walk * (n + 1) + step
+    change = np.bincount(place[order[first]], minlength=n_walks * (n + 1))
+    change -= np.bincount(place[order[last]] + 1, minlength=n_walks * (n + 1))
+    alive = np.cumsum(change.reshape(n_walks, n + 1), axis=1)
+    return np.stack([alive.max(1), np.bincount(walk[order[first]], minlength=n_walks)], 1)

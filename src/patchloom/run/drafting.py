@@ -172,10 +172,15 @@ def _select(
 
 
 def _covered(
-    strategy: GridPatching, index: int, image: Image, minimum: Fraction, cells: Ints, counts: Ints
+    strategy: GridPatching,
+    index: int,
+    image: Image,
+    minimum: Fraction,
+    cells: Ints,
+    counts: npt.NDArray[Any],
 ) -> Iterator[tuple[Ints, Ints, npt.NDArray[np.bool_]]]:
     """Some of the cells at a time, with their counts and which candidates are covered enough."""
-    cells, counts = cells[counts > 0], counts[counts > 0]
+    cells, counts = cells[counts > 0], counts[counts > 0].astype(np.int64)
     upto = np.cumsum(counts)
     low = 0
     while low < len(cells):
