@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 __all__ = [
     "AnyConfig",
+    "BlueNoiseConfig",
     "ChunkAlignedConfig",
     "FixedRandomConfig",
     "PatchingConfig",
@@ -87,6 +88,20 @@ class StratifiedConfig(_Strict):
     """Extent on each spatial axis ((z,) y, x), in pixels of the level that is read."""
 
 
+class BlueNoiseConfig(_Strict):
+    """Patches at random positions, none too close to another."""
+
+    name: Literal["blue_noise"] = "blue_noise"
+    patch_size: Size
+    """Extent on each spatial axis ((z,) y, x), in pixels of the level that is read."""
+    radius: Size | None = None
+    """Minimum distance along each spatial axis, in pixels; by default the patch."""
+    allow_overlap: bool = False
+    """Whether the distance is Euclidean, so that patches may share pixels."""
+    resample_positions: bool = False
+    """Whether positions differ from chunk to chunk; else they repeat."""
+
+
 class WholeSampleConfig(_Strict):
     """One patch a sample, as large as its image."""
 
@@ -100,6 +115,7 @@ AnyConfig = (
     | RandomConfig
     | FixedRandomConfig
     | StratifiedConfig
+    | BlueNoiseConfig
     | WholeSampleConfig
 )
 PatchingConfig = Annotated[AnyConfig, Field(discriminator="name")]

@@ -10,8 +10,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from patchloom.errors import ConfigError
 from patchloom.patching.aligned import ChunkAlignedPatching
+from patchloom.patching.blue_noise import BlueNoisePatching
 from patchloom.patching.config import (
     AnyConfig,
+    BlueNoiseConfig,
     ChunkAlignedConfig,
     PatchingConfig,
     RandomConfig,
@@ -103,6 +105,16 @@ def create_patching(
         return ChunkAlignedPatching(data_shapes, size, model.overlaps, shift=model.shift, **common)
     if isinstance(model, StratifiedConfig):
         return StratifiedPatching(data_shapes, size, seed, **common)
+    if isinstance(model, BlueNoiseConfig):
+        return BlueNoisePatching(
+            data_shapes,
+            size,
+            seed,
+            radius=model.radius,
+            allow_overlap=model.allow_overlap,
+            resample_positions=model.resample_positions,
+            **common,
+        )
     strategy = RandomPatching if isinstance(model, RandomConfig) else FixedRandomPatching
     common |= {"n_patches": model.n_patches, "inside_chunks": model.inside_chunks}
     return strategy(data_shapes, size, seed, **common)
