@@ -25,12 +25,12 @@ _RADII = {1: 32, 2: 8, 3: 6}
 neighbours (what lies at their faces), but take longer to make."""
 _RADII_REPEATED = {1: 128, 2: 32, 3: 6}
 """The same where all tiles are equal, so that only one is made."""
-_MOST_VARIANTS = 64
+_MOST_VARIANTS = 32
 _BUDGET = {False: 8192, True: 2048}
 """Patches of all variants of a kind of tile, about, by whether the metric is Euclidean."""
 _ROWS = 2**20
 """Counts in the table of one kind of tile, at most (or one variant)."""
-_PIECES = 2**21
+_PIECES = 2**20
 """Pieces counted at once: bounds the memory."""
 _NEVER = 2**62
 
@@ -344,7 +344,7 @@ class BlueNoisePatching(GridPatching):
         ``radius / sqrt(ndim)`` apart on one axis or more.
     resample_positions
         False: the same positions in each tile, so chunk after chunk, up to the borders of
-        the image. True: those inside a tile are drawn for each tile out of up to 64 variants;
+        the image. True: those inside a tile are drawn for each tile out of up to 32 variants;
         those within half a radius of its faces repeat.
     epoch
         Another epoch, other positions.
