@@ -32,7 +32,6 @@ _ROWS = 2**20
 """Counts in the table of one kind of tile, at most (or one variant)."""
 _PIECES = 2**20
 """Pieces counted at once: bounds the memory."""
-_NEVER = 2**62
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,6 @@ class _Axis(NamedTuple):
     """First pixel of each tile."""
     side: Ints
     """Which of `sides` each tile is."""
-    blank: Ints
-    """The pixel of each tile that is left out, to make all equally wide; or never reached."""
     tile: Ints
     """The tile of each piece."""
     piece: Ints
@@ -91,43 +88,41 @@ class _Axis(NamedTuple):
 
 def _axis(room: int, chunk: int, radius: int, axis: int, ndim: int, noise: _Noise) -> _Axis:
     """Cut the valid first pixels of an axis."""
-    width, shift, face, blank = _faces(room, chunk, radius, axis, ndim, noise)
+    width, cut, face = _faces(room, chunk, radius, axis, ndim, noise)
     if len(face):
         first, last = int(face[0]), int(face[-1])
         sides = [_Side(first, False, True, -first % width, width, _cuts(0, first, chunk))]
         if len(face) > 1:
-            sides.append(_Side(width, True, True, 0, width, _cuts(-shift, width, chunk)))
+            sides.append(_Side(width, True, True, 0, width, _cuts(-cut, width, chunk)))
         sides.append(_Side(room - last, True, False, 0, width, _cuts(last, room - last, chunk)))
     else:
         sides = [_Side(room, False, False, 0, room + 4 * radius, _cuts(0, room, chunk))]
     start = np.concatenate([[0], face])
     side = np.ones(len(start), np.int64)
     side[0], side[-1] = 0, len(sides) - 1
-    blank = np.concatenate([[_NEVER], blank])
-    # The tile at the border is as wide as it must be.
-    blank[-1] = _NEVER
     pieces = np.array([len(s.cuts) + 1 for s in sides], np.int64)
     tile, turn = turns(pieces[side][:, None])
     piece = turn[:, 0]
     begin = np.concatenate([[0, *s.cuts] for s in sides])
     begin_of = (np.cumsum(pieces) - pieces)[side[tile]] + piece
     owner = (start[tile] + begin[begin_of]) // chunk
-    return _Axis(tuple(sides), pieces, start, side, blank, tile, piece, owner)
+    return _Axis(tuple(sides), pieces, start, side, tile, piece, owner)
 
 
 def _faces(
     room: int, chunk: int, radius: int, axis: int, ndim: int, noise: _Noise
-) -> tuple[int, int, Ints, Ints]:
+) -> tuple[int, int, Ints]:
     """Where tiles meet along an axis.
 
-    Tiles and chunks have a common period: some chunks are a tile, or a chunk is some tiles.
-    Where the first tile begins is drawn, so that no position is always at a face.
+    Tiles and chunks have a common period: some chunks are a tile, or a chunk is some tiles,
+    with a pixel between two of them here and there where it is no multiple. Where a period
+    begins is drawn, so that no position is always at a face.
 
     Returns
     -------
-    int, int, int64[n], int64[n]
-        Width of a tile, where the border of a chunk cuts one, the first pixel of each tile but
-        the first, and the pixel of it that is left out.
+    int, int, int64[n]
+        Width of a tile, where the border of a chunk cuts one, and the first pixel of each tile
+        but the first.
     """
     least = _RADII[ndim] * radius
     if chunk < least:
@@ -136,17 +131,14 @@ def _faces(
         wanted = least if noise.fresh else _RADII_REPEATED[ndim] * radius
         n_tiles, period = max(1, chunk // wanted), chunk
     width = period // n_tiles
-    words, _, _, _ = philox(noise.key("axis", axis), np.arange(n_tiles + 1))
-    shift = int(below(width, words[n_tiles]))
-    upto = np.arange(n_tiles + 1) * period // n_tiles
-    # Where chunks are no multiple of tiles, some tiles are wider by a pixel that is left out.
-    # The first of a period, which the border of a chunk cuts, never is.
-    blank = np.where(np.diff(upto) > width, below(width + 1, words[:n_tiles]), _NEVER)
-    turn = np.arange(room // period + 2)[:, None]
-    face = (turn * period + upto[:-1] - shift).ravel()
+    upto = np.arange(n_tiles) * period // n_tiles
+    words, _, _, _ = philox(noise.key("axis", axis), 0)
+    shift = int(below(period, words))
+    turn = np.arange(room // period + 3)[:, None]
+    face = (turn * period + upto - shift).ravel()
     # Tiles at the border of the image are up to 1.5 tiles wide, and never a sliver.
-    inside = (2 * face >= width) & (2 * (room - face) >= width)
-    return width, shift, face[inside], np.tile(blank, len(turn))[inside]
+    face = face[(2 * face >= width) & (2 * (room - face) >= width)]
+    return width, shift - int(upto[upto <= shift][-1]), face
 
 
 def _cuts(start: int, width: int, chunk: int) -> tuple[int, ...]:
@@ -361,9 +353,10 @@ class BlueNoisePatching(GridPatching):
     --------
     >>> patching = BlueNoisePatching([(1, 1, 1000, 1000)], (32, 32), seed=7, chunks=[(100, 100)])
     >>> patching.n_patches
-    588
-    >>> len(patching.corners(0, [42])[0])
-    5
+    526
+    >>> corners, n = patching.corners(0, [42, 43])
+    >>> len(corners) == n.sum()
+    True
     """
 
     def __init__(
@@ -447,8 +440,7 @@ class BlueNoisePatching(GridPatching):
         at = np.arange(len(owner)) + np.repeat(layout.first[row] - np.cumsum(n) + n, n)
         corners = layout.points[at]
         for a, (axis, tile) in enumerate(zip(layout.axes, tiles, strict=True)):
-            column, tile = corners[:, a], tile[owner]
-            column += axis.start[tile] + (column >= axis.blank[tile])
+            corners[:, a] += axis.start[tile[owner]]
         counts = np.bincount(cell, n, len(cells)).astype(np.int64)
         return corners, counts
 
