@@ -355,7 +355,7 @@ class BlueNoisePatching(GridPatching):
     >>> patching.n_patches
     526
     >>> corners, n = patching.corners(0, [42, 43])
-    >>> len(corners) == n.sum()
+    >>> len(corners) == int(n.sum())
     True
     """
 
