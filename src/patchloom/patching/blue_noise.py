@@ -28,7 +28,7 @@ _RADII_REPEATED = {1: 128, 2: 32, 3: 6}
 _MOST_VARIANTS = 32
 _BUDGET = {False: 8192, True: 2048}
 """Patches of all variants of a kind of tile, about, by whether the metric is Euclidean."""
-_ROWS = 2**20
+_ROWS = 2**18
 """Counts in the table of one kind of tile, at most (or one variant)."""
 _PIECES = 2**20
 """Pieces counted at once: bounds the memory."""
