@@ -222,7 +222,8 @@ class PatchStore:
             extent = np.array(extents, np.int64)[place]
             pixel = table[f"start_{axis}"].to_numpy()[:, None] + np.arange(out.shape[k + 1])
             beyond = (pixel < 0) | (pixel >= extent[:, None])
-            out |= beyond.reshape(len(index), *(-1 if j == k else 1 for j in range(len(axes))))
+            others = tuple(j + 1 for j in range(len(axes)) if j != k)
+            out |= np.expand_dims(beyond, others)
         return out
 
     def to_xarray(self) -> xarray.Dataset:
