@@ -79,7 +79,8 @@ def create_patching(
     data_shapes
         Shape of each image as ``SC(Z)YX``, in pixels.
     config
-        For example ``{"name": "random", "patch_size": [64, 64]}``.
+        For example ``{"name": "random", "patch_size": [64, 64]}``, or a pydantic model of
+        CAREamics; it may say its ``seed``, which `seed` overrules.
     seed, edge, chunks, keys
         See the strategies; `edge` None is each strategy's own default.
 
@@ -88,7 +89,12 @@ def create_patching(
     >>> create_patching([(1, 1, 64, 64)], {"name": "sequential", "patch_size": [32, 32]}).n_patches
     4
     """
-    model = parse_patching(config)
+    given = config.model_dump(exclude_none=True) if isinstance(config, BaseModel) else config
+    if isinstance(given, Mapping) and "seed" in given:
+        # CAREamics' configurations carry the seed; a plan has one of its own.
+        seed = given["seed"] if seed is None else seed
+        given = {key: value for key, value in given.items() if key != "seed"}
+    model = parse_patching(given)
     common: dict[str, Any] = {"chunks": chunks, "keys": keys}
     if edge is not None:
         common["edge"] = edge
