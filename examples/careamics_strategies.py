@@ -43,7 +43,7 @@ def ours_in_careamics(group: Path) -> list[tuple[int, ...]]:
     loader = DataLoader(
         dataset, 8, shuffle=True, num_workers=2, persistent_workers=True, collate_fn=default_collate
     )
-    places = []
+    places: list[tuple[int, ...]] = []
     for epoch in range(EPOCHS):
         patching.set_epoch(epoch)  # other places; without it the same ones again
         for (batch,) in loader:

@@ -23,7 +23,7 @@ def specs(patching: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(g=geometries(), epoch=st.integers(0, 2**40))
 def test_specs_are_those_of_the_strategy(name: str, g: Geometry, epoch: int) -> None:
     """Runs of cells answer as one by one does, in every epoch and on the way back."""
@@ -49,9 +49,10 @@ def test_many_runs() -> None:
         strategy = RandomPatching(shape, size, 3, chunks=chunks)
         assert strategy.n_patches > 300 * 1024
         patching = EpochPatching(strategy)
-        spread = range(0, strategy.n_patches, 4999)
-        want = {i: strategy.get_patch_spec(i) for i in spread}
-        assert {i: patching.get_patch_spec(i) for i in reversed(spread)} == want
+        for index in range(0, strategy.n_patches, 997):
+            patching.get_patch_spec(index)
+        for index in range(5, strategy.n_patches, 49_999):
+            assert patching.get_patch_spec(index) == strategy.get_patch_spec(index)
 
 
 def test_outside_is_refused_and_lists_are_taken() -> None:

@@ -145,9 +145,7 @@ class EpochPatching:
         begin, corners = self._run(strategy, image, int(first[cell]) // _RUN, first)
         return strategy.spec_at(image, cell, corners[inside - begin])
 
-    def _run(
-        self, strategy: GridPatching, image: int, run: int, first: Ints
-    ) -> tuple[int, Ints]:
+    def _run(self, strategy: GridPatching, image: int, run: int, first: Ints) -> tuple[int, Ints]:
         """Corners of the cells whose first patch lies in a run, and which patch is the first."""
         low, high = np.searchsorted(first[:-1], [run * _RUN, (run + 1) * _RUN])
         corners = self._runs.get((image, run))

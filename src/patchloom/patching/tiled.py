@@ -113,7 +113,7 @@ class TiledPatching(LatticePatching):
     def spec_at(self, image: int, cell: int, corner: Sequence[int] | Ints) -> TileSpecs:
         """The tile of a cell that begins at a corner, which `corners` answered."""
         coords, size, stitch = (
-            tuple(int(v) for v in column[0]) for column in self.crops(image, [corner])
+            tuple(int(v) for v in column[0]) for column in self.crops(image, np.asarray([corner]))
         )
         return TileSpecs(
             **super().spec_at(image, cell, corner),
