@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,8 @@ def _fit(pixels: Any, folder: Path, epochs: int, resume: str | None) -> _Recorde
 
     class Data(LightningDataModule):  # type: ignore[misc]  # as above
         def train_dataloader(self) -> Any:
-            # A resumed run asks for its loader before its first epoch starts.
-            patching.set_epoch(self.trainer.current_epoch)
+            # Workers of a resumed run start here; its current_epoch is still one behind.
+            patching.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
             return DataLoader(
                 dataset_of(patching, pixels),
                 7,
@@ -146,7 +147,9 @@ def _fit(pixels: Any, folder: Path, epochs: int, resume: str | None) -> _Recorde
             )
 
     advance = LambdaCallback(
-        on_train_epoch_start=lambda trainer, _: patching.set_epoch(trainer.current_epoch)
+        # Workers were started before this: give them time to run ahead of the epoch.
+        on_train_start=lambda *_: time.sleep(1),
+        on_train_epoch_start=lambda trainer, _: patching.set_epoch(trainer.current_epoch),
     )
     model = _Recorder()
     trainer = Trainer(
