@@ -150,3 +150,20 @@ def test_their_configurations_make_ours() -> None:
         if getattr(config, "seed", None) is not None:
             assert mine.seed == 5
             assert ours.create_patching(shapes, config, seed=6).seed == 6  # type: ignore[attr-defined]
+
+
+@given(layouts())
+@settings(max_examples=10, deadline=None)
+def test_their_specs_are_taken_as_they_are(layout: Any) -> None:
+    """What each strategy of theirs answers once can be listed, NumPy integers included."""
+    shapes, size = layout
+    strata = theirs.StratifiedPatching(shapes, size, seed=1)
+    corner = tuple(np.zeros(len(size), np.int64))
+    fixed = theirs.FixedPatching(
+        [{"data_idx": 0, "sample_idx": 0, "coords": corner, "patch_size": size}]
+    )
+    for strategy in (strata, fixed, theirs.RandomPatching(shapes, size, seed=1)):
+        once = specs(strategy)
+        listed = ours.FixedPatching(once)
+        assert specs(listed) == once
+        assert indices(listed, len(shapes)) == indices(strategy, len(shapes))
