@@ -108,6 +108,7 @@ def test_names_of_modules() -> None:
         ("import patchloom", ["dask", "zarr", "xarray", "numpy"]),
         ("import patchloom; patchloom.patching", ["dask", "zarr", "fsspec"]),
         ("import patchloom; patchloom.Plan", ["dask", "zarr"]),
+        ("import patchloom.careamics", ["dask", "zarr", "careamics", "torch", "patchloom.run"]),
         (
             "import patchloom; patchloom.open_patches",
             ["dask", "distributed", "patchloom.planning", "patchloom.run", "patchloom.patching"],

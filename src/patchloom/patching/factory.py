@@ -90,7 +90,8 @@ def create_patching(
     data_shapes
         Shape of each image as ``SC(Z)YX``, in pixels.
     config
-        For example ``{"name": "random", "patch_size": [64, 64]}``.
+        For example ``{"name": "random", "patch_size": [64, 64]}``, or a pydantic model of
+        CAREamics; it may say its ``seed``, which `seed` overrules.
     seed, edge, chunks, keys
         See the strategies; `edge` None is each strategy's own default.
     units
@@ -106,7 +107,12 @@ def create_patching(
     >>> create_patching([(1, 1, 64, 64)], {"name": "sequential", "patch_size": [32, 32]}).n_patches
     4
     """
-    model = parse_patching(config)
+    given = config.model_dump(exclude_none=True) if isinstance(config, BaseModel) else config
+    if isinstance(given, Mapping) and "seed" in given:
+        # CAREamics' configurations carry the seed; a plan has one of its own.
+        seed = given["seed"] if seed is None else seed
+        given = {key: value for key, value in given.items() if key != "seed"}
+    model = parse_patching(given)
     if data_shapes:
         model = model.on("zyx"[5 - len(data_shapes[0]) :])
     if model.name not in _STRATEGIES:
@@ -114,20 +120,20 @@ def create_patching(
             f"a strategy of class {model.name!r} is made of a table of places, which a "
             "configuration does not hold; make it with plan, or as a ListedPatching"
         )
-    given: dict[str, Any] = {"chunks": chunks, "keys": keys}
-    given |= model.model_dump(exclude={"name", *_SELECTION})
-    if given.pop("unit", "chunk") == "shard":
+    arguments: dict[str, Any] = {"chunks": chunks, "keys": keys}
+    arguments |= model.model_dump(exclude={"name", *_SELECTION})
+    if arguments.pop("unit", "chunk") == "shard":
         if units is None:
             raise ConfigError(
                 f"patching {model.name!r} with unit='shard' needs the extents of shards, got none; "
                 "give units=, or say unit='chunk'"
             )
-        given["units"] = units
+        arguments["units"] = units
     if edge is not None:
-        given["edge"] = edge
+        arguments["edge"] = edge
     if model.name in _SEEDED:
-        given["seed"] = seed
-    strategy: GridPatching = _STRATEGIES[model.name](data_shapes, **given)
+        arguments["seed"] = seed
+    strategy: GridPatching = _STRATEGIES[model.name](data_shapes, **arguments)
     return strategy
 
 

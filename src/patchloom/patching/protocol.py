@@ -233,7 +233,7 @@ class GridPatching(ABC):
         """
         if not 0 <= index < self.n_patches:
             raise IndexError(f"a patch index is in range({self.n_patches}), got {index}")
-        image = int(np.searchsorted(self._first, index, side="right")) - 1
+        image = self.image_of(index)
         first = self._first_of_cell.get(image)
         if first is None:
             first = np.concatenate([[0], np.cumsum(self.counts(image))]).astype(np.int64)
@@ -241,15 +241,23 @@ class GridPatching(ABC):
         inside = index - int(self._first[image])
         cell = int(np.searchsorted(first, inside, side="right")) - 1
         corners, _ = self.corners(image, [cell])
-        corner, size = corners[inside - int(first[cell])], np.asarray(self.size_of(image))
+        return self.spec_at(image, cell, corners[inside - int(first[cell])])
+
+    def image_of(self, index: int) -> int:
+        """The image of the patch of one index, which is in ``range(n_patches)``."""
+        return int(np.searchsorted(self._first, index, side="right")) - 1
+
+    def spec_at(self, image: int, cell: int, corner: Sequence[int] | Ints) -> PatchSpecs:
+        """The patch of a cell that begins at a corner, which `corners` answered."""
+        low, size = np.asarray(corner, np.int64), np.asarray(self.size_of(image), np.int64)
         if self.edge == "shrink":
-            stop = np.minimum(corner + size, self.grids[image].shape)
-            corner = np.maximum(corner, 0)
-            size = stop - corner
+            stop = np.minimum(low + size, self.grids[image].shape)
+            low = np.maximum(low, 0)
+            size = stop - low
         return PatchSpecs(
             data_idx=image,
             sample_idx=cell // max(1, self.grids[image].n_chunks),
-            coords=tuple(corner.tolist()),
+            coords=tuple(low.tolist()),
             patch_size=tuple(size.tolist()),
         )
 

@@ -110,21 +110,13 @@ class TiledPatching(LatticePatching):
             size[:, axis] = borders[place + 1] - borders[place]
         return stitch - corners, size, stitch
 
-    def get_patch_spec(self, index: int) -> TileSpecs:
-        """The tile of one index.
-
-        Raises
-        ------
-        IndexError
-            If the index is not in ``range(n_patches)``.
-        """
-        spec = super().get_patch_spec(index)
-        image = spec["data_idx"]
+    def spec_at(self, image: int, cell: int, corner: Sequence[int] | Ints) -> TileSpecs:
+        """The tile of a cell that begins at a corner, which `corners` answered."""
         coords, size, stitch = (
-            tuple(int(v) for v in column[0]) for column in self.crops(image, [spec["coords"]])
+            tuple(int(v) for v in column[0]) for column in self.crops(image, np.asarray([corner]))
         )
         return TileSpecs(
-            **spec,
+            **super().spec_at(image, cell, corner),
             crop_coords=coords,
             crop_size=size,
             stitch_coords=stitch,

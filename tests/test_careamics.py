@@ -1,0 +1,115 @@
+"""The adapter for CAREamics: every spec is its strategy's, and its epoch reaches the workers."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from patchloom.careamics import EpochPatching
+from patchloom.patching import FixedPatching, RandomPatching
+from patchloom.testing import STRATEGIES, Geometry
+from tests.test_patching import geometries, small
+
+
+def specs(patching: Any) -> list[Any]:
+    return [patching.get_patch_spec(i) for i in range(patching.n_patches)]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@settings(max_examples=8, deadline=None)
+@given(g=geometries(), epoch=st.integers(0, 2**40))
+def test_specs_are_those_of_the_strategy(name: str, g: Geometry, epoch: int) -> None:
+    """Runs of cells answer as one by one does, in every epoch and on the way back."""
+    strategy: Any = STRATEGIES[name](g)
+    assume(small(strategy))
+    later = strategy.with_epoch(epoch) if hasattr(strategy, "with_epoch") else strategy
+    patching = EpochPatching(strategy)
+    before = specs(patching)
+    assert before == specs(strategy)
+    patching.set_epoch(epoch)
+    assert patching.n_patches == strategy.n_patches
+    assert specs(patching) == specs(later)
+    for image in range(len(g.shapes)):
+        assert patching.get_patch_indices(image) == strategy.get_patch_indices(image)
+    patching.set_epoch(getattr(strategy, "epoch", 0))
+    assert specs(patching) == before
+
+
+def test_many_runs() -> None:
+    """More patches than a run holds, more runs than are kept, in an order of no kind."""
+    shape, size = [(2, 1, 1200, 1200)], (2, 2)
+    for chunks in (None, [(64, 48)]):
+        strategy = RandomPatching(shape, size, 3, chunks=chunks)
+        assert strategy.n_patches > 300 * 1024
+        patching = EpochPatching(strategy)
+        for index in range(0, strategy.n_patches, 997):
+            patching.get_patch_spec(index)
+        for index in range(5, strategy.n_patches, 49_999):
+            assert patching.get_patch_spec(index) == strategy.get_patch_spec(index)
+
+
+def test_outside_is_refused_and_lists_are_taken() -> None:
+    """Any object with the three answers is wrapped; an index outside is an IndexError."""
+    spec: Any = {"data_idx": 0, "sample_idx": 0, "coords": (1, 2), "patch_size": (3, 3)}
+    patching = EpochPatching(FixedPatching([spec]))
+    patching.set_epoch(4)
+    assert specs(patching) == [spec]
+    for wrapped in (patching, EpochPatching(RandomPatching([(1, 1, 9, 9)], (3, 3)))):
+        for index in (-1, wrapped.n_patches):
+            with pytest.raises(IndexError):
+                wrapped.get_patch_spec(index)
+
+
+def test_copies_stand_alone() -> None:
+    """A copy and what was pickled keep the epoch, and do not follow each other."""
+    patching = EpochPatching(RandomPatching([(1, 1, 99, 99)], (9, 9), epoch=2))
+    for other in (copy.deepcopy(patching), pickle.loads(pickle.dumps(patching))):
+        assert other.epoch == 2
+        other.set_epoch(5)
+        assert patching.epoch == 2
+        assert specs(other) != specs(patching)
+
+
+def _answer(patching: EpochPatching, pipe: Connection) -> None:
+    """What a worker does: it answers while the epoch is set elsewhere."""
+    while (epoch := pipe.recv()) is not None:
+        if epoch >= 0:
+            patching.set_epoch(epoch)
+        pipe.send((patching.n_patches, patching.epoch, patching.get_patch_spec(0)))
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_epoch_reaches_workers(method: str, daemon: bool) -> None:
+    """A living worker sees each new epoch; another process has an epoch of its own."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"{method} is not a way to start processes here")
+    context: Any = multiprocessing.get_context(method)
+    strategy = RandomPatching([(1, 1, 999, 999)], (9, 9))
+    patching = EpochPatching(strategy)
+    patching.set_epoch(1)
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_answer, args=(patching, theirs), daemon=daemon)
+    worker.start()
+    try:
+        for epoch in (1, 2, 7):
+            patching.set_epoch(epoch)
+            ours.send(-1)
+            n, seen, spec = ours.recv()
+            want = epoch if daemon else 1
+            assert (n, seen) == (patching.n_patches, want)
+            assert spec == strategy.with_epoch(want).get_patch_spec(0)
+        ours.send(40)
+        assert ours.recv()[1] == 40
+        assert patching.epoch == 7, "what a process sets is its own"
+    finally:
+        ours.send(None)
+        worker.join()
