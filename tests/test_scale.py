@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -142,9 +143,7 @@ def test_projected_blocks_are_those_alive(data: st.DataObject) -> None:
     shape = (data.draw(st.integers(1, 3)), *(data.draw(st.integers(20, 75)) for _ in range(2)))
     chunks = (data.draw(st.integers(1, 2)), *(data.draw(st.integers(3, 12)) for _ in range(2)))
     other = (data.draw(st.integers(1, 2)), *(data.draw(st.integers(3, 12)) for _ in range(2)))
-    import dask.array as da
-
-    pixels = da.zeros(shape, chunks=chunks, dtype="uint8")  # type: ignore[no-untyped-call]
+    pixels = da.zeros(shape, chunks=chunks, dtype="uint8")
     images = patchloom.open_images(pixels, axes="TYX")
     plan = patchloom.plan(
         images, {"name": "random", "patch_size": size, "n_patches": 150}, rows_per_shard=8
@@ -213,7 +212,7 @@ def test_random_counts_add_up(n: int, seed: int, inside: bool) -> None:
     strategy = RandomPatching([(3, 1, 40, 45)], (6, 7), seed, **common)
     counts = strategy.counts(0)
     assert counts.sum() == n == strategy.n_patches
-    room = math.prod(np.ix_(strategy._room(0, 0), strategy._room(0, 1))).ravel()
+    room = np.outer(strategy._room(0, 0), strategy._room(0, 1)).ravel()
     assert not counts[np.tile(room, 3) == 0].any()
 
 
