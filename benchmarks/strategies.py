@@ -71,7 +71,7 @@ def _plane(chunk: int) -> Image:
 
 
 PLANS = (
-    *(_plane(chunk) for chunk in (256, 512, 1024)),
+    *(_plane(chunk) for chunk in (256, 1024)),
     *(_cube(chunks) for chunks in ((128, 128, 128), (64, 128, 128), (64, 64, 64))),
 )
 """The plans that are built."""
@@ -274,16 +274,17 @@ def _request(task: str, image: Image, strategy: str) -> dict[str, Any]:
 def _measure(
     task: str, image: Image, strategy: str, peers: dict[str, str], options: argparse.Namespace
 ) -> Record:
-    request = {**_request(task, image, strategy), "seconds": options.seconds}
-    runs = [_ask("patchloom", sys.executable, request) for _ in range(options.repeats)]
-    ours: dict[str, Any] = {"runs": runs}
-    if not any("stopped" in run for run in runs):
-        ours |= {k: statistics.median(run[k] for run in runs) for k in _MEDIANS if k in runs[0]}
-        ours["n_patches"] = runs[0].get("n_patches")
-        if task == "rate":
-            ours["rate"] = statistics.median(run["made"] / run["seconds"] for run in runs)
-            loops = (run["loop"]["made"] / run["loop"]["seconds"] for run in runs)
-            ours["loop_rate"] = statistics.median(loops)
+    request = {
+        **_request(task, image, strategy),
+        "seconds": options.seconds,
+        "repeats": options.repeats,
+    }
+    ours = _ask("patchloom", sys.executable, request)
+    ours["runs"] = {k: ours[k] for k in ("seconds", "cpu_seconds", "rates") if k in ours}
+    for key, values in ours["runs"].items():
+        ours[key.removesuffix("s") if key == "rates" else key] = statistics.median(values)
+    if "loop" in ours:
+        ours["loop_rate"] = ours["loop"]["made"] / ours["loop"]["seconds"]
     answers = {}
     for peer, interpreter in peers.items():
         if strategy in CAN[peer]:
@@ -295,7 +296,6 @@ def _measure(
     return Record(task, asdict(image), strategy, ours, answers)
 
 
-_MEDIANS = ("seconds", "cpu_seconds", "mib")
 _HEADERS = {
     "build": (
         f"{'plan':33} {'strategy':13} {'patches':>13} {'s':>6} {'cpu s':>6} {'MiB':>5}  peers"
@@ -306,8 +306,8 @@ _HEADERS = {
 
 def _build_row(record: Record) -> str:
     ours, name = record.ours, record.image["name"]
-    if "seconds" not in ours:
-        return f"{name:33} {record.strategy:13} {ours['runs'][0]['stopped']}"
+    if "stopped" in ours:
+        return f"{name:33} {record.strategy:13} {ours['stopped']}"
     missed = ours["seconds"] > BUILD_SECONDS or ours["mib"] > BUILD_MIB
     theirs = (
         f"{peer}: {found.get('stopped') or _times(found['seconds'] / ours['seconds'])}"
@@ -323,8 +323,8 @@ def _build_row(record: Record) -> str:
 
 def _rate_row(record: Record) -> str:
     ours, name = record.ours, record.image["name"]
-    if "rate" not in ours:
-        return f"{name:33} {record.strategy:13} {ours['runs'][0]['stopped']}"
+    if "stopped" in ours:
+        return f"{name:33} {record.strategy:13} {ours['stopped']}"
     missed = ours["rate"] < RATES.get(record.strategy, 5e6)
     theirs = (
         f"{peer}: {found.get('stopped') or _times(ours['rate'] / found['rate'])}"
