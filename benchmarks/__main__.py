@@ -1,6 +1,7 @@
 """Time patchloom against the floor, in alternating pairs.
 
 ``python -m benchmarks --help`` lists the options; ``README.md`` says what each number means.
+``python -m benchmarks strategies`` measures the strategies instead.
 """
 
 from __future__ import annotations
@@ -111,8 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status.
     """
-    options = _parser().parse_args(argv)
-    command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)])
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["strategies"]:
+        from benchmarks.strategies import main as strategies
+
+        return strategies(arguments[1:])
+    options = _parser().parse_args(arguments)
+    command = shlex.join(["python", "-m", "benchmarks", *arguments])
     with tempfile.TemporaryDirectory(prefix="patchloom-benchmarks-") as temporary:
         cache = options.cache or Path(temporary) / "cache"
         out = Path(tempfile.mkdtemp(prefix="out-", dir=options.scratch or temporary))

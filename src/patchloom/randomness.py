@@ -135,7 +135,7 @@ def poissons(
         In C order, in a narrow type.
 
     >>> poissons(7, 0.5, [np.array([4, 4, 0])], 2).tolist()
-    [2, 3, 0, 2, 0, 0]
+    [4, 1, 0, 1, 0, 0]
     """
     values: list[npt.NDArray[np.int64]] = []
     kind: npt.NDArray[Any] = np.zeros(1, np.uint8)
