@@ -225,7 +225,7 @@ def test_a_short_stride_stays_inside_the_image() -> None:
     [image] = patchloom.open_images(da.zeros((100, 100), chunks=64, dtype="u1"))
     config = {"name": "grid", "patch_size": 32, "stride": 16}
     for edge in ("drop", "shift"):
-        found = coords_of(patchloom.plan(image, config, edge=edge))  # type: ignore[arg-type]
+        found = coords_of(patchloom.plan(image, config, edge=edge))
         assert max(max(corner) for corner in found) <= 68
         assert len(found) == {"drop": 25, "shift": 36}[edge]
     padded = patchloom.plan(image, config, edge="pad")
@@ -271,7 +271,7 @@ def test_wholly_covered_is_not_one_pixel(stride: int) -> None:
         ({"min_coverage": 0.1, "min_pixels": 10}, lambda s: s * 10 >= 1 and s * 64 >= 10),
         ({"min_coverage": 0}, lambda _: True),
     ):
-        found = coords_of(patchloom.plan(image, config, **asked))  # type: ignore[arg-type]
+        found = coords_of(patchloom.plan(image, config, **asked))
         assert found == {corner for corner, share in covered.items() if law(share)}
     assert any(0 < share < 1 for share in covered.values())
 

@@ -200,7 +200,7 @@ def test_a_choice_depends_on_seed_image_and_pixel_alone(
     first = taken()
     assert len(first) == 30 * (1 if classes is None else 2)
     for same in ({"chunks": (2, 3, 7)}, {"chunks": (1, 1, 24)}, {"size": 7}, {"beside": 2}):
-        assert taken(**same) == first  # type: ignore[arg-type]
+        assert taken(**same) == first
     monkeypatch.setattr(selecting, "_BATCH", 17)
     monkeypatch.setattr(centers, "_LIMIT", 40)
     assert taken(chunks=(1, 4, 5)) == first
@@ -266,6 +266,7 @@ def test_a_patch_at_every_pixel_is_mirrored_as_numpy_does() -> None:
     """data_tools' job: every pixel, symmetric at the border; neighbours of one volume."""
     pixels = np.random.default_rng(0).integers(0, 255, (11, 13), dtype="u1")
     [image] = patchloom.open_images(da.from_array(pixels, chunks=(4, 5)))
+    mode: Any
     for mode, size in (("symmetric", (5, 4)), ("reflect", (3, 7)), ("constant", (4, 4))):
         plan = patchloom.plan(
             image, {"name": "pixels", "patch_size": size}, edge="pad", pad_mode=mode
@@ -273,7 +274,7 @@ def test_a_patch_at_every_pixel_is_mirrored_as_numpy_does() -> None:
         assert plan.n_patches == pixels.size
         store = stored(plan)
         before = [(p // 2, p - 1 - p // 2) for p in size]
-        padded = np.pad(pixels, before, mode=mode)  # type: ignore[call-overload]
+        padded = np.pad(pixels, before, mode=mode)
         windows = np.lib.stride_tricks.sliding_window_view(padded, size)
         y = store.manifest["start_y"].to_numpy() + size[0] // 2
         x = store.manifest["start_x"].to_numpy() + size[1] // 2
@@ -309,6 +310,7 @@ def test_mistakes_are_named() -> None:
     [bare] = patchloom.open_images(image)
     with pytest.raises(PlanError, match="'image-0' has none"):
         patchloom.plan(bare, config)
+    wrong: dict[str, Any]
     for wrong in ({"classes": []}, {"max_num": 0}, {"max_num": 2.5}, {"classes": ["a"]}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             patchloom.plan(bare, {**config, **wrong})

@@ -117,7 +117,7 @@ def test_points_become_their_patches(job: dict[str, Any]) -> None:
     )
     n = len(job["points"])
     names = {0: "a", 1: "b", 7: "elsewhere"}
-    table = {
+    table: dict[str, Any] = {
         "image": [names[i] for i, _, _ in job["points"]],
         "t": [t for _, t, _ in job["points"]],
         **{a: [float(p[k]) for _, _, p in job["points"]] for k, a in enumerate(axes)},
@@ -328,7 +328,11 @@ def test_metadata_of_every_type_ride_along(images: Any) -> None:
 
 def test_equal_places_get_ids_of_their_own(images: Any) -> None:
     """The same ids whatever else is planned; shifted onto one box, too."""
-    cells = {"y": [6.0, 6.0, 0.0, 1.0], "x": [20.0, 20.0, 0.0, 1.0], "img": ["b"] * 4}
+    cells: dict[str, Any] = {
+        "y": [6.0, 6.0, 0.0, 1.0],
+        "x": [20.0, 20.0, 0.0, 1.0],
+        "img": ["b"] * 4,
+    }
     plan = points_of(images, cells, edge="shift")
     assert plan.n_patches == 4
     rows = stored(plan).manifest.to_pylist()
@@ -342,8 +346,9 @@ def test_equal_places_get_ids_of_their_own(images: Any) -> None:
 @pytest.mark.parametrize("edge", ["drop", "shift", "pad", "shrink"])
 def test_no_points_are_an_empty_plan(images: Any, edge: Any) -> None:
     """With or without columns and images, it is saved, loaded and written."""
-    empty = {"y": np.zeros(0), "x": np.zeros(0)}
-    for table in (empty, {"y": [], "x": []}, {**empty, "kind": pa.array([], pa.string())}):
+    empty: dict[str, Any] = {"y": np.zeros(0), "x": np.zeros(0)}
+    bare: dict[str, Any] = {"y": [], "x": []}
+    for table in (empty, bare, {**empty, "kind": pa.array([], pa.string())}):
         config = {"name": "points", "patch_size": 5, "points": read_points(table)}
         plan = patchloom.plan(images[:1], config, edge=edge)
         assert plan.n_patches == 0
@@ -576,7 +581,9 @@ def test_places_survive_a_trip() -> None:
         pa.table({"image": ["a", None, "b"], "/corner0": [1.5, None, 2]}),
         pa.table({}),
     ):
-        places = Places(numbers, numbers[::-1].copy(), numbers[:, None] * [1, -5], columns)
+        places = Places(
+            numbers, numbers[::-1].copy(), numbers[:, None] * np.array([1, -5]), columns
+        )
         again = Places.from_bytes(places.to_bytes())
         assert again.digest() == places.digest()
         assert again.corner.tolist() == places.corner.tolist()
