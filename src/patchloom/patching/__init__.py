@@ -8,7 +8,9 @@ that a chunk-sized plan needs (`counts`, `corners`).
 from __future__ import annotations
 
 from patchloom.patching.aligned import ChunkAlignedPatching
+from patchloom.patching.blue_noise import BlueNoisePatching
 from patchloom.patching.config import (
+    BlueNoiseConfig,
     ChunkAlignedConfig,
     FixedConfig,
     FixedRandomConfig,
@@ -41,6 +43,8 @@ from patchloom.patching.tiled import TiledPatching
 from patchloom.patching.whole import WholeSamplePatching
 
 __all__ = [
+    "BlueNoiseConfig",
+    "BlueNoisePatching",
     "CenteredPatching",
     "ChunkAlignedConfig",
     "ChunkAlignedPatching",

@@ -11,6 +11,7 @@ from patchloom.patching.extents import per_axis
 
 __all__ = [
     "AnyConfig",
+    "BlueNoiseConfig",
     "ChunkAlignedConfig",
     "FixedConfig",
     "FixedRandomConfig",
@@ -174,6 +175,18 @@ class StratifiedConfig(_Boxed):
     """Whether every patch lies inside one chunk (or shard), where the grid begins anew."""
 
 
+class BlueNoiseConfig(Sized):
+    """Patches at random positions, none too close to another."""
+
+    name: Literal["blue_noise"] = "blue_noise"
+    radius: Size | None = None
+    """Minimum distance along each spatial axis, in pixels; by default the patch."""
+    allow_overlap: bool = False
+    """Whether the distance is Euclidean, so that patches may share pixels."""
+    resample_positions: bool = False
+    """Whether positions differ from chunk to chunk; else they repeat."""
+
+
 class WholeSampleConfig(_Strict):
     """One patch a sample, as large as its image."""
 
@@ -241,6 +254,7 @@ _Written = (
     | RandomConfig
     | FixedRandomConfig
     | StratifiedConfig
+    | BlueNoiseConfig
     | WholeSampleConfig
     | PointsConfig
     | PixelsConfig

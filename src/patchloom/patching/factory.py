@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from patchloom.errors import ConfigError
 from patchloom.patching.aligned import ChunkAlignedPatching
+from patchloom.patching.blue_noise import BlueNoisePatching
 from patchloom.patching.config import AnyConfig, PointsTable
 from patchloom.patching.pixels import PixelPatching
 from patchloom.patching.protocol import Edge, GridPatching
@@ -34,12 +35,13 @@ _STRATEGIES: dict[str, Any] = {
     "random": RandomPatching,
     "fixed_random": FixedRandomPatching,
     "stratified": StratifiedPatching,
+    "blue_noise": BlueNoisePatching,
     "whole": WholeSamplePatching,
     "pixels": PixelPatching,
 }
 # Keys that a plan heeds, not a class.
 _SELECTION = ("context", "spatial_axes", "classes", "max_num")
-_SEEDED = ("random", "fixed_random", "stratified")
+_SEEDED = ("random", "fixed_random", "stratified", "blue_noise")
 
 
 def parse_patching(config: Mapping[str, Any] | BaseModel) -> AnyConfig:

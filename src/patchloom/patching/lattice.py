@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.protocol import Edge, GridPatching, Ints, turns, volume
+from patchloom.patching.protocol import Edge, GridPatching, Ints, ramp, volume
 
 __all__ = ["LatticePatching", "lattice"]
 
@@ -65,6 +67,7 @@ class LatticePatching(GridPatching):
         keys: Sequence[int] | None = None,
     ) -> None:
         super().__init__(data_shapes, patch_size, edge=edge, chunks=chunks, keys=keys)
+        self._last: tuple[int, npt.NDArray[Any]] | None = None
         overlaps = [0] * len(self.patch_size) if overlaps is None else overlaps
         self.overlaps = tuple(int(o) for o in overlaps)
         if len(self.overlaps) != len(self.patch_size) or any(
@@ -84,6 +87,9 @@ class LatticePatching(GridPatching):
         axes = range(len(self.patch_size))
         return {(i, axis): self._place(i, axis) for i in range(len(self.grids)) for axis in axes}
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_last": None}
+
     @property
     def is_aligned(self) -> bool:
         """Whether what every patch takes of its image lies inside its owner chunk."""
@@ -101,21 +107,46 @@ class LatticePatching(GridPatching):
             self.n_samples(image),
         )
 
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Patches that some cells own: unsigned[k], of the narrowest type."""
+        flat = np.asarray(cells, np.int64)
+        if self.n_samples(image) > 1:
+            flat = flat % max(1, self.grids[image].n_chunks)
+        return self._volume(image)[flat]
+
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
-        place, n = self._points(image, cells)
-        axes = range(len(self.patch_size))
-        return np.stack([self._starts[image, a][place[:, a]] for a in axes], -1), n
+        return self._product(
+            image, cells, [self._starts[image, a] for a in range(len(self.patch_size))]
+        )
 
-    def _points(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
-        """The lattice points of the patches of some cells, and how many each cell owns."""
-        index = self._split(image, cells)
-        ndim = len(self.patch_size)
-        columns = [self._per_chunk(image, axis) for axis in range(ndim)]
-        first = np.stack([columns[a][0][index[:, a]] for a in range(ndim)], -1)
-        n = np.stack([columns[a][1][index[:, a]] for a in range(ndim)], -1)
-        cell, turn = turns(n)
-        return first[cell] + turn, n.prod(-1)
+    def _product(
+        self, image: int, cells: npt.ArrayLike, values: Sequence[Ints]
+    ) -> tuple[Ints, Ints]:
+        """Values of the lattice points of some cells, one column an axis; points of each cell."""
+        index = self._index(image, cells)
+        ndim, n_cells = len(index), len(index[0])
+        counts = np.ones(n_cells, np.int64)
+        # The patches of a cell, axis by axis: which cell each is of, and its pixels so far.
+        owner, columns = np.arange(n_cells), np.zeros((ndim, n_cells), np.int64)
+        for axis in range(ndim):
+            first, n = (column[index[axis]] for column in self._per_chunk(image, axis))
+            counts *= n
+            place, repeats = first[owner], n[owner]
+            place = np.repeat(place, repeats) + ramp(repeats)
+            columns = np.repeat(columns, repeats, axis=1)
+            columns[axis] = values[axis][place]
+            owner = np.repeat(owner, repeats)
+        return columns.T, counts
+
+    def _volume(self, image: int) -> npt.NDArray[Any]:
+        """Patches of each chunk, in the narrowest type: of the last image asked."""
+        if self._last is None or self._last[0] != image:
+            columns = [self._per_chunk(image, axis)[1] for axis in range(len(self.patch_size))]
+            most = math.prod(int(column.max(initial=0)) for column in columns)
+            narrow = np.min_scalar_type(most)
+            self._last = image, volume([column.astype(narrow) for column in columns])
+        return self._last[1]
 
     def _per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
         """Along one axis, for each chunk: its first lattice point, and how many it holds."""

@@ -126,6 +126,12 @@ class ListedPatching(GridPatching):
         mine = slice(int(self._begin[image]), int(self._begin[image + 1]))
         return np.bincount(self._owner[mine], minlength=n_cells).astype(np.int64)
 
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> Ints:
+        """Patches that some cells own: int64[k]."""
+        mine = self._owner[int(self._begin[image]) : int(self._begin[image + 1])]
+        ends = np.searchsorted(mine, cells, side="right")
+        return np.asarray(ends - np.searchsorted(mine, cells), np.int64)
+
     def places(self, image: int, cells: npt.ArrayLike) -> Ints:
         """Rows of the table that the patches of some cells stand in: int64[n]."""
         return self._rows(image, cells)[0]

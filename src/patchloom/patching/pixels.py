@@ -66,8 +66,10 @@ class PixelPatching(LatticePatching):
 
     def places(self, image: int, cells: npt.ArrayLike) -> Ints:
         """The centre pixel of each patch of some cells, in C order within its sample: int64[n]."""
-        place, _ = self._points(image, cells)
-        if self.edge == "drop":
-            place = place + np.asarray(self.patch_size) // 2
-        flat: Ints = np.asarray(np.ravel_multi_index(tuple(place.T), self.grids[image].shape))
-        return flat.astype(np.int64)
+        shape, halves = self.grids[image].shape, [size // 2 for size in self.patch_size]
+        pixels = [
+            np.arange(n, dtype=np.int64) + half * (self.edge == "drop")
+            for n, half in zip(shape, halves, strict=True)
+        ]
+        place, _ = self._product(image, cells, pixels)
+        return np.asarray(np.ravel_multi_index(tuple(place.T), shape), np.int64)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import (
     Any,
     ClassVar,
@@ -180,6 +179,10 @@ class GridPatching(ABC):
         """
         return None
 
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Patches that some cells own: int[k] of any width, so that plans of many stay small."""
+        return self.counts(image)[np.asarray(cells, np.int64)]
+
     @property
     def is_aligned(self) -> bool:
         """Whether every patch is known to lie inside its owner chunk."""
@@ -249,6 +252,13 @@ class GridPatching(ABC):
             coords=tuple(corner.tolist()),
             patch_size=tuple(size.tolist()),
         )
+
+    def _index(self, image: int, cells: npt.ArrayLike) -> list[npt.NDArray[Any]]:
+        """Chunk indices of cells, int[k] for each axis."""
+        grid, flat = self.grids[image], np.asarray(cells, np.int64)
+        if self.n_samples(image) > 1:
+            flat = flat % max(1, grid.n_chunks)
+        return grid.columns(flat)
 
     def _split(self, image: int, cells: npt.ArrayLike) -> Ints:
         """Chunk indices of cells: int64[k, ndim]."""
@@ -325,10 +335,22 @@ def are_chunks(boxes: Sequence[ChunkGrid], grids: Sequence[ChunkGrid]) -> bool:
     return all(box.counts == grid.counts for box, grid in zip(boxes, grids, strict=True))
 
 
-def volume(extents: Sequence[Ints]) -> Ints:
-    """Outer product of per-axis numbers, raveled in C order."""
-    product: Ints = math.prod(np.ix_(*extents), start=np.int64(1)).ravel()
+def volume(extents: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Outer product of per-axis numbers, raveled in C order; of their type."""
+    product: npt.NDArray[Any] = reduce(np.multiply, np.ix_(*extents)).ravel()
     return product
+
+
+def ramp(n: Ints) -> Ints:
+    """The integers below each of some numbers, one after another.
+
+    >>> ramp(np.array([2, 0, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    ends = np.cumsum(n)
+    found = np.arange(ends[-1] if len(ends) else 0, dtype=np.int64)
+    found -= np.repeat(ends - n, n)
+    return found
 
 
 def turns(n: Ints) -> tuple[Ints, Ints]:

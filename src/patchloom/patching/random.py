@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.protocol import Edge, GridPatching, Ints, are_chunks, boxes_of, volume
-from patchloom.randomness import below, key_of, philox
+from patchloom.patching.protocol import Edge, GridPatching, Ints, are_chunks, boxes_of, ramp
+from patchloom.randomness import below, key_of, philox, poissons
 
 __all__ = ["FixedRandomPatching", "RandomPatching"]
 
@@ -108,23 +110,26 @@ class RandomPatching(GridPatching):
 
     def counts(self, image: int) -> Ints:
         """Patches that each cell of an image owns: int64[n_samples * n_chunks]."""
-        return self._counts(image)
+        return self._counts(image).astype(np.int64)
+
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Patches that some cells own: unsigned[k], of a narrow type."""
+        return self._counts(image)[np.asarray(cells, np.int64)]
 
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
         cells = np.asarray(cells, np.int64)
-        index = self._split(image, cells)
-        counts = self.counts(image)[cells]
-        cell = np.repeat(np.arange(len(cells)), counts)
-        inside = np.arange(len(cell)) - np.repeat(np.cumsum(counts) - counts, counts)
+        counts = self.counts_of(image, cells).astype(np.int64)
+        owner = np.repeat(cells, counts)
         key = key_of("corner", self.seed, self.epoch, self.keys[image])
-        words = philox(key, cells[cell], cells[cell] >> 32, inside)
-        corners = np.empty((len(cell), len(self.patch_size)), np.int64)
-        for axis in range(len(self.patch_size)):
-            chunk = index[cell, axis]
-            room = self._room(image, axis)[chunk]
-            corners[:, axis] = chunk * self.grids[image].chunks[axis] + below(room, words[axis])
-        return corners, counts
+        words = philox(key, owner, owner >> 32, ramp(counts))
+        corners = np.empty((len(self.patch_size), len(owner)), np.int64)
+        for axis, chunk in enumerate(self._index(image, cells)):
+            room = np.repeat(self._room(image, axis)[chunk], counts)
+            corners[axis] = below(room, words[axis])
+            first = chunk.astype(np.int64) * self.grids[image].chunks[axis]
+            corners[axis] += np.repeat(first, counts)
+        return corners.T, counts
 
     def _room(self, image: int, axis: int) -> Ints:
         """Along one axis, for each chunk: how many valid first pixels it holds."""
@@ -140,23 +145,49 @@ class RandomPatching(GridPatching):
             stop = np.minimum(start - start % unit + unit, extent)
         return np.asarray(np.clip(stop - size + 1 - start, 0, chunk), np.int64)
 
-    def _draw_counts(self, image: int) -> Ints:
-        grid, n_samples = self.grids[image], self.n_samples(image)
-        room = volume([self._room(image, axis) for axis in range(len(self.patch_size))])
-        weights = np.tile(room, n_samples).astype(np.float64)
-        n = self.per_image
-        if n is None:
-            tiles = [-(-s // p) for s, p in zip(grid.shape, self.patch_size, strict=True)]
-            n = n_samples * int(np.prod(tiles))
-        if not weights.sum():
-            return np.zeros(len(weights), np.int64)
-        key = key_of("counts", self.seed, self.epoch, self.keys[image])
-        generator = np.random.Generator(np.random.Philox(key=key))
-        # Only over chunks with room: the last weight takes what rounding leaves over.
-        some = np.flatnonzero(weights)
-        counts = np.zeros(len(weights), np.int64)
-        counts[some] = generator.multinomial(n, weights[some] / weights.sum())
+    def _draw_counts(self, image: int) -> npt.NDArray[Any]:
+        """A multinomial over the cells by their room: unsigned[n_cells], narrow.
+
+        Independent Poisson numbers whose total is a little too low, and single draws for what is
+        missing, are together exactly multinomial, and cost one look-up a cell.
+        """
+        rooms = [self._room(image, axis) for axis in range(len(self.patch_size))]
+        n_samples = self.n_samples(image)
+        room = n_samples * math.prod(int(r.sum()) for r in rooms)
+        n = self._n_asked(image) if room else 0
+        rate = max(0.0, n - 8 * math.sqrt(n)) / max(1, room)
+        for attempt in itertools.count():
+            address = (self.seed, self.epoch, self.keys[image], attempt)
+            counts = poissons(key_of("counts", *address), rate, rooms, n_samples)
+            missing = n - int(counts.sum(dtype=np.int64))
+            if missing >= 0:
+                break
+        if missing:
+            cells, more = _single(key_of("cells", *address), rooms, n_samples, missing)
+            more += counts[cells]
+            counts = counts.astype(np.result_type(counts, np.min_scalar_type(int(more.max()))))
+            counts[cells] = more
         return counts
+
+    def _n_asked(self, image: int) -> int:
+        """Patches drawn from an image that has room for them."""
+        if self.per_image is not None:
+            return self.per_image
+        shape = self.grids[image].shape
+        tiles = (-(-s // p) for s, p in zip(shape, self.patch_size, strict=True))
+        return self.n_samples(image) * math.prod(tiles)
+
+
+def _single(key: int, rooms: Sequence[Ints], n_samples: int, n: int) -> tuple[Ints, Ints]:
+    """The cells of `n` positions that are uniform over an image, and how many each holds."""
+    turn = np.arange(n)
+    sample, *words = philox(key, turn & 0xFFFFFFFF, turn >> 32)
+    cell = below(n_samples, sample)
+    for room, word in zip(rooms, words, strict=False):
+        upto = np.cumsum(room)
+        cell = cell * len(room) + np.searchsorted(upto, below(upto[-1], word), side="right")
+    found, counts = np.unique(cell, return_counts=True)
+    return found, counts.astype(np.int64)
 
 
 class FixedRandomPatching(RandomPatching):

@@ -27,7 +27,7 @@ from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Cut, Padding, Patches, touches
 from patchloom.planning.places import Places
 from patchloom.planning.runs import Runs, arrange
-from patchloom.randomness import digest, key_of
+from patchloom.randomness import digest, digest_of, key_of
 from patchloom.table import html_table
 
 __all__ = ["FORMAT", "Plan", "patching_of"]
@@ -103,7 +103,7 @@ class Plan:
     @property
     def n_patches(self) -> int:
         """Patches that are kept."""
-        return int(self.cells.first[-1])
+        return self.cells.n_rows
 
     @property
     def n_shards(self) -> int:
@@ -150,19 +150,12 @@ class Plan:
         configuration, seed and mask.
         """
         images = [_identity(image) for image in self.images]
-        columns = [
-            np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<")).tobytes()
-            for column in (
-                self.cells.image,
-                self.cells.cell,
-                self.cells.kept,
-                self.cells.bit,
-                self.cells.bits,
-            )
-        ]
+        cells = self.cells
+        # The types of the columns follow from their values: equal cells have equal bytes.
+        columns = (cells.bounds, cells.cell, cells.kept, cells.bit, cells.bits)
         return digest(
             json.dumps([FORMAT, images, self._settings()], sort_keys=True),
-            *(digest(column.hex()).hex() for column in columns),
+            *(digest_of(column).hex() for column in columns),
             *([] if self.places is None else [self.places.digest()]),
         ).hex()
 
@@ -191,25 +184,23 @@ class Plan:
 
     def get_patch_indices(self, data_idx: int) -> range:
         """The rows of one image's patches: a range."""
-        low, high = np.searchsorted(self.cells.image, [data_idx, data_idx + 1])
-        return range(int(self.cells.first[low]), int(self.cells.first[high]))
+        low, high = self.cells.rows_of(self.cells.span(data_idx)).tolist()
+        return range(low, high)
 
     def patches(self, start: int, stop: int) -> list[Patches]:
         """The patches of rows [start, stop), image by image."""
         if start >= stop:
             return []
-        first = self.cells.first
-        low = int(np.searchsorted(first, start, side="right")) - 1
-        high = int(np.searchsorted(first, stop, side="left"))
+        low, last = self.cells.positions_of([start, stop - 1]).tolist()
         found = []
-        for part in self.owned_by(np.arange(low, high)):
+        for part in self.owned_by(np.arange(low, last + 1)):
             inside = (part.row >= start) & (part.row < stop)
             found.append(part if inside.all() else part.take(inside))
         return found
 
     def owned_by(self, positions: Ints) -> list[Patches]:
         """The patches of some cells (ascending positions in the plan), image by image."""
-        images = self.cells.image[positions]
+        images = self.cells.image_of(positions)
         cuts = np.flatnonzero(np.diff(images)) + 1
         return [self._of_image(part) for part in np.split(positions, cuts) if len(part)]
 
@@ -232,20 +223,20 @@ class Plan:
 
     def _of_image(self, positions: Ints) -> Patches:
         cells = self.cells
-        image = int(cells.image[positions[0]])
-        ids = cells.cell[positions]
+        image = int(cells.image_of(positions[0]))
+        ids = cells.cell[positions].astype(np.int64)
         corners, counts = self.patching.corners(image, ids)
         owner = np.repeat(np.arange(len(ids)), counts)
         place = self.patching.places(image, ids)
-        if (cells.bit[positions] >= 0).any():
+        if not cells.is_whole(positions):
             flags = cells.flags(positions, counts)
             corners, owner = corners[flags], owner[flags]
             place = None if place is None else place[flags]
-        kept = cells.kept[positions]
+        kept = cells.kept[positions].astype(np.int64)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(kept) - kept, kept)
         return Patches(
             image,
-            cells.first[positions][owner] + within,
+            cells.rows_of(positions)[owner] + within,
             (ids // self.images[image].layout.space.n_chunks)[owner],
             corners - np.asarray(self.cut.context, np.int64),
             positions[owner],
@@ -271,9 +262,9 @@ class Plan:
         >>> chunk.tolist(), patches.corner[:2].tolist()
         ([[0, 0]], [[0, 0], [0, 32]])
         """
-        low, high = np.searchsorted(self.cells.image, [data_idx, data_idx + 1])
+        low, high = self.cells.span(data_idx)
         space = self.images[data_idx].layout.space
-        sample, chunk = np.divmod(self.cells.cell[low:high], space.n_chunks)
+        sample, chunk = np.divmod(self.cells.cell[low:high].astype(np.int64), space.n_chunks)
         return np.arange(low, high), sample, space.unflat(chunk)
 
     def touching(self, image: int, blocks: Ints) -> Ints:
@@ -302,8 +293,7 @@ class Plan:
         for index, image in enumerate(self.images):
             layout = image.layout
             flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
-            low, high = np.searchsorted(self.cells.image, [index, index + 1])
-            for patches in self._batches(int(low), int(high)):
+            for patches in self._batches(*self.cells.span(index)):
                 flags[touches(layout, patches.sample, patches.corner, self.cut)[1]] = True
             found.append(int(flags.sum()) * layout.chunks_per_block)
         return found
@@ -333,15 +323,14 @@ class Plan:
     def walk(self) -> Iterator[Patches]:
         """All patches in row order, a bounded number of one image at a time."""
         for index in range(len(self.images)):
-            low, high = np.searchsorted(self.cells.image, [index, index + 1])
-            yield from self._batches(int(low), int(high))
+            yield from self._batches(*self.cells.span(index))
 
     def _batches(self, low: int, high: int) -> Iterator[Patches]:
         """The patches of cells [low, high) of one image, a bounded number at a time."""
-        first = self.cells.first
+        cells = self.cells
         while low < high:
-            stop = int(np.searchsorted(first, first[low] + _BATCH, side="right")) - 1
-            stop = min(high, max(low + 1, stop))
+            end = min(int(cells.rows_of([low])[0]) + _BATCH, cells.n_rows - 1)
+            stop = min(high, max(low, int(cells.positions_of(end)[0])) + 1)
             yield self._of_image(np.arange(low, stop))
             low = stop
 
@@ -374,14 +363,8 @@ class Plan:
         Credentials are not saved, and neither are the pixels of arrays in memory.
         """
         location = Location.of(url, storage_options)
-        table = pa.table(
-            {
-                "image": self.cells.image,
-                "cell": self.cells.cell,
-                "kept": self.cells.kept,
-                "bit": self.cells.bit,
-            }
-        ).replace_schema_metadata({b"bits": self.cells.bits.tobytes()})
+        bits = self.cells.bits.tobytes()
+        table = pa.table(self.cells.columns()).replace_schema_metadata({b"bits": bits})
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         location.write("cells.parquet", sink.getvalue())
@@ -472,13 +455,13 @@ class Plan:
             image = Image.from_document(item, storage_options)
             found.append(_with_pixels(image, item, given.get(image.id)))
         table = pq.read_table(io.BytesIO(body))
-        columns = {name: table[name].to_numpy().astype(np.int64) for name in table.column_names}
+        columns = {name: table[name].to_numpy() for name in table.column_names}
         bits = np.frombuffer((table.schema.metadata or {}).get(b"bits", b""), np.uint8)
         settings = dict(document["settings"])
         return cls(
             images=tuple(found),
             config=parse_patching(settings.pop("patching")),
-            cells=Cells(**columns, bits=bits),
+            cells=Cells.from_columns(columns, bits, len(found)),
             min_coverage=Fraction(settings.pop("min_coverage")),
             rejected=document["rejected"],
             places=None if places is None else Places.from_bytes(places),

@@ -12,14 +12,26 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import BudgetError
+from patchloom.grid import ChunkGrid
 from patchloom.image import Image, Layout
 from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Cut
 from patchloom.summaries import DISTINCT
 
-__all__ = ["FETCH", "GATHER", "MIN_TASKS", "RUN_BYTES", "Runs", "arrange", "pack", "shard_rows"]
+__all__ = [
+    "FETCH",
+    "GATHER",
+    "MIN_TASKS",
+    "RUN_BYTES",
+    "Runs",
+    "arrange",
+    "borders",
+    "pack",
+    "shard_rows",
+]
 
 Ints = npt.NDArray[np.int64]
+Column = npt.NDArray[Any]
 
 SHARD_BYTES = 32 * 2**20
 """Default size of an output shard before compression."""
@@ -31,6 +43,12 @@ FETCH = 32 * 2**20
 """Bytes of decoded blocks that a task asks for in one batch, at least one block."""
 GATHER = 16 * 2**20
 """Bytes of patches that a task cuts together, at least one patch."""
+_BATCH = 2**18
+"""Cells that a pass looks at together."""
+_PAIRS = 2**20
+"""Pairs of a cell and a block that are looked at one by one; of more, cells go together."""
+_STEPS = 8
+"""Steps of a task's walk, at least, when cells go together."""
 _AHEAD = 4096
 """How many units `pack` looks ahead to fill a gap."""
 _ROW_BYTES = 64
@@ -70,7 +88,7 @@ class Runs:
         return range(int(self.bounds[task]), int(self.bounds[task + 1]))
 
 
-def shard_rows(patch_bytes: int, kept: Ints) -> int:
+def shard_rows(patch_bytes: int, kept: Column) -> int:
     """The default number of patches of a shard: near 32 MiB, and whole cells where they fit.
 
     Parameters
@@ -78,15 +96,40 @@ def shard_rows(patch_bytes: int, kept: Ints) -> int:
     patch_bytes
         Bytes of one patch.
     kept
-        Patches of each cell.
+        Patches of each unit.
     """
     fit = max(1, SHARD_BYTES // max(1, patch_bytes))
-    n_patches = int(kept.sum())
+    n_patches = int(kept.sum(dtype=np.int64))
     largest = int(kept.max()) if len(kept) else 1
     if largest <= fit:
         # A shard border inside a cell would cost its chunks a second read.
         return min(fit // largest, -(-n_patches // largest) or 1) * largest
     return 1 << (fit.bit_length() - 1)
+
+
+def borders(sizes: Column, rows: int) -> npt.NDArray[np.bool_]:
+    """Which shard borders fall between units: bool[n_shards + 1].
+
+    Parameters
+    ----------
+    sizes
+        Patches of each unit, in order.
+    rows
+        Patches of a shard.
+
+    >>> borders(np.array([3, 1, 3]), 4).tolist()
+    [True, True, True]
+    """
+    n = int(sizes.sum(dtype=np.int64))
+    clean = np.zeros(-(-n // rows) + 1, np.bool_)
+    clean[[0, -1]] = True
+    upto = 0
+    for low in range(0, len(sizes), _BATCH):
+        ends = upto + np.cumsum(sizes[low : low + _BATCH], dtype=np.int64)
+        shard = ends // rows
+        clean[shard[shard * rows == ends]] = True
+        upto = int(ends[-1])
+    return clean
 
 
 def pack(sizes: Ints, rows: int, used: int = 0) -> Ints:
@@ -112,9 +155,7 @@ def pack(sizes: Ints, rows: int, used: int = 0) -> Ints:
     >>> pack(np.array([3, 3, 2, 3, 1]), 4).tolist()
     [0, 4, 1, 2, 3]
     """
-    upto = np.cumsum(sizes)
-    borders = np.arange(rows - used % rows, int(upto[-1]) if len(upto) else 0, rows)
-    if np.isin(borders, upto).all():
+    if not used and borders(sizes, rows).all():
         return np.arange(len(sizes))
     free = np.ones(len(sizes), np.bool_)
     order: list[Ints] = []
@@ -178,19 +219,19 @@ def arrange(
     BudgetError
         If not even one shard fits into the memory.
     """
-    n = int(cells.first[-1])
+    n = cells.n_rows
     if not n:
         return Runs(0, rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
     n_shards = -(-n // rows)
     clean = np.ones(n_shards + 1, np.bool_)
     if aligned:
-        clean = np.isin(np.arange(n_shards + 1) * rows, cells.unit_ends(images))
+        clean = borders(cells.unit_sizes(cells.unit_begins(images)), rows)
     shard_bytes = rows * _patch_bytes(images, cut)
     longest = max(1, min(n_shards // MIN_TASKS, RUN_BYTES // max(1, shard_bytes)))
     length = 1 << (longest.bit_length() - 1)
     while True:
         bounds = _bounds(clean, length)
-        needs = _project(images, cells, cut, rows, bounds)
+        needs = _project(images, cells, cut, rows, bounds, aligned)
         if length == 1 or needs.max() <= memory:
             break
         length //= 2
@@ -207,6 +248,8 @@ def arrange(
 def _bounds(clean: npt.NDArray[np.bool_], length: int) -> Ints:
     """Run borders at least `length` shards apart, only where a border is clean."""
     n = len(clean) - 1
+    if clean.all():
+        return np.append(np.arange(0, n, length), n)
     places = np.flatnonzero(clean[:n])
     found = [0]
     while True:
@@ -216,25 +259,32 @@ def _bounds(clean: npt.NDArray[np.bool_], length: int) -> Ints:
         found.append(int(places[k]))
 
 
-def _project(images: Sequence[Image], cells: Cells, cut: Cut, rows: int, bounds: Ints) -> Ints:
+def _project(
+    images: Sequence[Image],
+    cells: Cells,
+    cut: Cut,
+    rows: int,
+    bounds: Ints,
+    aligned: bool,
+) -> Ints:
     """An upper bound of each task's memory, from cells alone."""
-    first = cells.first
-    starts = bounds[:-1] * rows
-    stops = np.minimum(bounds[1:] * rows, first[-1])
-    lows = np.searchsorted(first, starts, side="right") - 1
-    highs = np.searchsorted(first, stops, side="left")
+    lows = cells.positions_of(bounds[:-1] * rows)
+    highs = cells.positions_of(np.minimum(bounds[1:] * rows, cells.n_rows) - 1) + 1
+    worst = np.zeros(len(lows), np.int64)
+    for index, image in enumerate(images):
+        low, high = cells.span(index)
+        some = slice(np.searchsorted(highs, low, side="right"), np.searchsorted(lows, high))
+        if some.start < some.stop:
+            parts = np.maximum(lows[some], low), np.minimum(highs[some], high)
+            held = _live(image, cells, cut, *parts, np.diff(bounds)[some], aligned)
+            worst[some] = np.maximum(worst[some], held)
     patch = _patch_bytes(images, cut)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
     fixed = (
         _TASK_BYTES + 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), rows * patch)
     )
-    return np.array(
-        [
-            fixed + _live(images, cells, cut, np.arange(low, high), int(n_shards))
-            for low, high, n_shards in zip(lows, highs, np.diff(bounds), strict=True)
-        ],
-        np.int64,
-    )
+    needs: Ints = fixed + worst
+    return needs
 
 
 def _patch_bytes(images: Sequence[Image], cut: Cut) -> int:
@@ -243,31 +293,35 @@ def _patch_bytes(images: Sequence[Image], cut: Cut) -> int:
     return math.prod(cut.size) * sum(a.layout.n_channels * a.dtype.itemsize for a in arrays)
 
 
-def _live(images: Sequence[Image], cells: Cells, cut: Cut, positions: Ints, n_shards: int) -> int:
-    """Bytes that a walk over the cells of some shards holds at once, at most."""
-    worst = 0
-    of_image = cells.image[positions]
-    for part in np.split(positions, np.flatnonzero(np.diff(of_image)) + 1):
-        image = images[int(cells.image[part[0]])]
-        held = 0
-        for array in image.cut_arrays.values():
-            nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
-            peak, n = _peak(image, cells, cut, array.layout, part)
-            # A batch is fetched ahead, compressed beside decoded.
-            held += peak * nbytes + 2 * min(max(FETCH, nbytes), n * nbytes)
-        counted = math.prod(image.layout.block_shape()[2:]) * _COUNT_BYTES
-        chunks = image.layout.space.chunks
-        parts = zip(chunks, cut.size, cut.back, strict=True)
-        region = math.prod(c + p + back for c, p, back in parts)
-        # Other padding than 0 gathers the region once more.
-        region *= 1 + (cut.padding != "constant")
-        held += counted + region * image.layout.n_channels * image.dtype.itemsize
-        # Counts of the shard that is cut, and of those that own a block fetched ahead.
-        block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
-        ahead = min(n_shards, 1 + max(1, FETCH // block))
-        held += ahead * image.layout.n_channels * _tally_bytes(image.dtype)
-        worst = max(worst, held)
-    return worst
+def _live(
+    image: Image,
+    cells: Cells,
+    cut: Cut,
+    lows: Ints,
+    highs: Ints,
+    n_shards: Ints,
+    aligned: bool,
+) -> Ints:
+    """Bytes that walks over the cells [low, high) of some shards hold at once, at most."""
+    counted = math.prod(image.layout.block_shape()[2:]) * _COUNT_BYTES
+    extents = zip(image.layout.space.chunks, cut.size, cut.back, strict=True)
+    region = math.prod(c + p + back for c, p, back in extents)
+    # Other padding than 0 gathers the region once more.
+    region *= 1 + (cut.padding != "constant")
+    held = np.full(len(lows), counted + region * image.layout.n_channels * image.dtype.itemsize)
+    for array in image.cut_arrays.values():
+        nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
+        # What aligned patches take is inside their cell, as if they were one pixel.
+        ones = (1,) * len(cut.size)
+        span = Cut(ones, (0,) * len(ones)) if aligned else cut
+        peak, n = _peaks(image.layout, cells, span, array.layout, lows, highs)
+        # A batch is fetched ahead, compressed beside decoded.
+        held += peak * nbytes + 2 * np.minimum(max(FETCH, nbytes), n * nbytes)
+    # Counts of the shard that is cut, and of those that own a block fetched ahead.
+    block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
+    ahead = np.minimum(n_shards, 1 + max(1, FETCH // block))
+    held += ahead * image.layout.n_channels * _tally_bytes(image.dtype)
+    return held
 
 
 def _tally_bytes(dtype: np.dtype[Any]) -> int:
@@ -277,32 +331,160 @@ def _tally_bytes(dtype: np.dtype[Any]) -> int:
     return 2 * DISTINCT * 8
 
 
-def _peak(image: Image, cells: Cells, cut: Cut, layout: Layout, positions: Ints) -> tuple[int, int]:
-    """Most blocks of an array alive at once, each from its first to its last cell; and all."""
-    space = image.layout.space
-    sample, chunk = np.divmod(cells.cell[positions], space.n_chunks)
-    start = space.unflat(chunk) * np.asarray(space.chunks)
-    reach = start + np.asarray(space.chunks) + np.asarray(cut.size) - 1
-    stop = np.minimum(reach, np.asarray(space.shape))
-    low = layout.space.chunk_of(np.maximum(start - np.asarray(cut.back), 0))
-    high = layout.space.chunk_of(stop - 1)
-    widest = (high - low).max(0) + 1
-    if layout.n_samples == 1:
-        sample = np.zeros_like(sample)
-    owners, blocks = [], []
-    for step in np.ndindex(*widest.tolist()):
-        at = low + np.asarray(step)
-        hit = np.flatnonzero((at <= high).all(-1))
-        owners.append(hit)
-        blocks.append(layout.blocks_of(sample[hit], at[hit]))
-    owner, block = np.concatenate(owners), np.concatenate(blocks)
-    _, place = np.unique(block, return_inverse=True)
-    n = int(place.max()) + 1
-    begin = np.full(n, len(positions), np.int64)
-    end = np.zeros(n, np.int64)
-    np.minimum.at(begin, place, owner)
-    np.maximum.at(end, place, owner)
-    change = np.zeros(len(positions) + 1, np.int64)
-    np.add.at(change, begin, 1)
-    np.add.at(change, end + 1, -1)
-    return int(np.cumsum(change).max()), n
+def _peaks(
+    own: Layout, cells: Cells, cut: Cut, layout: Layout, lows: Ints, highs: Ints
+) -> tuple[Ints, Ints]:
+    """Most blocks of an array that each task has alive at once, and all that it touches.
+
+    A block is alive from the first to the last cell of the task that touches it. Of a large
+    plan, neighbouring cells are taken as one, which is an upper bound. Walks of the same shape
+    over the same blocks but for a shift are looked at once: a plan of a billion patches has
+    tens of thousands of tasks and hundreds of shapes.
+
+    Parameters
+    ----------
+    own
+        Layout of the image that owns the cells.
+    cells, cut
+        Of the plan.
+    layout
+        Of the array that is read.
+    lows, highs
+        Positions of each task's cells: int64[n], ascending.
+    """
+    chunks, blocks = np.asarray(own.space.chunks), np.asarray(layout.space.chunks)
+    # As if all lay farther on by whole blocks, so that nothing is needed before the first.
+    back = -(-np.asarray(cut.back) // blocks) * blocks
+    size = np.asarray(cut.size) + back
+    reach = (chunks + size - 2) // blocks + 1
+    if own.space == layout.space and (reach == 1).all():
+        return np.ones(len(lows), np.int64), highs - lows
+    merge = _merge(own, int((highs - lows).sum()), len(lows), int(reach.prod()))
+    at = ChunkGrid(own.space.counts, tuple(merge.tolist()))
+    positions, keys = _steps(own, cells, layout, at, int(lows[0]), int(highs[-1]))
+    begin = np.searchsorted(positions, lows, side="right") - 1
+    length = np.searchsorted(positions, highs) - begin
+    answers = np.zeros((len(lows), 2), np.int64)
+    for n in np.unique(length).tolist():
+        alike = np.flatnonzero(length == n)
+        together = max(1, _BATCH // n)
+        for low in range(0, len(alike), together):
+            tasks = alike[low : low + together]
+            walks = _walks(keys[begin[tasks][:, None] + np.arange(n)], at, own, layout, size, back)
+            shapes: dict[bytes, int] = {}
+            which = [shapes.setdefault(walk.tobytes(), len(shapes)) for walk in walks]
+            first = np.unique(which, return_index=True)[1]
+            few = max(1, together // int((merge + reach).prod()))
+            found = [
+                _live_blocks(walks[first[k : k + few]], chunks * merge, size, layout)
+                for k in range(0, len(first), few)
+            ]
+            answers[tasks] = np.concatenate(found)[which]
+    return answers[:, 0], answers[:, 1]
+
+
+def _walks(
+    keys: Ints, at: ChunkGrid, own: Layout, layout: Layout, size: Ints, back: Ints
+) -> npt.NDArray[np.int32]:
+    """Walks of one length as rows that are equal if the walks differ by a shift.
+
+    Parameters
+    ----------
+    keys
+        What `_steps` answers for each step: int64[n_walks, n].
+
+    Returns
+    -------
+    int32[n_walks, ndim + n * (ndim + 1)]
+        Pixels left on each axis, the groups, the merged cells.
+    """
+    wide = np.asarray(own.space.chunks) * np.asarray(at.chunks)
+    # Moved by a common multiple of both grids' chunks, a walk touches as many blocks.
+    period = np.lcm(wide, np.asarray(layout.space.chunks)) // wide
+    group = keys // at.n_chunks
+    index = at.unflat(keys - group * at.n_chunks)
+    origin = index[:, 0] // period * period
+    index -= origin[:, None]
+    # How far the array's end is matters only to those that it cuts short.
+    left = np.minimum(
+        np.asarray(own.space.shape) + back - origin * wide, (index.max(1) + 1) * wide + size
+    )
+    columns = [left, group - group[:, :1], index.reshape(len(index), -1)]
+    return np.concatenate(columns, 1).astype(np.int32)
+
+
+def _merge(own: Layout, n_cells: int, n_tasks: int, n_blocks: int) -> Ints:
+    """Cells on each axis that are taken as one, powers of two."""
+    counts = np.asarray(own.space.counts)
+    merge = np.ones(len(counts), np.int64)
+    axis = 0
+    while n_cells * n_blocks > _PAIRS and n_cells > 2 * _STEPS * n_tasks * merge.prod():
+        # In the order in which the Z curve turns, so that what goes together is one stretch.
+        axis = (axis - 1) % len(counts)
+        if (merge >= counts).all():
+            break
+        merge[axis] *= 2 if merge[axis] < counts[axis] else 1
+    return merge
+
+
+def _steps(
+    own: Layout, cells: Cells, layout: Layout, at: ChunkGrid, low: int, high: int
+) -> tuple[Ints, Ints]:
+    """Where a walk over cells [low, high) enters other merged cells or another group of samples.
+
+    Returns
+    -------
+    int64[n], int64[n]
+        Positions, and ``group * at.n_chunks + merged cell`` there.
+    """
+    positions, keys, last = [], [], -1
+    for begin in range(low, high, _BATCH):
+        cell, group = cells.cell[begin : min(begin + _BATCH, high)], None
+        if own.n_samples > 1:
+            sample, cell = np.divmod(cell.astype(np.int64), own.space.n_chunks)
+            group = layout.groups_of(sample) if layout.n_samples > 1 else None
+        key, *others = own.space.columns(cell)
+        key //= at.chunks[0]
+        for axis, column in enumerate(others, 1):
+            key *= at.counts[axis]
+            key += column // at.chunks[axis]
+        if group is not None:
+            key = key + group * at.n_chunks
+        change = np.flatnonzero(key[1:] != key[:-1]) + 1
+        if key[0] != last:
+            change = np.concatenate([np.zeros(1, np.int64), change])
+        positions.append(begin + change)
+        keys.append(key[change].astype(np.int64))
+        last = int(key[-1])
+    return np.concatenate(positions), np.concatenate(keys)
+
+
+def _live_blocks(walks: npt.NDArray[np.int32], wide: Ints, size: Ints, layout: Layout) -> Ints:
+    """Most blocks alive at once on each of some `_walks` over cells of `wide` pixels, and all.
+
+    Returns
+    -------
+    int64[n_walks, 2]
+    """
+    ndim = len(wide)
+    n_walks, n = len(walks), (walks.shape[1] - ndim) // (ndim + 1)
+    left, group, index = np.split(walks.astype(np.int64), [ndim, ndim + n], 1)
+    start = index.reshape(n_walks, n, ndim) * wide
+    low = layout.space.chunk_of(start)
+    high = layout.space.chunk_of(np.minimum(start + wide + size - 1, left[:, None]) - 1)
+    widest = (high - low).max((0, 1)) + 1
+    reach = np.stack([m.ravel() for m in np.meshgrid(*map(np.arange, widest), indexing="ij")], -1)
+    touched = low[:, :, None] + reach
+    walk, step, which = np.nonzero((touched <= high[:, :, None]).all(-1))
+    columns = [walk, group[walk, step], *touched[walk, step, which].T]
+    columns = [column - column.min() for column in columns]
+    block = np.ravel_multi_index(columns, [int(column.max()) + 1 for column in columns])
+    # Steps ascend, so that in a stable order a block's first is its first step, and so its last.
+    order = np.argsort(block, kind="stable")
+    first = np.flatnonzero(np.diff(block[order], prepend=-1))
+    last = np.append(first[1:], len(order)) - 1
+    place = walk * (n + 1) + step
+    change = np.bincount(place[order[first]], minlength=n_walks * (n + 1))
+    change -= np.bincount(place[order[last]] + 1, minlength=n_walks * (n + 1))
+    alive = np.cumsum(change.reshape(n_walks, n + 1), axis=1)
+    return np.stack([alive.max(1), np.bincount(walk[order[first]], minlength=n_walks)], 1)

@@ -90,6 +90,11 @@ class Choice:
         none = np.zeros(0, np.int64)
         self._taken = (np.zeros(0, np.uint64), none, none)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether only so many of each class are taken."""
+        return self._config.max_num is not None
+
     def allowed(self, sample: Ints, flat: Ints) -> tuple[npt.NDArray[np.bool_], Ints]:
         """Whether each centre pixel may be taken, and its class (0 where none is asked)."""
         image, classes = self._image, self._config.classes

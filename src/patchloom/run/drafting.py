@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,10 @@ from patchloom.errors import ConfigError, IdentityError, PatchSizeError, PlanErr
 from patchloom.image import Image, Ints
 from patchloom.patching.config import Sized
 from patchloom.patching.protocol import EDGES, Edge, GridPatching, Patching
-from patchloom.planning.cells import Cells, spatial_order
+from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
-from patchloom.planning.runs import pack, shard_rows
+from patchloom.planning.runs import borders, pack, shard_rows
 from patchloom.run.centers import check_classes
 from patchloom.run.placing import placed
 from patchloom.run.selecting import Selection
@@ -126,7 +127,7 @@ def plan(
     for index, image in enumerate(images):
         cells, out = selection.select(index, image)
         rejected.update(out)
-        parts.append(cells.take(spatial_order(cells.cell, image.layout)))
+        parts.append(cells)
     too_small = [
         image.id for image in images if not strategy.may_stick_out and _is_smaller(image, size)
     ]
@@ -152,30 +153,33 @@ def plan(
         rejected=reasons,
         places=places,
     )
-    units = cells.units(images)
-    sizes = np.bincount(units, cells.kept).astype(np.int64)
+    units = cells.unit_begins(images)
     patch_bytes = math.prod(found.patch_shape) * found.dtype.itemsize
-    rows = rows_per_shard or shard_rows(patch_bytes, sizes)
+    rows = rows_per_shard or shard_rows(patch_bytes, cells.unit_sizes(units))
     if found.is_aligned:
-        cells = _packed(cells, units, sizes, rows)
+        cells = _packed(cells, units, rows)
     found = replace(found, cells=cells, rows_per_shard=rows)
     # Dealing out the shards also checks the memory: what cannot fit says so now.
     _ = found.runs
     return found
 
 
-def _packed(cells: Cells, units: Ints, sizes: Ints, rows: int) -> Cells:
+def _packed(cells: Cells, units: Ints | None, rows: int) -> Cells:
     """The cells of an aligned plan in an order that cuts no unit by a shard border."""
-    image_of = cells.image[np.flatnonzero(np.diff(units, prepend=-1))]
-    order, used = [], 0
-    for index in np.unique(image_of):
+    sizes = cells.unit_sizes(units)
+    if borders(sizes, rows).all():
+        return cells
+    begins = np.arange(len(cells)) if units is None else units
+    bounds = np.searchsorted(begins, cells.bounds)
+    order, used = [np.zeros(0, np.int64)], 0
+    for low, high in pairwise(bounds.tolist()):
         # Images stay apart: only within one may units change places.
-        low, high = np.searchsorted(image_of, [index, index + 1])
-        order.append(low + pack(sizes[low:high], rows, used))
+        order.append(low + pack(sizes[low:high].astype(np.int64), rows, used))
         used += int(sizes[low:high].sum())
-    place = np.empty(len(sizes), np.int64)
-    place[np.concatenate([np.zeros(0, np.int64), *order])] = np.arange(len(sizes))
-    return cells.take(np.argsort(place[units], kind="stable"))
+    units_in_order = np.concatenate(order)
+    n = np.diff(begins, append=len(cells))[units_in_order]
+    within = np.arange(len(cells)) - np.repeat(np.cumsum(n) - n, n)
+    return cells.take(np.repeat(begins[units_in_order], n) + within)
 
 
 def _check(

@@ -14,7 +14,7 @@ from patchloom.coverage import threshold
 from patchloom.image import Image, Ints
 from patchloom.patching.config import AnyConfig, PixelsConfig
 from patchloom.patching.protocol import GridPatching
-from patchloom.planning.cells import Cells
+from patchloom.planning.cells import Cells, spatial_cells
 from patchloom.run.centers import Choice
 from patchloom.run.masks import covered_area, volumes
 
@@ -40,45 +40,69 @@ class Selection:
 
     def select(self, index: int, image: Image) -> tuple[Cells, Counter[str]]:
         """The cells of one image that keep patches, and how many candidates each reason cost."""
-        counts = self.strategy.counts(index)
-        cells = np.flatnonzero(counts)
-        counts = counts[cells]
-        config, rejected = self.config, Counter[str]()
-        pixels = isinstance(config, PixelsConfig) and (
-            image.mask is not None or config.classes is not None or config.max_num is not None
-        )
-        if not pixels and not self._asks_mask(image):
-            return Cells.of(index, cells, counts, None), rejected
-        choice = None
-        if isinstance(config, PixelsConfig) and pixels:
+        config, rejected, choice = self.config, Counter[str](), None
+        if isinstance(config, PixelsConfig):
             choice = Choice(config, image, self.seed, self.strategy.keys[index])
-            if config.max_num is not None:
-                # Which are the first max_num is known only when all were seen.
-                for low, high in _batches(counts):
-                    sample, flat = self._centres(index, cells[low:high], counts[low:high])
-                    keep = self._covered(index, image, cells[low:high], counts[low:high])
-                    good, kind = choice.allowed(sample, flat)
-                    rejected[_OUTSIDE] += int((~keep).sum())
-                    rejected[_CENTRE] += int((keep & ~good).sum())
-                    rejected[_BEYOND] += int((keep & good).sum())
-                    good &= keep
-                    choice.offer(sample[good], flat[good], kind[good])
-        parts = []
-        for low, high in _batches(counts):
-            some, n = cells[low:high], counts[low:high]
-            if isinstance(config, PixelsConfig) and config.max_num is not None:
-                assert choice is not None
-                keep = choice.taken(*self._centres(index, some, n))
+        if choice is not None and choice.is_limited:
+            # Which are the first max_num is known only when all were seen.
+            for cells, counts in self._batches(index, image):
+                keep, sample, flat, kind = self._asked(
+                    index, image, choice, cells, counts, rejected
+                )
+                choice.offer(sample[keep], flat[keep], kind[keep])
+        layout = image.layout
+        parts = self._parts(index, image, choice, rejected)
+        return Cells.collect(parts, layout.n_samples * layout.space.n_chunks), rejected
+
+    def _parts(
+        self, index: int, image: Image, choice: Choice | None, rejected: Counter[str]
+    ) -> Iterator[Cells]:
+        """The cells of one image, some at a time along the curve; adds up what they leave out."""
+        if choice is None and not self._asks_mask(image):
+            for cells in spatial_cells(image.layout):
+                yield Cells.of(cells, self.strategy.counts_of(index, cells), None)
+            return
+        for cells, counts in self._batches(index, image):
+            if choice is None:
+                keep = self._covered(index, image, cells, counts)
+                rejected[_OUTSIDE] += int((~keep).sum())
+            elif choice.is_limited:
+                keep = choice.taken(*self._centres(index, cells, counts))
                 rejected[_BEYOND] -= int(keep.sum())
             else:
-                keep = self._covered(index, image, some, n)
-                rejected[_OUTSIDE] += int((~keep).sum())
-                if choice is not None:
-                    good, _ = choice.allowed(*self._centres(index, some, n))
-                    rejected[_CENTRE] += int((keep & ~good).sum())
-                    keep &= good
-            parts.append(Cells.of(index, some, n, keep))
-        return Cells.join(parts), rejected
+                keep = self._asked(index, image, choice, cells, counts, rejected)[0]
+            yield Cells.of(cells, counts, keep)
+
+    def _batches(self, index: int, image: Image) -> Iterator[tuple[Ints, Ints]]:
+        """Cells that own patches along the curve, a bounded number of candidates at a time."""
+        for every in spatial_cells(image.layout):
+            counts = self.strategy.counts_of(index, every).astype(np.int64)
+            cells, counts = every[counts > 0], counts[counts > 0]
+            upto, low = np.cumsum(counts), 0
+            while low < len(cells):
+                begin = int(upto[low - 1]) if low else 0
+                high = max(low + 1, int(np.searchsorted(upto, begin + _BATCH, side="right")))
+                yield cells[low:high], counts[low:high]
+                low = high
+
+    def _asked(
+        self,
+        index: int,
+        image: Image,
+        choice: Choice,
+        cells: Ints,
+        counts: Ints,
+        rejected: Counter[str],
+    ) -> tuple[Flags, Ints, Ints, Ints]:
+        """Which candidates may be taken by mask and class; their sample, pixel and class."""
+        sample, flat = self._centres(index, cells, counts)
+        covered = self._covered(index, image, cells, counts)
+        good, kind = choice.allowed(sample, flat)
+        rejected[_OUTSIDE] += int((~covered).sum())
+        rejected[_CENTRE] += int((covered & ~good).sum())
+        if choice.is_limited:
+            rejected[_BEYOND] += int((covered & good).sum())
+        return covered & good, sample, flat, kind
 
     def _asks_mask(self, image: Image) -> bool:
         return image.mask is not None and (self.min_coverage > 0 or self.min_pixels > 0)
@@ -104,13 +128,3 @@ class Selection:
         assert flat is not None
         n_chunks = max(1, self.strategy.grids[index].n_chunks)
         return np.repeat(cells // n_chunks, counts), flat
-
-
-def _batches(counts: Ints) -> Iterator[tuple[int, int]]:
-    """Ranges of cells with a bounded number of candidates, at least one cell each."""
-    upto, low = np.cumsum(counts), 0
-    while low < len(counts):
-        begin = int(upto[low - 1]) if low else 0
-        high = max(low + 1, int(np.searchsorted(upto, begin + _BATCH, side="right")))
-        yield low, high
-        low = high

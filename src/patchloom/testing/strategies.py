@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from patchloom.patching.aligned import ChunkAlignedPatching
+from patchloom.patching.blue_noise import BlueNoisePatching
 from patchloom.patching.listed import CenteredPatching
 from patchloom.patching.pixels import PixelPatching
 from patchloom.patching.protocol import EDGES, Edge, GridPatching
@@ -131,6 +132,17 @@ STRATEGIES: Mapping[str, Callable[[Geometry], GridPatching]] = MappingProxyType(
         "stratified in chunks, some cells": lambda g: _some_cells(g, inside_chunks=True, **g.wide),
         "stratified in shards, some cells": lambda g: _some_cells(
             g, inside_chunks=True, **g.sharded
+        ),
+        "blue_noise": lambda g: BlueNoisePatching(g.shapes, g.size, g.seed, **g.common),
+        "blue_noise, overlapping": lambda g: BlueNoisePatching(
+            g.shapes,
+            g.size,
+            g.seed,
+            radius=[max(1, p // 2) for p in g.size],
+            allow_overlap=True,
+            resample_positions=True,
+            epoch=2,
+            **g.common,
         ),
         "whole": lambda g: WholeSamplePatching(g.shapes, **g.common),
         "centered": _around_points,
