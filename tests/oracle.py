@@ -29,7 +29,7 @@ def positions(extent: int, size: int, overlap: int, edge: str) -> list[int]:
                 return found
             at += step
             continue
-        if edge == "pad":
+        if edge in ("pad", "shrink"):
             found.append(at)
         elif edge == "shift" and extent >= size:
             found.append(extent - size)
@@ -65,6 +65,8 @@ def aligned(
 ) -> tuple[list[int], int]:
     """First pixels along one axis of a grid that begins anew in each chunk, and pixels left."""
     found: list[int] = []
+    if edge == "shrink":
+        edge = "pad"  # the same places; only what is cut there differs
     if extent < size and edge != "pad":
         return [], extent
     for begin in range(0, extent, chunk):

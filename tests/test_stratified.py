@@ -20,7 +20,7 @@ from patchloom import patching
 from patchloom.errors import ConfigError, PatchSizeError, PlanError
 from patchloom.testing import STRATEGIES, Geometry
 from tests import oracle
-from tests.test_patching import chi_square, geometries, small, specs_of
+from tests.test_patching import OUT, chi_square, geometries, small, specs_of
 
 Floats = npt.NDArray[np.float64]
 Cell = tuple[int, ...]
@@ -172,7 +172,7 @@ def test_weights_equal_those_of_pixels(kind: str, g: Geometry, data: st.DataObje
     """What each chunk weighs, and how many patches there are, is the sum over its pixels."""
     whole = patching.StratifiedPatching(g.shapes, g.size, g.seed, **options_of(g, kind))
     _, _, *shape = g.shapes[0]
-    units, pad = boxes_of(g, kind, 0), g.edge == "pad"
+    units, pad = boxes_of(g, kind, 0), g.edge in OUT
     cells = cells_of(shape, g.size, units, pad)
     assume(len(cells) <= 300)
     assert whole.get_all_grid_coords()[0, 0] == list(cells)
@@ -338,7 +338,7 @@ def test_validation_shares_no_pixel(kind: str, g: Geometry, n: int) -> None:
         spec = val.get_patch_spec(k)
         part = held[spec["data_idx"]][spec["sample_idx"]][box(spec["coords"], g.size)]
         assert not part.any()
-        assert part.shape == g.size or g.edge == "pad"
+        assert part.shape == g.size or g.edge in OUT
         part[...] = True
     for epoch in range(3):
         later = train.with_epoch(epoch)

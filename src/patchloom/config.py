@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from patchloom.errors import ConfigError
 from patchloom.location import Location, StorageOptions
-from patchloom.patching.config import PatchingConfig
+from patchloom.patching.config import PatchingConfig, PointsTable
 
 __all__ = ["Job", "job_schema", "load_job"]
 
@@ -302,7 +302,7 @@ def _wrong(path: _Path, said: Sequence[tuple[str, str]], value: Any) -> str:
         expected = [text.replace(long, short) for text in expected]
     verb = "should be" if all(text.startswith("Input should be ") for text in told) else "is wrong:"
     text = f"{_dotted(path)} {verb} {' or '.join(dict.fromkeys(expected))}"
-    if path[0] in _SECRET:
+    if {*path} & {*_SECRET}:
         return text
     return f"{text}, got {_brief(value)}{_nearest_value(value, path)}"
 
@@ -341,8 +341,9 @@ def _nearest(path: _Path, loc: Sequence[str | int]) -> tuple[str, str]:
     key = str(loc[-1])
     strategies = _strategies()
     if path[:1] == ("patching",):
-        known = dict.fromkeys(strategies[str(loc[1])].model_fields, "")
-        inside = f" in patching {str(loc[1])!r}"
+        fields = PointsTable.model_fields if "points" in path[1:-1] else None
+        known = dict.fromkeys(fields or strategies[str(loc[1])].model_fields, "")
+        inside = f" in {_dotted(path[:-1])}" if fields else f" in patching {str(loc[1])!r}"
     else:
         # A key of the strategy often stands one level too high.
         known = {name: " under 'patching'" for m in strategies.values() for name in m.model_fields}

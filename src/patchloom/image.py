@@ -196,7 +196,8 @@ class Image:
     """Extent of the stored objects where several chunks share one."""
     level: int = 0
     spacing: Mapping[str, float] = field(default_factory=dict)
-    """Physical extent of a pixel on each spatial axis; empty if unknown."""
+    """Physical extent of a pixel on each spatial axis (also of planes that are samples); empty if
+    unknown."""
     origin: Mapping[str, float] = field(default_factory=dict)
     """Physical coordinate of the first pixel's centre on each spatial axis."""
     unit: Mapping[str, str] = field(default_factory=dict)

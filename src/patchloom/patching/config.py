@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -213,6 +214,12 @@ class PointsTable(_Strict):
     """Whether points without a finite position are left out; by default they are an error."""
     storage_options: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     """Options of the table's file system (fsspec); never shown or saved."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # A URL may carry a user and a password.
+        for name, value in super().__repr_args__():
+            if name != "table" or "://" not in value:
+                yield name, value
 
 
 class PointsConfig(Sized):

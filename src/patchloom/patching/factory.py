@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from patchloom.errors import ConfigError
 from patchloom.patching.aligned import ChunkAlignedPatching
 from patchloom.patching.blue_noise import BlueNoisePatching
-from patchloom.patching.config import AnyConfig
+from patchloom.patching.config import AnyConfig, PointsTable
 from patchloom.patching.pixels import PixelPatching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
@@ -52,6 +52,9 @@ def parse_patching(config: Mapping[str, Any] | BaseModel) -> AnyConfig:
     ConfigError
         Naming the key, what it got and the nearest right key.
     """
+    if isinstance(config, get_args(AnyConfig)):
+        # Checked already; dumped, it would lose what is never saved.
+        return cast(AnyConfig, config)
     given = config.model_dump(exclude_none=True) if isinstance(config, BaseModel) else config
     if not isinstance(given, Mapping):
         raise ConfigError(
@@ -138,16 +141,21 @@ def create_patching(
 
 
 def _sentences(error: ValidationError, name: str) -> list[str]:
-    known = list(_MODELS[name].model_fields)
     found = []
     for item in error.errors():
-        key = str(item["loc"][1] if len(item["loc"]) > 1 else item["loc"][-1])
+        path = [str(step) for step in item["loc"][1:]] or [str(step) for step in item["loc"]]
+        # Below the table of points are keys of its own; below all else, branches of unions.
+        inside = path[0] == "points" and len(path) > 1
+        key = path[1] if inside else path[0]
         if item["type"] == "extra_forbidden":
+            known = list((PointsTable if inside else _MODELS[name]).model_fields)
             near = difflib.get_close_matches(key, known, 1)
             found.append(
-                f"patching {name!r} has the keys {known}, got {key!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                f"{'points of ' if inside else ''}patching {name!r} has the keys {known}, got "
+                f"{key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
-        else:
-            found.append(f"patching.{key}: {item['msg']}, got {item.get('input')!r}")
+            continue
+        # Options and what holds them may be secret, and so may a URL.
+        told = "" if path[0] == "points" else f", got {item.get('input')!r}"
+        found.append(f"patching.{'points.' if inside else ''}{key}: {item['msg']}{told}")
     return found

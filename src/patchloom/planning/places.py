@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from patchloom.randomness import digest
@@ -36,14 +38,10 @@ class Places:
         return len(self.image)
 
     def digest(self) -> str:
-        """128 bits, in hex, fixed by all columns."""
-        parts = [(name, column.to_pylist()) for name, column in self._named()]
-        return digest(*parts).hex()
-
-    def take(self, rows: Ints) -> dict[str, Any]:
-        """The columns of some rows, by name."""
-        taken = self.columns.take(pa.array(rows))
-        return {name: taken[name].combine_chunks() for name in taken.column_names}
+        """128 bits, in hex, fixed by all values, however Arrow holds them."""
+        own = [column.astype("<i8").tobytes() for column in (self.image, self.sample, self.corner)]
+        theirs = [(name, _content(self.columns[name])) for name in self.columns.column_names]
+        return digest(self.corner.shape, *(blake2b(part).hexdigest() for part in own), theirs).hex()
 
     def to_bytes(self) -> bytes:
         """As Parquet."""
@@ -68,3 +66,23 @@ class Places:
         own = [("/image", self.image), ("/sample", self.sample), *axes]
         theirs = [(f":{name}", self.columns[name]) for name in self.columns.column_names]
         return [(name, pa.array(column)) for name, column in own] + theirs
+
+
+def _content(column: pa.ChunkedArray) -> str:
+    """What fixes the values of a column: text, a number or a flag each, or missing."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    kind = "text" if text else str(column.type)
+    parts = [column.is_null().to_numpy()]
+    if text:
+        column = pc.fill_null(column, "")
+        parts += [pc.binary_length(column).to_numpy().astype("<i8")]
+        parts += [np.frombuffer("".join(column.to_pylist()).encode(), np.uint8)]
+    elif not pa.types.is_null(column.type):
+        values = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0).to_numpy()
+        parts += [values.astype(values.dtype.newbyteorder("<"))]
+    whole = blake2b()
+    for part in parts:
+        whole.update(np.ascontiguousarray(part).tobytes())
+    return f"{kind} {whole.hexdigest()}"

@@ -15,7 +15,6 @@ import pyarrow as pa
 from patchloom.errors import ChunkError
 from patchloom.image import Image, Layout, Reads
 from patchloom.location import Location
-from patchloom.patching.tiled import TiledPatching
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
@@ -25,6 +24,7 @@ from patchloom.run.centers import goes_by_class
 from patchloom.run.masks import covered_share
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
+from patchloom.run.tiles import columns_of
 from patchloom.run.union import union
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
 from patchloom.store.schema import ArraySpec, manifest_name, shard_name, summary_name
@@ -380,8 +380,7 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
     image_ids: list[str] = []
     coverage: list[npt.NDArray[np.float64]] = []
     metadata: dict[str, list[Any]] = {name: [] for name in names}
-    tiles: list[pa.Table] = []
-    listed: list[pa.Table] = []
+    known: list[pa.Table] = []
     for part in parts:
         image = plan.images[part.image]
         ids += patch_ids(plan, part)
@@ -389,10 +388,8 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         coverage.append(covered_share(plan, part))
         for name in names:
             metadata[name] += [image.metadata.get(name)] * len(part)
-        if isinstance(plan.patching, TiledPatching):
-            tiles.append(_tiles(plan, part))
-        if part.place is not None and plan.places is not None:
-            listed.append(plan.places.columns.take(pa.array(part.place)))
+        if (columns := columns_of(plan, part)) is not None:
+            known.append(columns)
     corner = np.concatenate([part.corner for part in parts])
     row = np.concatenate([part.row for part in parts])
     return {
@@ -408,22 +405,7 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         **({"class": np.concatenate(shard.classes)} if shard.classes else {}),
         **{
             name: table[name].combine_chunks()
-            for parts_of in (tiles, listed)
-            for table in ([pa.concat_tables(parts_of)] if parts_of else [])
+            for table in ([pa.concat_tables(known)] if known else [])
             for name in table.column_names
         },
     }
-
-
-def _tiles(plan: Plan, part: Patches) -> pa.Table:
-    """What is kept of each tile: first pixel and extent in it, and first pixel in the image."""
-    assert isinstance(plan.patching, TiledPatching)
-    context = np.asarray(plan.cut.context, np.int64)
-    crop, size, stitch = plan.patching.crops(part.image, part.corner + context)
-    columns = {
-        f"{name}_{a}": table[:, k]
-        for name, table in (("crop_start", crop + context), ("crop_size", size), ("stitch", stitch))
-        for k, a in enumerate(plan.spatial)
-    }
-    total = len(plan.get_patch_indices(part.image))
-    return pa.table({**columns, "total_tiles": np.full(len(part), total)})

@@ -114,7 +114,7 @@ def plan(
     config, places, left = placed(images, patching)
     if not isinstance(config, Sized):
         _check_whole(images, edge)
-    check_columns([image.metadata for image in images], places and places.columns)
+    check_columns([image.metadata for image in images], None if places is None else places.columns)
     strategy = patching_of(images, config, edge, seed, places)
     size = strategy.patch_size
     _check_fits(images, size, strategy)

@@ -139,7 +139,7 @@ def materialize(
         )
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
-    _check_sizes(plan.distinct_sizes())
+    _check_sizes(plan)
     target = Location.of(url, storage_options)
     q = check_percentiles(percentiles)
     _check_choices(normalize, over, on_error)
@@ -186,11 +186,12 @@ def materialize(
     return _report(plan, target, results, begun, survey, done, skipped, complete)
 
 
-def _check_sizes(sizes: Sequence[Sequence[int]]) -> None:
-    if len(sizes) > 1:
+def _check_sizes(plan: Plan) -> None:
+    sizes = plan.distinct_sizes()
+    if not {*sizes} <= {plan.patch_size}:
         shown = ", ".join(str(list(size)) for size in sizes[:6]) + ", ..." * (len(sizes) > 6)
         raise PatchSizeError(
-            f"the patches of one store have one size, got {len(sizes)} sizes ({shown}) from "
+            f"the patches of one store have one size ({list(plan.patch_size)}), got {shown} from "
             "edge='shrink', which is for live loading; plan with edge='pad', which fills them up "
             "to one size and says which pixels are padding"
         )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel
 
@@ -16,8 +15,10 @@ from patchloom.patching.config import AnyConfig, FixedConfig, PointsConfig
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.fixed import FixedPatching
 from patchloom.patching.protocol import GridPatching, Patching, is_tile_specs
+from patchloom.patching.tiled import TiledPatching
 from patchloom.planning.places import Places
 from patchloom.points import Points, first_pixels
+from patchloom.run.tiles import tile_columns
 from patchloom.sources.points import read_points
 
 __all__ = ["placed"]
@@ -121,25 +122,21 @@ def _image_of(images: Sequence[Image], points: Points) -> Ints:
 
 def _within(image: Image, points: Points, size: Sequence[int]) -> tuple[Ints, Ints]:
     """First pixels and flat samples of one image's points; a sample is -1 where it has none."""
-    spatial, letters = image.axes.spatial, image.axes.sample
-    if points.unit == "physical":
-        points = points.in_pixels(image.spacing, image.origin)
-    missing = [a for a in spatial if a not in points.axes]
-    extra = [a for a in points.axes if a not in spatial + letters]
-    if missing or extra:
+    spatial, n = image.axes.spatial, image.layout.n_samples
+    # Opened with sample="z", an image has planes along s: a point lies in the one that covers it.
+    in_planes = points.axes == f"z{spatial}" and "s" in image.axes.sample
+    if points.axes != spatial and not in_planes:
         raise PlanError(
             f"points have the axes of their image, got {points.axes!r} for {image.id!r} with the "
             f"spatial axes {spatial!r}; read them with axes= of these"
         )
-    column = [points.axes.index(a) for a in spatial]
-    corner = first_pixels(points.position[:, column], size)
-    n = image.layout.n_samples
+    if points.unit == "physical":
+        points = points.in_pixels(image.spacing, image.origin)
+    place = points.position[:, in_planes:]
     if points.sample is not None:
         sample = points.sample
-    elif letters and letters in points.axes:
-        # Planes that are samples: a point lies in the plane that covers it.
-        at = [points.axes.index(letters)]
-        sample = first_pixels(points.position[:, at], (1,))[:, 0]
+    elif in_planes and image.shape[image.axes.names.index("s")] == n:
+        sample = first_pixels(points.position[:, :1], (1,))[:, 0]
     elif n == 1:
         sample = np.zeros(len(points), np.int64)
     else:
@@ -147,12 +144,12 @@ def _within(image: Image, points: Points, size: Sequence[int]) -> tuple[Ints, In
             f"points say in which of {n} samples of {image.id!r} they lie; name the column: "
             "read_points(table, sample='column')"
         )
-    return corner, np.where((sample >= 0) & (sample < n), sample, -1)
+    return first_pixels(place, size), np.where((sample >= 0) & (sample < n), sample, -1)
 
 
 def _listed(images: Sequence[Image], patching: Patching) -> tuple[FixedConfig, Places]:
     """The patches of a strategy, each asked for once."""
-    if isinstance(patching, GridPatching) and patching.edge != "shrink":
+    if isinstance(patching, GridPatching) and _has_one_size(patching):
         return _enumerated(images, patching)
     specs = [patching.get_patch_spec(index) for index in range(patching.n_patches)]
     sizes = sorted({tuple(int(p) for p in spec["patch_size"]) for spec in specs})
@@ -161,50 +158,87 @@ def _listed(images: Sequence[Image], patching: Patching) -> tuple[FixedConfig, P
             f"the patches of one plan have one size, got {sizes[:6] or 'no patch'} from "
             f"{type(patching).__name__}; plan the patches of each size apart"
         )
-    ndim = len(sizes[0])
-    image = np.array([spec["data_idx"] for spec in specs], np.int64)
-    sample = np.array([spec["sample_idx"] for spec in specs], np.int64)
-    corner = np.array([tuple(spec["coords"]) for spec in specs], np.int64).reshape(-1, ndim)
-    columns: dict[str, npt.NDArray[np.int64]] = {}
-    spatial = images[0].axes.spatial
+    config, ndim = _sized(images, sizes[0]), len(sizes[0])
+    columns: dict[str, Ints] = {}
     if all(is_tile_specs(spec) for spec in specs):
-        for key, name in _TILE_COLUMNS.items():
-            table = np.array([tuple(spec[key]) for spec in specs], np.int64)
-            columns |= {f"{name}_{a}": table[:, k] for k, a in enumerate(spatial)}
-        columns["total_tiles"] = np.array([spec["total_tiles"] for spec in specs], np.int64)
-    return _checked(images, sizes[0], Places(image, sample, corner, pa.table(columns)))
+        parts = [_column(specs, key, ndim) for key in ("crop_coords", "crop_size", "stitch_coords")]
+        spatial, total = images[0].axes.spatial, _column(specs, "total_tiles")
+        columns = tile_columns(spatial, parts[0], parts[1], parts[2], total)
+    places = Places(
+        _column(specs, "data_idx"),
+        _column(specs, "sample_idx"),
+        _column(specs, "coords", ndim),
+        pa.table(columns),
+    )
+    return config, _checked(images, places)
 
 
-_TILE_COLUMNS = {"crop_coords": "crop_start", "crop_size": "crop_size", "stitch_coords": "stitch"}
+def _has_one_size(patching: GridPatching) -> bool:
+    sizes = {patching.size_of(index) for index in range(len(patching.grids))}
+    return patching.edge != "shrink" and sizes == {patching.patch_size}
+
+
+def _column(specs: Sequence[Any], key: str, ndim: int | None = None) -> Ints:
+    """One part of all specs: int64[n], or int64[n, ndim]."""
+    shape, what = ((), "a whole number") if ndim is None else ((ndim,), f"{ndim} whole numbers")
+
+    def fits(values: Any, n: tuple[int, ...]) -> bool:
+        return values.dtype.kind in "iu" and values.shape == (*n, *shape)
+
+    try:
+        found = np.array([spec[key] for spec in specs])
+        if fits(found, (len(specs),)):
+            return found.astype(np.int64)
+    except (KeyError, ValueError):
+        pass  # a part is missing, or the parts differ in length: say which
+    for row, spec in enumerate(specs):
+        if key not in spec or not fits(np.array(spec[key]), ()):
+            raise PlanError(
+                f"the specs of a strategy have {what} as {key!r}, got {spec.get(key)!r} in spec "
+                f"{row}; mend it"
+            )
+    raise PlanError(f"the specs of a strategy have {what} as {key!r}, below 2**63")
 
 
 def _enumerated(images: Sequence[Image], patching: GridPatching) -> tuple[FixedConfig, Places]:
     """The patches of one of our own strategies, image by image."""
-    parts = []
+    config, spatial = _sized(images, patching.patch_size), images[0].axes.spatial
+    parts, tiles = [], []
     for index, grid in enumerate(patching.grids):
         cells = np.arange(len(patching.counts(index)))
         corner, n = patching.corners(index, cells)
         sample = np.repeat(cells // max(1, grid.n_chunks), n)
         parts.append((np.full(len(corner), index, np.int64), sample, corner))
+        if isinstance(patching, TiledPatching):
+            crops = patching.crops(index, corner)
+            tiles.append(pa.table(tile_columns(spatial, *crops, total=len(corner))))
     image, sample, corner = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _checked(images, patching.patch_size, Places(image, sample, corner, pa.table({})))
+    columns = pa.concat_tables(tiles).combine_chunks() if tiles else pa.table({})
+    return config, _checked(images, Places(image, sample, corner, columns))
 
 
-def _checked(
-    images: Sequence[Image], size: Sequence[int], places: Places
-) -> tuple[FixedConfig, Places]:
-    """A configuration for places that lie in the plan's images."""
-    if len(size) != len(images[0].axes.spatial):
+def _sized(images: Sequence[Image], size: Sequence[int]) -> FixedConfig:
+    """The configuration of listed patches."""
+    spatial = images[0].axes.spatial
+    if len(size) != len(spatial):
         raise PatchSizeError(
             f"patch_size has one number a spatial axis, got {list(size)} for the axes "
-            f"{images[0].axes.spatial!r} of {images[0].id!r}"
+            f"{spatial!r} of {images[0].id!r}"
         )
+    return FixedConfig(patch_size=list(size)).on(spatial)
+
+
+def _checked(images: Sequence[Image], places: Places) -> Places:
+    """Places that lie in the plan's images."""
     samples = np.array([image.layout.n_samples for image in images])
-    known = (places.image >= 0) & (places.image < len(images))
-    if not known.all() or not (places.sample < samples[places.image]).all():
+    known = (places.image >= 0) & (places.image < len(images)) & (places.sample >= 0)
+    known[known] = places.sample[known] < samples[places.image[known]]
+    if not known.all():
+        row = int(np.flatnonzero(~known)[0])
         raise PlanError(
-            f"a strategy is made over the shapes of the plan's images, got one over other than "
-            f"these {len(images)} images; make it over [image.layout.data_shape for image in "
-            "images]"
+            f"a strategy is made over the shapes of the plan's images, got image "
+            f"{places.image[row]}, sample {places.sample[row]} as patch {row} for {len(images)} "
+            f"images with {samples.tolist()[:10]} samples; make it over [image.layout.data_shape "
+            "for image in images]"
         )
-    return FixedConfig(patch_size=list(size)).on(images[0].axes.spatial), places
+    return places

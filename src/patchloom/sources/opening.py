@@ -407,7 +407,8 @@ def _as_samples(image: Image, letters: str) -> Image:
             )
         names = names.replace(letter, free.pop(0))
     axes = Axes(names)
-    keep = {a: v for a, v in image.spacing.items() if a in axes.spatial}
+    # Planes keep their distance: points in physical units lie in one of them.
+    keep = {a: v for a, v in image.spacing.items() if a in axes.spatial or a in letters}
     return replace(
         image,
         axes=axes,

@@ -13,6 +13,8 @@ import numpy as np
 
 from patchloom.patching.aligned import ChunkAlignedPatching
 from patchloom.patching.blue_noise import BlueNoisePatching
+from patchloom.patching.listed import CenteredPatching
+from patchloom.patching.pixels import PixelPatching
 from patchloom.patching.protocol import EDGES, Edge, GridPatching
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
 from patchloom.patching.sequential import SequentialPatching
@@ -72,6 +74,25 @@ def _some_cells(geometry: Geometry, **options: Any) -> GridPatching:
     return found
 
 
+def _around_points(geometry: Geometry) -> GridPatching:
+    """Patches centred on random points, some of them outside their image, some twice."""
+    rng = np.random.default_rng(geometry.seed)
+    image = rng.integers(0, len(geometry.shapes), 20)
+    shapes = np.array(geometry.shapes, np.int64)[image]
+    centers = rng.integers(-4, shapes[:, 2:] + 4)
+    sample = rng.integers(0, shapes[:, 0])
+    centers[3], image[3], sample[3] = centers[0], image[0], sample[0]
+    return CenteredPatching(
+        geometry.shapes, geometry.size, centers, image=image, sample=sample, **geometry.common
+    )
+
+
+def _every_pixel(geometry: Geometry) -> GridPatching:
+    """Patches centred on every pixel, of at most 6 pixels of each axis."""
+    shapes = [(*shape[:2], *(min(n, 6) for n in shape[2:])) for shape in geometry.shapes]
+    return PixelPatching(shapes, geometry.size, **geometry.common)
+
+
 STRATEGIES: Mapping[str, Callable[[Geometry], GridPatching]] = MappingProxyType(
     {
         "sequential": lambda g: SequentialPatching(g.shapes, g.size, g.overlaps, **g.common),
@@ -124,6 +145,8 @@ STRATEGIES: Mapping[str, Callable[[Geometry], GridPatching]] = MappingProxyType(
             **g.common,
         ),
         "whole": lambda g: WholeSamplePatching(g.shapes, **g.common),
+        "centered": _around_points,
+        "pixels": _every_pixel,
     }
 )
 """Every strategy over any geometry: the list that all laws run over."""
