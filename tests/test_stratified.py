@@ -428,7 +428,7 @@ def test_every_strategy_has_epochs(name: str) -> None:
     g = Geometry(((2, 1, 60, 50),), (6, 5), (0, 0), ((20, 20),), "shift", 1)
     strategy = STRATEGIES[name](g)
     later = strategy.with_epoch(7)
-    draws = name.startswith(("random", "stratified"))
+    draws = name.startswith(("random", "stratified", "blue_noise"))
     assert (later is strategy) is not draws
     assert (specs_of(later, 0) != specs_of(strategy, 0)) is draws
 
