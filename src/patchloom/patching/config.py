@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from patchloom.patching.extents import per_axis
 
@@ -222,12 +230,20 @@ class PointsTable(_Strict):
                 yield name, value
 
 
+def _as_table(value: object) -> object:
+    """A path or URL alone is a table with nothing else to say of it."""
+    return {"table": value} if isinstance(value, str) else value
+
+
 class PointsConfig(Sized):
     """Patches centred on the points of a table."""
 
     name: Literal["points"] = "points"
-    points: PointsTable | None = None
-    """The table; a saved plan holds its places itself."""
+    points: Annotated[
+        PointsTable | None,
+        BeforeValidator(_as_table, json_schema_input_type=PointsTable | str | None),
+    ] = None
+    """The table, or its path or URL; a saved plan holds its places itself."""
 
 
 class PixelsConfig(Sized):

@@ -28,8 +28,8 @@ class ListedPatching(GridPatching):
     image, sample
         Which image and which sample of it, int64[n] each; 0 by default.
     edge
-        What happens to a patch that does not fit: ``"drop"`` leaves it out, ``"shift"`` moves it
-        inward, ``"pad"`` and ``"shrink"`` keep it if it touches its image.
+        What happens to a patch that touches its image but does not fit: ``"drop"`` leaves it
+        out, ``"shift"`` moves it inward, ``"pad"`` and ``"shrink"`` keep it.
     chunks, keys
         See `GridPatching`.
 
@@ -99,10 +99,10 @@ class ListedPatching(GridPatching):
             corner, extent = self._corner[rows], np.asarray(grid.shape, np.int64)
             if self.edge == "drop":
                 good = (corner >= 0) & (corner + size <= extent)
-            elif self.edge == "shift":
-                good = np.broadcast_to(extent >= size, corner.shape)
             else:
+                # What lies far outside its image was not meant to be in it.
                 good = (corner < extent) & (corner + size > 0)
+                good &= (extent >= size) | (self.edge != "shift")
             rows = rows[good.all(-1)]
             chunk = grid.flat(grid.chunk_of(np.maximum(self._placed(index, rows), 0)))
             cell = self._sample[rows] * grid.n_chunks + chunk

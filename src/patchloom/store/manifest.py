@@ -57,7 +57,7 @@ def check_columns(rows: Sequence[Mapping[str, Any]], places: pa.Table | None = N
     names = sorted({str(name) for row in rows for name in row})
     listed = [] if places is None else places.column_names
     # Tiles of another library are listed with our own columns.
-    own = {*RESERVED, *names} - ({*TILES} if {"total_tiles"} <= {*listed} else set())
+    own = {*RESERVED, *names} - {"class"} - ({*TILES} if "total_tiles" in listed else set())
     taken = sorted({*names} & RESERVED | {*listed} & own)
     if taken:
         raise ConfigError(
