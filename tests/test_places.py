@@ -90,12 +90,10 @@ def landed(
         return None
     for where, p, n in rows:
         at = math.floor(Fraction(where) + Fraction(1, 2)) - p // 2
-        if edge == "shift":
-            at = min(max(at, 0), n - p)
         low, high = (0, n - p) if edge == "drop" else (1 - p, n - 1)
         if not low <= at <= high:
             return None
-        first.append(at)
+        first.append(min(max(at, 0), n - p) if edge == "shift" else at)
     return tuple(first)
 
 

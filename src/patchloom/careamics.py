@@ -39,6 +39,10 @@ class EpochPatching:
     the process that started it; every other one that was started or forked has an epoch of its
     own, as have copies and what was pickled.
 
+    A dataset is as long in every epoch. Blue noise is not: where an epoch has fewer patches of
+    an image than the strategy that was given, it begins again, and where it has more, the last
+    ones are not taken.
+
     Parameters
     ----------
     strategy
@@ -118,11 +122,11 @@ class EpochPatching:
             # A rank of its own: it must not turn the page of the others. Loaders ask for their
             # length before they start workers, which then follow this process.
             self._share(self.epoch)
-        return int(self.strategy.n_patches)
+        return int(self._any_epoch.n_patches)
 
     def get_patch_indices(self, data_idx: int) -> Sequence[int]:
         """The indices of one image's patches; the same in every epoch."""
-        return self.strategy.get_patch_indices(data_idx)
+        return self._any_epoch.get_patch_indices(data_idx)
 
     def get_patch_spec(self, index: int) -> Any:
         """The patch of one index in the present epoch.
@@ -132,11 +136,16 @@ class EpochPatching:
         IndexError
             If the index is not in ``range(n_patches)``.
         """
-        strategy = self.strategy
-        if not isinstance(strategy, GridPatching) or not 0 <= index < strategy.n_patches:
+        known, strategy = self._any_epoch, self.strategy
+        if not isinstance(strategy, GridPatching) or not isinstance(known, GridPatching):
             return strategy.get_patch_spec(index)
-        image = strategy.image_of(index)
-        inside = index - strategy.get_patch_indices(image).start
+        if not 0 <= index < known.n_patches:
+            return known.get_patch_spec(index)
+        image = known.image_of(index)
+        n = len(strategy.get_patch_indices(image))
+        if not n:
+            return known.get_patch_spec(index)
+        inside = (index - known.get_patch_indices(image).start) % n
         first = self._first.get(image)
         if first is None:
             first = np.append(0, np.cumsum(strategy.counts(image))).astype(np.int64)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -376,6 +376,7 @@ class BlueNoisePatching(GridPatching):
         super().__init__(data_shapes, patch_size, edge=edge, chunks=chunks, keys=keys)
         self.seed = 0 if seed is None else int(seed)
         self.epoch = epoch
+        self._last: tuple[int, npt.NDArray[Any]] | None = None
         self.radius = self.patch_size if radius is None else tuple(int(r) for r in radius)
         self.allow_overlap = allow_overlap
         self.resample_positions = resample_positions
@@ -392,7 +393,8 @@ class BlueNoisePatching(GridPatching):
             )
 
     def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_first", "_first_of_cell")}
+        derived = ("_first", "_first_of_cell")
+        return {k: v for k, v in self.__dict__.items() if k not in derived} | {"_last": None}
 
     def with_epoch(self, epoch: int) -> Self:
         """The same strategy in another epoch."""
@@ -413,12 +415,30 @@ class BlueNoisePatching(GridPatching):
             row[:] = layout.count(key, sample, grid.counts).ravel()
         return found.ravel()
 
+    def counts_of(self, image: int, cells: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Patches that some cells own: unsigned[k], of a narrow type."""
+        if self._last is None or self._last[0] != image:
+            counts = self.counts(image)
+            self._last = image, counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+        return self._last[1][np.asarray(cells, np.int64)]
+
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""
         cells = np.asarray(cells, np.int64)
         layout, ndim = self._layout(image), len(self.patch_size)
         if layout is None:
             return np.zeros((0, ndim), np.int64), np.zeros(len(cells), np.int64)
+        cell, tiles, row = self._pieces(image, layout, cells)
+        n = layout.counts[row]
+        owner = np.repeat(np.arange(len(row)), n)
+        at = np.arange(len(owner)) + np.repeat(layout.first[row] - np.cumsum(n) + n, n)
+        corners = layout.points[at]
+        for a, (axis, tile) in enumerate(zip(layout.axes, tiles, strict=True)):
+            corners[:, a] += axis.start[tile[owner]]
+        return corners, np.bincount(cell, n, len(cells)).astype(np.int64)
+
+    def _pieces(self, image: int, layout: _Layout, cells: Ints) -> tuple[Ints, list[Ints], Ints]:
+        """The pieces of tiles that some cells hold: cell, tile on each axis, row of the table."""
         index = self._split(image, cells)
         low, high = (
             np.stack(
@@ -435,14 +455,7 @@ class BlueNoisePatching(GridPatching):
         tiles = [axis.tile[p] for axis, p in zip(layout.axes, piece, strict=True)]
         sample = cells[cell] // self.grids[image].n_chunks
         row = layout.rows(self._key(image), sample, tiles) + layout.inside(piece)
-        n = layout.counts[row]
-        owner = np.repeat(np.arange(len(row)), n)
-        at = np.arange(len(owner)) + np.repeat(layout.first[row] - np.cumsum(n) + n, n)
-        corners = layout.points[at]
-        for a, (axis, tile) in enumerate(zip(layout.axes, tiles, strict=True)):
-            corners[:, a] += axis.start[tile[owner]]
-        counts = np.bincount(cell, n, len(cells)).astype(np.int64)
-        return corners, counts
+        return cell, tiles, row
 
     def _key(self, image: int) -> int:
         return key_of("blue noise", self.seed, self.epoch, self.keys[image])

@@ -180,7 +180,10 @@ class GridPatching(ABC):
         return None
 
     def counts_of(self, image: int, cells: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Patches that some cells own: int[k] of any width, so that plans of many stay small."""
+        """Patches that some cells own: int[k] of any width, so that plans of many stay small.
+
+        A plan asks it for some cells after the other: answer it yourself if `counts` is dear.
+        """
         return self.counts(image)[np.asarray(cells, np.int64)]
 
     @property
