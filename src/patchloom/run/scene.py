@@ -142,7 +142,10 @@ def _flat(corner: Ints) -> Ints:
 
 
 def _candidates(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> Ints:
-    """Corners of all patches of the first sample that reach into the window: int64[n, ndim]."""
+    """Corners of patches of the first sample that reach into the window: int64[n, ndim].
+
+    All candidates, or where these are too many to be drawn, those that the plan takes.
+    """
     space = plan.images[index].layout.space
     ranges = [
         np.arange(max(0, (a - size + 1) // c), min(-(-b // c), n))
@@ -152,9 +155,16 @@ def _candidates(plan: Plan, index: int, window: Sequence[tuple[int, int]]) -> In
     ]
     grid = np.stack([m.ravel() for m in np.meshgrid(*ranges, indexing="ij")], -1)
     cells = np.sort(space.flat(grid))
-    counts = plan.patching.counts(index)[cells]
-    cells = cells[(counts > 0) & (np.cumsum(counts) <= MOST_PATCHES)]
-    corners, _ = plan.patching.corners(index, cells)
+    counts = plan.patching.counts_of(index, cells)
+    if counts.sum() <= MOST_PATCHES:
+        corners, _ = plan.patching.corners(index, cells[counts > 0])
+    else:
+        positions = plan.cells.find(index, cells)
+        kept = np.cumsum(plan.cells.kept[positions], dtype=np.int64)
+        parts = plan.owned_by(positions[kept <= MOST_PATCHES])
+        none = np.zeros((0, len(space.shape)), np.int64)
+        corners = np.concatenate([none, *(part.corner for part in parts)])
+        corners += np.asarray(plan.cut.context, np.int64)
     low = np.array([a for a, _ in window])
     high = np.array([b for _, b in window])
     inside = (corners < high) & (corners + np.array(plan.cut.proper) > low)
