@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import uuid
 from fractions import Fraction
 from functools import cache
@@ -11,13 +12,14 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patchloom
 from patchloom.errors import PatchloomError, PatchSizeError
 from patchloom.patching.protocol import EDGES
-from patchloom.planning.incidence import PADDINGS
+from patchloom.planning.incidence import PADDINGS, touches
 from tests import oracle
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -177,3 +179,107 @@ def test_errors_of_compositions_are_ours() -> None:
     ):
         with pytest.raises(PatchloomError, match=words):
             patchloom.plan(images(), config)
+
+
+@pytest.fixture
+def sparse(tmp_path: Any) -> patchloom.Image:
+    """An image of 1,024 chunks, of which a mask covers a few."""
+    path = tmp_path / "image.zarr"
+    zarr.create_array(path, shape=(1024, 1024), chunks=(32, 32), dtype="uint8")
+    mask = np.zeros((1024, 1024), bool)
+    mask[:40, :40] = True
+    labels = np.zeros((1024, 1024), "uint8")
+    labels[::128, ::128] = 1
+    [image] = patchloom.open_images(path, mask=mask, labels=labels)
+    return image
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "sequential", "patch_size": 16},
+        {"name": "points", "patch_size": 8, "points": {"y": [20.0, 30.0], "x": [20.0, 30.0]}},
+        {"name": "points", "patch_size": 8, "points": {"y": [20.0, 1000.0], "x": [20.0, 1000.0]}},
+        {"name": "points", "patch_size": 8, "points": {"y": [], "x": []}},
+    ],
+    ids=["grid", "near", "far", "none"],
+)
+def test_sparse_plans_come_back(
+    sparse: patchloom.Image, config: dict[str, Any], tmp_path: Any
+) -> None:
+    """Few cells kept of many: the columns are as narrow when loaded as when made."""
+    plan = patchloom.plan(sparse, config, min_coverage=0.5)
+    plan.save(str(tmp_path / "plan"))
+    back = patchloom.Plan.load(str(tmp_path / "plan"), images=[sparse])
+    assert back.fingerprint == plan.fingerprint
+    assert back.n_patches == plan.n_patches
+
+
+def test_memory_follows_what_is_kept(sparse: patchloom.Image) -> None:
+    """A pixel in 16,384 is kept: all candidates together would be tens of megabytes."""
+    config = {"name": "pixels", "patch_size": 3, "classes": [1]}
+    plan = patchloom.plan(sparse, config, edge="pad")
+    assert 0 < plan.n_patches <= 64
+    tracemalloc.start()
+    rows = sum(len(part) for part in plan.patches(0, plan.n_patches))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows == plan.n_patches
+    assert peak < 20 * 2**20
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.sampled_from([(3, 4), (20, 7), (33, 40)]),
+    context=st.sampled_from([0, 2, 11]),
+    mode=st.sampled_from(["constant", "reflect"]),
+    seed=st.integers(0, 99),
+)
+def test_all_that_touches_blocks_is_found(
+    size: tuple[int, int], context: int, mode: Any, seed: int
+) -> None:
+    """Asked for some blocks, a plan names every cell whose patches need one of them."""
+    rng = np.random.default_rng(seed)
+    pixels = da.zeros((2, 50, 61), chunks=(1, *rng.integers(3, 13, 2).tolist()), dtype="uint8")
+    [image] = patchloom.open_images(pixels, axes="TYX")
+    config = {"name": "random", "patch_size": list(size), "n_patches": 30, "context": context}
+    plan = patchloom.plan(image, config, pad_mode=mode, seed=seed)
+    n_blocks = image.layout.samples.n_chunks * image.layout.space.n_chunks
+    blocks = np.sort(rng.choice(n_blocks, 5, replace=False))
+    found = set(plan.touching(0, blocks).tolist())
+    for patches in plan.walk():
+        which, block = touches(image.layout, patches.sample, patches.corner, plan.cut)
+        needed = patches.cell[which[np.isin(block, blocks)]]
+        assert set(needed.tolist()) <= found
+
+
+def test_specs_that_are_none_are_named() -> None:
+    """A list with a part missing, of another kind, or without end is refused in our words."""
+    good = {"data_idx": 0, "sample_idx": 0, "coords": (0, 0), "patch_size": (4, 4)}
+    for change in (
+        None,
+        {"patch_size": None},
+        {"patch_size": (0, 0)},
+        {"patch_size": (4.7, 4.2)},
+        {"data_idx": "a"},
+        {"data_idx": None},
+        {"coords": (1, 2, 3)},
+    ):
+        specs = None if change is None else [{**good, **change}]
+        with pytest.raises(PatchloomError):
+            patchloom.plan(images(), {"name": "fixed", "fixed_patch_specs": specs})
+    del good["patch_size"]
+    with pytest.raises(PatchloomError, match="patch_size"):
+        patchloom.plan(images(), {"name": "fixed", "fixed_patch_specs": [good]})
+
+
+def test_classes_are_integers() -> None:
+    """Labels of another kind are refused; a class is never a label that wrapped around."""
+    config = {"name": "pixels", "patch_size": 3, "classes": [-1]}
+    [image] = patchloom.open_images(np.zeros((8, 8)), labels=np.full((8, 8), 1.5))
+    with pytest.raises(PatchloomError, match="integers"):
+        patchloom.plan(image, config)
+    [image] = patchloom.open_images(
+        np.zeros((8, 8)), labels=np.full((8, 8), 2**64 - 1, dtype="uint64")
+    )
+    assert patchloom.plan(image, config, edge="pad").n_patches == 0

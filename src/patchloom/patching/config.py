@@ -45,17 +45,19 @@ def _form(value: object) -> str:
 
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, gt=0)]
+_Far = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+_Long = Annotated[int, Field(strict=True, gt=0, lt=2**31)]
 Size = Annotated[
-    Annotated[Positive, Tag("number")]
-    | Annotated[list[Positive], Field(min_length=1, max_length=3), Tag("list")]
-    | Annotated[dict[str, Positive], Tag("axes")],
+    Annotated[_Long, Tag("number")]
+    | Annotated[list[_Long], Field(min_length=1, max_length=3), Tag("list")]
+    | Annotated[dict[str, _Long], Tag("axes")],
     Discriminator(_form),
 ]
 """At least one pixel: for all axes, for each in order, or for each by name."""
 Pixels = Annotated[
-    Annotated[Natural, Tag("number")]
-    | Annotated[list[Natural], Field(max_length=3), Tag("list")]
-    | Annotated[dict[str, Natural], Tag("axes")],
+    Annotated[_Far, Tag("number")]
+    | Annotated[list[_Far], Field(max_length=3), Tag("list")]
+    | Annotated[dict[str, _Far], Tag("axes")],
     Discriminator(_form),
 ]
 """Pixels, possibly none: for all axes, for each in order, or for each by name."""

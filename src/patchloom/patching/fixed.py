@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from patchloom.errors import PlanError
 from patchloom.patching.protocol import PatchSpecs
 
 __all__ = ["FixedPatching"]
@@ -30,7 +31,12 @@ class FixedPatching:
 
     def __init__(self, fixed_patch_specs: Sequence[PatchSpecs]) -> None:
         self.patch_specs = tuple(fixed_patch_specs)
-        images = np.array([spec["data_idx"] for spec in self.patch_specs], np.int64)
+        try:
+            images = np.array([int(spec["data_idx"]) for spec in self.patch_specs], np.int64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"every spec of a list has a whole number as 'data_idx', got {error!r}; mend it"
+            ) from None
         self._order = np.argsort(images, kind="stable")
         self._images = images[self._order]
 

@@ -90,7 +90,9 @@ class Cells:
             bit.append((n, len(part), _shifted(part.bit, n_bits)))
             bits.append(part.bits)
             n, n_bits = n + len(part), n_bits + len(part.bits)
-        found = cell[:n] if 2 * n > most else cell[:n].copy()
+        narrow = np.min_scalar_type(int(cell[:n].max(initial=0)))
+        # A copy where the whole would hold much that is not used.
+        found = cell[:n].astype(narrow, copy=2 * n <= most)
         return cls(np.array([0, n]), found, _joined(kept), _bit_column(bit, n), _joined(bits))
 
     @classmethod

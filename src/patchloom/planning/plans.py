@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ FORMAT = 2
 """Version of a saved plan, and of what its fingerprint covers."""
 
 Ints = npt.NDArray[np.int64]
+_CANDIDATES = 2**18
+"""Candidates that are looked at together where only some are kept."""
 _BATCH = 2**20
 """Patches that a pass over a whole plan looks at together."""
 
@@ -120,6 +123,7 @@ class Plan:
             self.rows_per_shard,
             self.memory,
             aligned=self.is_aligned,
+            sticks_out=self.patching.may_stick_out or any(self.cut.context),
         )
 
     @property
@@ -225,13 +229,15 @@ class Plan:
         cells = self.cells
         image = int(cells.image_of(positions[0]))
         ids = cells.cell[positions].astype(np.int64)
-        corners, counts = self.patching.corners(image, ids)
-        owner = np.repeat(np.arange(len(ids)), counts)
-        place = self.patching.places(image, ids)
+        bounds = np.array([0, len(ids)])
         if not cells.is_whole(positions):
-            flags = cells.flags(positions, counts)
-            corners, owner = corners[flags], owner[flags]
-            place = None if place is None else place[flags]
+            # Candidates are many more than what is kept: so many at a time.
+            upto = np.cumsum(self.patching.counts_of(image, ids), dtype=np.int64)
+            bounds = np.append(np.flatnonzero(np.diff(upto // _CANDIDATES, prepend=-1)), len(ids))
+        parts = [self._kept(image, positions, a, b) for a, b in pairwise(np.unique(bounds))]
+        corners, owner = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
+        places = [place for _, _, place in parts if place is not None]
+        place = np.concatenate(places) if places else None
         kept = cells.kept[positions].astype(np.int64)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(kept) - kept, kept)
         return Patches(
@@ -242,6 +248,19 @@ class Plan:
             positions[owner],
             place,
         )
+
+    def _kept(
+        self, image: int, positions: Ints, low: int, high: int
+    ) -> tuple[Ints, Ints, Ints | None]:
+        """Corners, owners and places of what cells [low, high) of some positions keep."""
+        some = positions[low:high]
+        ids = self.cells.cell[some].astype(np.int64)
+        corners, counts = self.patching.corners(image, ids)
+        owner, place = np.repeat(np.arange(low, high), counts), self.patching.places(image, ids)
+        if self.cells.is_whole(some):
+            return corners, owner, place
+        flags = self.cells.flags(some, counts)
+        return corners[flags], owner[flags], None if place is None else place[flags]
 
     def chunks_of(self, data_idx: int) -> tuple[Ints, Ints, Ints]:
         """The chunks of an image that own patches, in the plan's order.
@@ -272,17 +291,23 @@ class Plan:
         layout = self.images[image].layout
         space = layout.space
         which, sample = layout.samples_of(blocks)
-        chunk = space.unflat(np.asarray(blocks) % space.n_chunks)[which]
-        # A patch extends into later chunks, and with context or mirroring into earlier ones.
-        steps = [
-            np.arange(-back // c, (c + p - 2) // c + 1)
-            for c, p, back in zip(space.chunks, self.cut.size, self.cut.back, strict=True)
-        ]
-        back = np.stack([m.ravel() for m in np.meshgrid(*steps, indexing="ij")], -1)
-        owners = chunk[:, None, :] - back[None]
-        inside = ((owners >= 0) & (owners < np.asarray(space.counts))).all(-1)
-        cells = (sample[:, None] * space.n_chunks + space.flat(owners))[inside]
-        return self.cells.find(image, np.unique(cells))
+        flat = (np.asarray(blocks, np.int64) % space.n_chunks)[which]
+        cells = np.unique(sample * space.n_chunks + flat)
+        for axis, (c, p, back) in enumerate(
+            zip(space.chunks, self.cut.size, self.cut.back, strict=True)
+        ):
+            # A patch extends into later chunks, and with context or mirroring into earlier ones.
+            steps = np.arange(-back // c, (c + p - 2) // c + 1)
+            stride, n = math.prod(space.counts[axis + 1 :]), space.counts[axis]
+            together = max(1, _CANDIDATES // len(steps))
+            found = []
+            for some in np.split(cells, range(together, len(cells), together)):
+                coordinate = some // stride % n
+                moved = coordinate[:, None] - steps
+                owners = some[:, None] - steps * stride
+                found.append(np.unique(owners[(moved >= 0) & (moved < n)]))
+            cells = np.unique(np.concatenate(found))
+        return self.cells.find(image, cells)
 
     # -- cost ---------------------------------------------------------------------------
 

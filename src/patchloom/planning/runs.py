@@ -197,6 +197,7 @@ def arrange(
     memory: int,
     *,
     aligned: bool,
+    sticks_out: bool,
 ) -> Runs:
     """Deal the shards of a plan out to tasks: as long runs as memory and parallelism allow.
 
@@ -213,6 +214,8 @@ def arrange(
     aligned
         Whether every patch lies inside one chunk: then tasks end where units end, so that no
         chunk is read by two of them.
+    sticks_out
+        Whether what is cut may lie partly outside the image.
 
     Raises
     ------
@@ -231,7 +234,7 @@ def arrange(
     length = 1 << (longest.bit_length() - 1)
     while True:
         bounds = _bounds(clean, length)
-        needs = _project(images, cells, cut, rows, bounds, aligned)
+        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out)
         if length == 1 or needs.max() <= memory:
             break
         length //= 2
@@ -266,6 +269,7 @@ def _project(
     rows: int,
     bounds: Ints,
     aligned: bool,
+    sticks_out: bool,
 ) -> Ints:
     """An upper bound of each task's memory, from cells alone."""
     lows = cells.positions_of(bounds[:-1] * rows)
@@ -276,7 +280,7 @@ def _project(
         some = slice(np.searchsorted(highs, low, side="right"), np.searchsorted(lows, high))
         if some.start < some.stop:
             parts = np.maximum(lows[some], low), np.minimum(highs[some], high)
-            held = _live(image, cells, cut, *parts, np.diff(bounds)[some], aligned)
+            held = _live(image, cells, cut, *parts, np.diff(bounds)[some], aligned, sticks_out)
             worst[some] = np.maximum(worst[some], held)
     patch = _patch_bytes(images, cut)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
@@ -301,13 +305,14 @@ def _live(
     highs: Ints,
     n_shards: Ints,
     aligned: bool,
+    sticks_out: bool,
 ) -> Ints:
     """Bytes that walks over the cells [low, high) of some shards hold at once, at most."""
     counted = math.prod(image.layout.block_shape()[2:]) * _COUNT_BYTES
-    extents = zip(image.layout.space.chunks, cut.size, cut.back, strict=True)
-    region = math.prod(c + p + back for c, p, back in extents)
-    # Other padding than 0 gathers the region once more.
-    region *= 1 + (cut.padding != "constant")
+    # Before the image a patch begins at most a patch away; padded, a region is made once more.
+    before = cut.size if sticks_out else cut.back
+    extents = zip(image.layout.space.chunks, cut.size, before, strict=True)
+    region = math.prod(c + p + back for c, p, back in extents) * (1 + sticks_out)
     held = np.full(len(lows), counted + region * image.layout.n_channels * image.dtype.itemsize)
     for array in image.cut_arrays.values():
         nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize

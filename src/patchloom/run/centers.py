@@ -31,10 +31,11 @@ def check_classes(images: Sequence[Image], config: Any) -> None:
     if not goes_by_class(config):
         return
     for image in images:
-        if image.labels is None or image.labels.image.layout.n_channels != 1:
+        labels = None if image.labels is None else image.labels.image
+        if labels is None or labels.layout.n_channels != 1 or labels.dtype.kind not in "biu":
             raise PlanError(
-                f"classes= are values of labels with one channel, but {image.id!r} has none; open "
-                "the images with labels="
+                f"classes= are values of labels, integers with one channel, but {image.id!r} has "
+                "none such; open the images with labels="
             )
 
 
@@ -107,8 +108,10 @@ class Choice:
             good = np.asarray(2 * area >= whole, np.bool_)
         kind = np.zeros(len(flat), np.int64)
         if classes is not None:
-            kind = classes_at(image, sample, flat).astype(np.int64)
-            good &= np.isin(kind, classes)
+            labels = classes_at(image, sample, flat)
+            kind = labels.astype(np.int64)
+            # What no int64 holds is no class that can be asked for.
+            good &= np.isin(kind, classes) & ((kind < 0) == (labels < 0))
         return good, kind
 
     def offer(self, sample: Ints, flat: Ints, kind: Ints) -> None:

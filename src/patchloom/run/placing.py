@@ -43,9 +43,11 @@ def placed(
     if isinstance(patching, Patching):
         return (*_listed(images, patching), {})
     if isinstance(patching, Mapping) and patching.get("name") == "fixed":
-        if set(patching) != {"name", "fixed_patch_specs"}:
+        if set(patching) != {"name", "fixed_patch_specs"} or not isinstance(
+            patching["fixed_patch_specs"], Sequence
+        ):
             raise ConfigError(
-                "patching 'fixed' has the keys ['name', 'fixed_patch_specs'], got "
+                "patching 'fixed' has the keys ['name', 'fixed_patch_specs'], a list, got "
                 f"{sorted(map(str, patching))}"
             )
         return (*_listed(images, FixedPatching(patching["fixed_patch_specs"])), {})
@@ -152,13 +154,14 @@ def _listed(images: Sequence[Image], patching: Patching) -> tuple[FixedConfig, P
     if isinstance(patching, GridPatching) and _has_one_size(patching):
         return _enumerated(images, patching)
     specs = [patching.get_patch_spec(index) for index in range(patching.n_patches)]
-    sizes = sorted({tuple(int(p) for p in spec["patch_size"]) for spec in specs})
+    ndim = len(images[0].axes.spatial)
+    sizes = sorted({*map(tuple, _column(specs, "patch_size", ndim).tolist())}) if specs else []
     if len(sizes) != 1:
         raise PatchSizeError(
             f"the patches of one plan have one size, got {sizes[:6] or 'no patch'} from "
             f"{type(patching).__name__}; plan the patches of each size apart"
         )
-    config, ndim = _sized(images, sizes[0]), len(sizes[0])
+    config = _sized(images, sizes[0])
     columns: dict[str, Ints] = {}
     if all(is_tile_specs(spec) for spec in specs):
         parts = [_column(specs, key, ndim) for key in ("crop_coords", "crop_size", "stitch_coords")]
@@ -220,9 +223,9 @@ def _enumerated(images: Sequence[Image], patching: GridPatching) -> tuple[FixedC
 def _sized(images: Sequence[Image], size: Sequence[int]) -> FixedConfig:
     """The configuration of listed patches."""
     spatial = images[0].axes.spatial
-    if len(size) != len(spatial):
+    if len(size) != len(spatial) or min(size) < 1:
         raise PatchSizeError(
-            f"patch_size has one number a spatial axis, got {list(size)} for the axes "
+            f"patch_size has one number above 0 a spatial axis, got {list(size)} for the axes "
             f"{spatial!r} of {images[0].id!r}"
         )
     return FixedConfig(patch_size=list(size)).on(spatial)

@@ -117,7 +117,7 @@ class Selection:
         area, pixel = covered_area(image, sample, corners, size)
         volume, place = np.unique(volumes(image, corners, size, strategy.edge), return_inverse=True)
         least = [
-            max(threshold(self.min_coverage, v * pixel), self.min_pixels * pixel)
+            max(threshold(self.min_coverage, v * pixel), min(self.min_pixels, v + 1) * pixel)
             for v in volume.tolist()
         ]
         return np.asarray(area >= np.array(least, area.dtype)[place], np.bool_)

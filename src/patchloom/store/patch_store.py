@@ -201,7 +201,10 @@ class PatchStore:
         array([[0, 1, 1],
                [1, 1, 1]])
         """
-        index = np.asarray(rows, np.int64).reshape(-1)
+        given = np.asarray(rows)
+        if given.size and given.dtype.kind not in "iu":
+            raise IndexError(f"rows are whole numbers, got {given.dtype}")
+        index = given.astype(np.int64).reshape(-1)
         axes = [a for a in str(self.attributes["axes"]) if a != "c"]
         written = self.manifest["row"].to_numpy()
         place = np.searchsorted(written, index)
