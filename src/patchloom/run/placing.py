@@ -154,14 +154,16 @@ def _listed(images: Sequence[Image], patching: Patching) -> tuple[FixedConfig, P
     if isinstance(patching, GridPatching) and _has_one_size(patching):
         return _enumerated(images, patching)
     specs = [patching.get_patch_spec(index) for index in range(patching.n_patches)]
-    ndim = len(images[0].axes.spatial)
-    sizes = sorted({*map(tuple, _column(specs, "patch_size", ndim).tolist())}) if specs else []
+    sizes: list[tuple[int, ...]] = []
+    if specs:
+        ndim = np.size(specs[0].get("patch_size", ()))
+        sizes = sorted({*map(tuple, _column(specs, "patch_size", ndim).tolist())})
     if len(sizes) != 1:
         raise PatchSizeError(
             f"the patches of one plan have one size, got {sizes[:6] or 'no patch'} from "
             f"{type(patching).__name__}; plan the patches of each size apart"
         )
-    config = _sized(images, sizes[0])
+    config, ndim = _sized(images, sizes[0]), len(sizes[0])
     columns: dict[str, Ints] = {}
     if all(is_tile_specs(spec) for spec in specs):
         parts = [_column(specs, key, ndim) for key in ("crop_coords", "crop_size", "stitch_coords")]
