@@ -336,7 +336,8 @@ class BlueNoisePatching(GridPatching):
         ``radius / sqrt(ndim)`` apart on one axis or more.
     resample_positions
         False: the same positions tile after tile, up to the borders of the image. True: those
-        inside a tile are drawn for each tile out of up to 32 variants; those within half a radius of its faces repeat.
+        inside a tile are drawn for each tile out of up to 32 variants; those within half a
+        radius of its faces repeat.
     epoch
         Another epoch, other positions.
     edge, chunks, keys
