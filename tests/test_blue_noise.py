@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchloom.errors import ConfigError, PatchSizeError
-from patchloom.patching import BlueNoisePatching, create_patching
+from patchloom.patching import BlueNoisePatching, SequentialPatching, create_patching
 from patchloom.randomness import digest
 from patchloom.testing import check_laws
 
@@ -336,3 +336,26 @@ def test_positions_are_those_written_down(overlap: bool, resample: bool) -> None
         ]
     ]
     assert digest(drawn, size=8).hex() == WRITTEN[overlap, resample]
+
+
+@pytest.mark.parametrize("kind", [BlueNoisePatching, SequentialPatching])
+def test_counts_are_those_of_the_image_asked(kind: Any) -> None:
+    """Threads that ask for several images at once do not hear of each other's."""
+    strategy = kind([(1, 1, 40), (1, 1, 400)], (4,), chunks=[(20,), (40,)])
+    want = [strategy.counts(image)[[0, 1]].tolist() for image in (0, 1)]
+    assert want[0] != want[1]
+
+    class Forgetful(kind):  # type: ignore[misc]
+        @property
+        def _last(self) -> Any:
+            return self.__dict__.get("_kept")
+
+        @_last.setter
+        def _last(self, value: Any) -> None:
+            # Another thread is always faster.
+            self.__dict__["_kept"] = value and (1 - value[0], value[1] * 0)
+
+    raced = Forgetful([(1, 1, 40), (1, 1, 400)], (4,), chunks=[(20,), (40,)])
+    for image in (0, 1):
+        assert raced.counts_of(image, [0, 1]).tolist() == want[image]
+        raced._last = None

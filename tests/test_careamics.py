@@ -8,10 +8,12 @@ import pickle
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from patchloom import careamics
 from patchloom.careamics import EpochPatching
 from patchloom.patching import FixedPatching, RandomPatching
 from patchloom.testing import STRATEGIES, Geometry
@@ -47,8 +49,9 @@ def test_specs_are_those_of_the_strategy(name: str, g: Geometry, epoch: int) -> 
     assert specs(patching) == before
 
 
-def test_many_runs() -> None:
-    """More patches than a run holds, more runs than are kept, in an order of no kind."""
+def test_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More patches than a run holds, more than are kept, in an order of no kind."""
+    monkeypatch.setattr(careamics, "_KEPT", 2**18)
     shape, size = [(2, 1, 1200, 1200)], (2, 2)
     for chunks in (None, [(64, 48)]):
         strategy = RandomPatching(shape, size, 3, chunks=chunks)
@@ -118,3 +121,25 @@ def test_epoch_reaches_workers(method: str, daemon: bool) -> None:
     finally:
         ours.send(None)
         worker.join()
+
+
+def test_places_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is bounded in patches, and what was just asked for is not drawn anew."""
+    drawn = []
+
+    class Counted(RandomPatching):
+        def corners(self, image: int, cells: Any) -> Any:
+            drawn.append(np.atleast_1d(cells))
+            return super().corners(image, cells)
+
+    strategy = Counted([(1, 1, 800, 800)], (4, 4), 3, chunks=[(16, 16)])
+    patching = EpochPatching(strategy)
+    monkeypatch.setattr(careamics, "_KEPT", 4000)
+    for step, index in enumerate(range(0, strategy.n_patches, 500)):
+        patching.get_patch_spec(index)
+        n = len(drawn)
+        patching.get_patch_spec(0)
+        assert len(drawn) == n, "the first run is asked for again and again"
+        kept = sum(map(len, patching._runs.values()))
+        assert kept == patching._n_kept <= 4000, step
+    assert len(drawn) > 30

@@ -299,3 +299,30 @@ def test_plans_do_not_depend_on_the_images_before() -> None:
             specs = [plan.get_patch_spec(row) for row in plan.get_patch_indices(place)]
             found.append((k, sorted(spec["coords"] for spec in specs)))
     assert len({(k, *corners) for k, corners in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "want"),
+    [(4, (4, 4)), ([4, 5, 6], (4, 5, 6)), ({"x": 4}, (4,)), ({"Y": 3, "z": 2, "x": 4}, (2, 3, 4))],
+)
+def test_without_images_the_size_says_the_axes(size: Any, want: tuple[int, ...]) -> None:
+    """No image is no mistake: there are no patches of that size."""
+    for name in ("sequential", "grid", "random", "blue_noise", "stratified"):
+        strategy = create_patching([], {"name": name, "patch_size": size})
+        assert (strategy.patch_size, strategy.n_patches) == (want, 0)
+    assert StridedPatching([], size).patch_size == want
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """One integer of NumPy is one number, and shapes may be an array."""
+    size: Any = np.int32(4)
+    shapes: Any = np.array([(1, 1, 9, 9), (1, 1, 8, 9)])
+    assert per_axis(size, "zyx", name="patch_size") == [4, 4, 4]
+    assert StridedPatching(shapes, size, stride=size).n_patches == 8
+    assert create_patching(shapes, {"name": "grid", "patch_size": 4}).n_patches == 8
+    for many in (
+        StridedPatching,
+        lambda s, p: create_patching(s, {"name": "grid", "patch_size": p}),
+    ):
+        with pytest.raises(PatchSizeError, match="at most 3 spatial axes"):
+            many([(1, 1, 9, 9, 9, 9)], 4)

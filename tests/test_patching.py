@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from patchloom import patching
 from patchloom.errors import ConfigError, PatchSizeError
 from patchloom.patching.protocol import EDGES, GridPatching
-from patchloom.randomness import below, key_of, philox
+from patchloom.randomness import below, key_of, philox, poissons
 from patchloom.testing import STRATEGIES, Geometry, PatchingLaws, check_laws
 from tests import oracle
 
@@ -394,3 +394,54 @@ def test_wrong_sizes_are_named() -> None:
         patching.SequentialPatching([(1, 1, 32, 32)], (8, 8, 8))
     with pytest.raises(PatchSizeError, match="smaller than the patch"):
         patching.SequentialPatching([(1, 1, 32, 32)], (8, 8), (8, 0))
+
+
+def test_what_belongs_to_images_is_one_each() -> None:
+    """Chunks, units and keys of another number or width, and a fourth axis, are refused."""
+    shapes = [(1, 1, 32, 32)]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"chunks": []}, "chunks has one entry an image, got 0 for 1"),
+        ({"chunks": [(8, 8), (8, 8)]}, "got 2 for 1"),
+        ({"chunks": [(8, 8, 8)]}, r"got \[8, 8, 8\] for an image of \[32, 32\]"),
+        ({"keys": [1, 2]}, "keys has one entry an image, got 2 for 1"),
+        ({"units": [(8, 8)] * 3, "inside_chunks": True}, "units has one entry an image, got 3"),
+        ({"units": [(8, 8)]}, "inside_chunks=True"),
+    ]
+    for options, words in wrong:
+        for make in (patching.RandomPatching, patching.StratifiedPatching):
+            with pytest.raises(PatchSizeError, match=words):
+                make(shapes, (4, 4), **options)
+    with pytest.raises(PatchSizeError, match="at most 3 spatial axes"):
+        patching.SequentialPatching([(1, 1, 8, 8, 8, 8)], (4, 4, 4, 4))
+    for image in (-1, 1):
+        with pytest.raises(IndexError, match=rf"range\(1\), got {image}"):
+            patching.SequentialPatching(shapes, (4, 4)).get_patch_indices(image)
+
+
+@pytest.mark.parametrize("n", [1.5, -1, "2"])
+def test_numbers_of_patches_are_whole(n: Any) -> None:
+    """Half a patch is refused; NumPy's integers are integers."""
+    with pytest.raises(PatchSizeError, match="whole number"):
+        patching.RandomPatching([(1, 1, 32, 32)], (4, 4), n_patches=n)
+    asked: Any = np.int64(3)
+    assert patching.RandomPatching([(1, 1, 32, 32)], (4, 4), n_patches=asked).n_patches == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("context", 3), ("context", [0, 1]), ("classes", [0]), ("max_num", 2)]
+)
+def test_what_only_a_plan_heeds_is_refused(key: str, value: Any) -> None:
+    """A class would leave it out without a word; none of it is no mistake."""
+    shapes = [(1, 1, 9, 9)]
+    with pytest.raises(ConfigError, match=f"{key!r}, a plan does"):
+        patching.create_patching(shapes, {"name": "pixels", "patch_size": 3, key: value})
+    for none in (0, [0, 0], None):
+        config = {"name": "pixels", "patch_size": 3, "context": none}
+        assert patching.create_patching(shapes, config).n_patches == 81
+
+
+def test_few_patches_need_no_chance() -> None:
+    """Poisson numbers of rate 0 are as many zeros, of the narrowest type."""
+    found = poissons(3, 0.0, [np.array([4, 2]), np.array([1, 1, 0])], 2)
+    assert found.dtype == np.uint8
+    assert found.tolist() == [0] * 12

@@ -679,3 +679,58 @@ def test_mistakes_beside_secrets(points: Any, images: Any, tmp_path: Path) -> No
         assert "SECRET" not in said
     if "unti" in points:
         assert said.count("did you mean 'unit'") == 3
+
+
+TABLES = pytest.mark.parametrize("make", [patching.ListedPatching, patching.CenteredPatching])
+
+
+@TABLES
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ([(1, 2, 3), (4, 5, 6)], r"shape \[2, 3\]"),
+        ([1, 2], r"shape \[2\]"),
+        ([(1.5, 2.0)], "got float64 such as 1.5"),
+        ([(1, 2), (3,)], "rows of several lengths"),
+        (np.full((1, 2), 2**64 - 1, np.uint64), "below 2\\*\\*63"),
+    ],
+)
+def test_tables_are_integers_of_the_axes(make: Any, table: Any, words: str) -> None:
+    """What was once reshaped, cut off or wrapped around is named."""
+    with pytest.raises(PatchSizeError, match=words):
+        make([(1, 1, 20, 20)], (4, 4), table)
+    assert make([(1, 1, 20, 20)], (4, 4), []).n_patches == 0
+
+
+def test_images_of_a_table_are_integers() -> None:
+    """Images and samples are not cut off either."""
+    shapes = [(2, 1, 20, 20)] * 2
+    for column in ({"image": [0.9]}, {"sample": [0.9]}):
+        with pytest.raises(PatchSizeError, match="integers"):
+            patching.ListedPatching(shapes, (4, 4), [(1, 2)], **column)  # type: ignore[arg-type]
+
+
+@TABLES
+@pytest.mark.parametrize("edge", ["drop", "shift", "pad", "shrink"])
+def test_places_far_away_and_images_of_nothing(make: Any, edge: Any) -> None:
+    """The largest integers lie outside every image, and no pixel offers no patch."""
+    far = 2**63 - 1
+    table = [(far, far), (-far, -far), (far - 3, 1), (2, 2)]
+    assert make([(1, 1, 20, 20)], (4, 4), table, edge=edge).n_patches == 1
+    near = [(y, x) for y in range(-5, 6) for x in range(-5, 6)]
+    for shape in ((1, 1, 0, 9), (1, 1, 9, 0), (1, 1, 0, 0)):
+        assert make([shape], (4, 4), near, edge=edge).n_patches == 0
+
+
+@given(
+    image=st.lists(st.integers(0, 5), max_size=40),
+    n_images=st.integers(6, 8),
+)
+def test_rows_are_sorted_by_image(image: list[int], n_images: int) -> None:
+    """Each image has its own rows, in their order; one without rows has none."""
+    corners = [(k % 7, k % 5) for k in range(len(image))]
+    listed = patching.ListedPatching([(1, 1, 20, 20)] * n_images, (4, 4), corners, image=image)
+    for k in range(n_images):
+        rows = [row for row, other in enumerate(image) if other == k]
+        assert listed.places(k, [0]).tolist() == rows
+    assert patching.ListedPatching([], (4, 4), []).n_patches == 0

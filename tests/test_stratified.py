@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -568,3 +569,49 @@ def test_shards_are_not_straddled(config: dict[str, Any], tmp_path: Path) -> Non
     assert (straddling > 0) is not chunked
     if chunked:
         assert plan.chunk_reads == plan.chunks_needed
+
+
+def test_what_is_excluded_weighs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk all of whose cells are excluded owns no patch, wherever the draw begins.
+
+    What rounding leaves of so large a chunk is more than what counts as nothing.
+    """
+    strategy = patching.StratifiedPatching([(1, 1, 9000, 300)], (3, 3), chunks=[(3000, 300)])
+    strategy.exclude_patches(0, 0, list(np.ndindex(1000, 100)))
+    for offset in (0.0, 1e-10, 1e-9, 0.5):
+        monkeypatch.setattr(
+            patching.StratifiedPatching, "_offsets", lambda *_, at=offset: np.array([at])
+        )
+        strategy = strategy.with_epoch(1)
+        assert strategy.counts(0)[0] == 0
+        corners, _ = strategy.corners(0, np.arange(3))
+        assert len(corners) == strategy.n_patches > 0
+        assert corners[:, 0].min() >= 3000
+    strategy.exclude_patches(0, 0, list(np.ndindex(3000, 100)))
+    assert strategy.n_patches == 0
+
+
+def test_copies_are_excluded_apart() -> None:
+    """What is said of a copy is not said of the original; epochs share what samples weigh."""
+    strategy = patching.StratifiedPatching([(1, 1, 64, 64)], (16, 16))
+    strategy.exclude_patches(0, 0, [(0, 0)])
+    n = strategy.n_patches
+    later = strategy.with_epoch(3)
+    assert later._weights(0, 0) is strategy._weights(0, 0)
+    for other in (copy.copy(strategy), later):
+        other.exclude_patches(0, 0, [(1, 1), (2, 2)])
+        assert (strategy.n_patches, other.n_patches) == (n, n - 2)
+        assert len(strategy.get_included_grid_coords()[0, 0]) == 15
+
+
+@pytest.mark.parametrize("cells", [[(0.5, 1.0)], [(1, 1, 1)], [(1,)], [(1, 1), (1,)]])
+def test_cells_are_integers_of_the_axes(cells: Any) -> None:
+    """A cell is not cut off or reshaped into another one."""
+    strategy = patching.StratifiedPatching([(1, 1, 64, 64)], (16, 16))
+    with pytest.raises(PatchSizeError, match="cells"):
+        strategy.exclude_patches(0, 0, cells)
+    with pytest.raises(PatchSizeError, match="cells"):
+        strategy.cell_start(0, cells)
+    assert strategy.cell_start(0, []).shape == (0, 2)
+    with pytest.raises(PlanError, match="at least 0, got -1"):
+        patching.create_val_split(strategy, -1, np.random.default_rng(0))

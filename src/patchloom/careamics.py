@@ -23,8 +23,8 @@ __all__ = ["EpochPatching"]
 
 _RUN = 1024
 """Patches that are drawn together, where cells are smaller."""
-_KEPT = 256
-"""Runs that are kept."""
+_KEPT = 8_000_000
+"""Patches whose places are kept, those asked for last: 16 bytes each in 2-D, 24 in 3-D."""
 
 
 class EpochPatching:
@@ -36,8 +36,9 @@ class EpochPatching:
     Set the epoch in the main process before each pass over the loader. The number lies in
     shared memory, so that workers see it however they were started and however long they live
     (``persistent_workers`` included). A daemonic process, which a loader's worker is, follows
-    the process that started it; every other one that was started or forked has an epoch of its
-    own, as have copies and what was pickled.
+    the process that started it. Every other one (a rank of distributed training, say) does so
+    until it first asks for `n_patches`; from then on it has an epoch of its own, which its
+    workers follow. Copies and what was pickled keep the epoch they had and stand alone.
 
     A dataset is as long in every epoch. Blue noise is not: where an epoch has fewer patches of
     an image than the strategy that was given, it begins again, and where it has more, the last
@@ -75,6 +76,7 @@ class EpochPatching:
         self._now: tuple[int, Patching] | None = None
         self._first: dict[int, Ints] = {}
         self._runs: OrderedDict[tuple[int, int], Ints] = OrderedDict()
+        self._n_kept = 0
 
     def __getstate__(self) -> dict[str, Any]:
         shared = get_spawning_popen() is not None
@@ -158,9 +160,12 @@ class EpochPatching:
         """Corners of the cells whose first patch lies in a run, and which patch is the first."""
         low, high = np.searchsorted(first[:-1], [run * _RUN, (run + 1) * _RUN])
         corners = self._runs.get((image, run))
-        if corners is None:
+        if corners is not None:
+            self._runs.move_to_end((image, run))
+        else:
             corners, _ = strategy.corners(image, np.arange(low, high))
             self._runs[image, run] = corners
-            if len(self._runs) > _KEPT:
-                self._runs.popitem(last=False)
+            self._n_kept += len(corners)
+            while self._n_kept > _KEPT and len(self._runs) > 1:
+                self._n_kept -= len(self._runs.popitem(last=False)[1])
         return int(first[low]), corners

@@ -137,6 +137,8 @@ def poissons(
     >>> poissons(7, 0.5, [np.array([4, 4, 0])], 2).tolist()
     [4, 1, 0, 1, 0, 0]
     """
+    if rate <= 0:
+        return np.zeros(times * math.prod(len(room) for room in rooms), np.uint8)
     values: list[npt.NDArray[np.int64]] = []
     kind: npt.NDArray[Any] = np.zeros(1, np.uint8)
     usual = 0

@@ -335,9 +335,9 @@ class BlueNoisePatching(GridPatching):
         in units of its radius, and patches may share pixels: they are at least
         ``radius / sqrt(ndim)`` apart on one axis or more.
     resample_positions
-        False: the same positions in each tile, so chunk after chunk, up to the borders of
-        the image. True: those inside a tile are drawn for each tile out of up to 32 variants;
-        those within half a radius of its faces repeat.
+        False: the same positions tile after tile, up to the borders of the image. True: those
+        inside a tile are drawn for each tile out of up to 32 variants; those within half a
+        radius of its faces repeat.
     epoch
         Another epoch, other positions.
     edge, chunks, keys
@@ -417,10 +417,12 @@ class BlueNoisePatching(GridPatching):
 
     def counts_of(self, image: int, cells: npt.ArrayLike) -> npt.NDArray[Any]:
         """Patches that some cells own: unsigned[k], of a narrow type."""
-        if self._last is None or self._last[0] != image:
+        last = self._last  # Read once: other threads may ask for other images.
+        if last is None or last[0] != image:
             counts = self.counts(image)
-            self._last = image, counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
-        return self._last[1][np.asarray(cells, np.int64)]
+            narrow = np.min_scalar_type(int(counts.max(initial=0)))
+            last = self._last = image, counts.astype(narrow)
+        return last[1][np.asarray(cells, np.int64)]
 
     def corners(self, image: int, cells: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First pixels of the patches of some cells, and how many each cell owns."""

@@ -194,7 +194,7 @@ class BlueNoiseConfig(Sized):
     allow_overlap: bool = False
     """Whether the distance is Euclidean, so that patches may share pixels."""
     resample_positions: bool = False
-    """Whether positions differ from chunk to chunk; else they repeat."""
+    """Whether positions differ from tile to tile; else they repeat tile after tile."""
 
 
 class WholeSampleConfig(_Strict):

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 from patchloom.errors import AxesError, PatchSizeError
 
-__all__ = ["PerAxis", "per_axis"]
+__all__ = ["PerAxis", "axes_of", "per_axis"]
 
 PerAxis = int | Sequence[int] | Mapping[str, int]
 """One number for all axes, one an axis in order, or one for each named axis."""
+
+
+def axes_of(
+    data_shapes: Sequence[Sequence[int]], value: PerAxis = 0, among: str | None = None
+) -> str:
+    """The spatial axes of images whose shapes are ``SC(Z)YX``.
+
+    Without images they are those that a size speaks of; one number speaks of ``"yx"``.
+
+    >>> axes_of([(1, 1, 9, 9, 9)], 4), axes_of([], [4, 4, 4]), axes_of([], {"X": 4}), axes_of([], 4)
+    ('zyx', 'zyx', 'x', 'yx')
+    """
+    if len(data_shapes):
+        ndim = len(data_shapes[0]) - 2
+    elif among is not None:
+        return "".join(axis for axis in "zyx" if axis in among.lower())
+    elif isinstance(value, Mapping):
+        return axes_of([], among="".join(map(str, value)))
+    else:
+        ndim = 2 if isinstance(value, (int, Integral)) else len(value)
+    if ndim > 3:
+        raise PatchSizeError(
+            f"a patch has at most 3 spatial axes (z, y, x), got {ndim}; make further axes samples"
+        )
+    return "zyx"[3 - ndim :]
 
 
 def per_axis(
@@ -57,8 +83,8 @@ def per_axis(
                 f"{name} has one number for each of the axes {axes!r}, got {dict(value)}; name "
                 "each once, and no other"
             )
-    elif isinstance(value, int):
-        given = dict.fromkeys(axes, value)
+    elif isinstance(value, (int, Integral)):
+        given = dict.fromkeys(axes, int(value))
     else:
         if len(value) != len(axes):
             raise PatchSizeError(

@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from patchloom.errors import ConfigError
 from patchloom.patching.aligned import ChunkAlignedPatching
 from patchloom.patching.blue_noise import BlueNoisePatching
-from patchloom.patching.config import AnyConfig, PointsTable
+from patchloom.patching.config import AnyConfig, PointsTable, Sized
+from patchloom.patching.extents import axes_of
 from patchloom.patching.pixels import PixelPatching
 from patchloom.patching.protocol import Edge, GridPatching
 from patchloom.patching.random import FixedRandomPatching, RandomPatching
@@ -21,7 +22,7 @@ from patchloom.patching.strided import StridedPatching
 from patchloom.patching.tiled import TiledPatching
 from patchloom.patching.whole import WholeSamplePatching
 
-__all__ = ["create_patching", "parse_patching"]
+__all__ = ["create_patching", "parse_patching", "placing"]
 
 _MODELS: dict[str, type[BaseModel]] = {
     str(model.model_fields["name"].default): model for model in get_args(AnyConfig)
@@ -39,8 +40,8 @@ _STRATEGIES: dict[str, Any] = {
     "whole": WholeSamplePatching,
     "pixels": PixelPatching,
 }
-# Keys that a plan heeds, not a class.
-_SELECTION = ("context", "spatial_axes", "classes", "max_num")
+_PLANNED = ("context", "classes", "max_num")
+"""Keys that a plan heeds, not a class."""
 _SEEDED = ("random", "fixed_random", "stratified", "blue_noise")
 
 
@@ -76,6 +77,12 @@ def parse_patching(config: Mapping[str, Any] | BaseModel) -> AnyConfig:
         raise ConfigError("; ".join(_sentences(error, name))) from None
 
 
+def placing(config: AnyConfig) -> AnyConfig:
+    """The same without what only a plan heeds."""
+    said = {name: None for name in _PLANNED if name in type(config).model_fields}
+    return config.model_copy(update=said)
+
+
 def create_patching(
     data_shapes: Sequence[Sequence[int]],
     config: Mapping[str, Any] | BaseModel,
@@ -96,14 +103,16 @@ def create_patching(
         For example ``{"name": "random", "patch_size": [64, 64]}``, or a pydantic model of
         CAREamics; it may say its ``seed``, which `seed` overrules.
     seed, edge, chunks, keys
-        See the strategies; `edge` None is each strategy's own default.
+        See the strategies; `edge` None is each strategy's own default. Without images, the axes
+        are those that ``patch_size`` speaks of; one number speaks of y, x.
     units
         Shard extents of each image on its spatial axes, for ``unit: shard``.
 
     Raises
     ------
     ConfigError
-        If the configuration is wrong, or asks for shards and none are given.
+        If the configuration is wrong, says what only a plan heeds (``context``, ``classes``,
+        ``max_num``), or asks for shards and none are given.
 
     Examples
     --------
@@ -116,15 +125,16 @@ def create_patching(
         seed = given["seed"] if seed is None else seed
         given = {key: value for key, value in given.items() if key != "seed"}
     model = parse_patching(given)
-    if data_shapes:
-        model = model.on("zyx"[5 - len(data_shapes[0]) :])
+    if isinstance(model, Sized):
+        model = model.on(axes_of(data_shapes, model.patch_size, model.spatial_axes))
     if model.name not in _STRATEGIES:
         raise ConfigError(
             f"a strategy of class {model.name!r} is made of a table of places, which a "
             "configuration does not hold; make it with plan, or as a ListedPatching"
         )
+    _check_planned(model)
     arguments: dict[str, Any] = {"chunks": chunks, "keys": keys}
-    arguments |= model.model_dump(exclude={"name", *_SELECTION})
+    arguments |= model.model_dump(exclude={"name", "spatial_axes", *_PLANNED})
     if arguments.pop("unit", "chunk") == "shard":
         if units is None:
             raise ConfigError(
@@ -138,6 +148,18 @@ def create_patching(
         arguments["seed"] = seed
     strategy: GridPatching = _STRATEGIES[model.name](data_shapes, **arguments)
     return strategy
+
+
+def _check_planned(model: BaseModel) -> None:
+    said = {name: getattr(model, name, None) for name in _PLANNED}
+    # No context is zeros.
+    said["context"] = said["context"] if any(said["context"] or ()) else None
+    for name, value in said.items():
+        if value is not None:
+            raise ConfigError(
+                f"a strategy alone does not heed {name!r}, a plan does, got {value!r}; make it "
+                f"with plan, or leave {name!r} out"
+            )
 
 
 def _sentences(error: ValidationError, name: str) -> list[str]:

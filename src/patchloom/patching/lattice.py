@@ -141,12 +141,13 @@ class LatticePatching(GridPatching):
 
     def _volume(self, image: int) -> npt.NDArray[Any]:
         """Patches of each chunk, in the narrowest type: of the last image asked."""
-        if self._last is None or self._last[0] != image:
+        last = self._last  # Read once: other threads may ask for other images.
+        if last is None or last[0] != image:
             columns = [self._per_chunk(image, axis)[1] for axis in range(len(self.patch_size))]
             most = math.prod(int(column.max(initial=0)) for column in columns)
             narrow = np.min_scalar_type(most)
-            self._last = image, volume([column.astype(narrow) for column in columns])
-        return self._last[1]
+            last = self._last = image, volume([column.astype(narrow) for column in columns])
+        return last[1]
 
     def _per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
         """Along one axis, for each chunk: its first lattice point, and how many it holds."""

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.protocol import Edge, GridPatching, Ints
+from patchloom.patching.protocol import Edge, GridPatching, Ints, integers
 
 __all__ = ["CenteredPatching", "ListedPatching"]
+
+_ROUNDING = "round positions to first pixels with patchloom.points.first_pixels"
 
 
 class ListedPatching(GridPatching):
@@ -36,7 +38,7 @@ class ListedPatching(GridPatching):
     Raises
     ------
     PatchSizeError
-        If sizes or columns do not fit the axes.
+        If sizes or columns do not fit the axes, or are not integers.
     IndexError
         If a row names no image or no sample of one.
 
@@ -62,12 +64,13 @@ class ListedPatching(GridPatching):
         keys: Sequence[int] | None = None,
     ) -> None:
         super().__init__(data_shapes, patch_size, edge=edge, chunks=chunks, keys=keys)
-        ndim = len(self.patch_size)
-        self._corner = np.asarray(corners, np.int64).reshape(-1, ndim)
+        self._corner = integers(corners, len(self.patch_size), "first pixels", _ROUNDING)
         n = len(self._corner)
         self._image, self._sample = (
-            np.zeros(n, np.int64) if column is None else np.asarray(column, np.int64)
-            for column in (image, sample)
+            np.zeros(n, np.int64)
+            if column is None
+            else integers(np.reshape(column, (-1, 1)), 1, name, "number them from 0")[:, 0]
+            for name, column in (("images", image), ("samples", sample))
         )
         if len(self._image) != n or len(self._sample) != n:
             raise PatchSizeError(
@@ -93,15 +96,18 @@ class ListedPatching(GridPatching):
         """Rows that are taken, by image, cell and row; the cell of each; where images begin."""
         size = np.asarray(self.patch_size, np.int64)
         order, owner = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for index, grid in enumerate(self.grids):
-            rows = np.flatnonzero(self._image == index) if len(self.grids) > 1 else slice(None)
-            rows = np.arange(len(self._corner))[rows]
+        by_image = np.argsort(self._image, kind="stable")
+        ends = np.searchsorted(self._image[by_image], np.arange(1, len(self.grids)))
+        # No image, no rows: of nothing, one part would be left.
+        parts = np.split(by_image, ends)[: len(self.grids)]
+        for index, (grid, rows) in enumerate(zip(self.grids, parts, strict=True)):
             corner, extent = self._corner[rows], np.asarray(grid.shape, np.int64)
+            # No sum of a corner: it may be as large as integers are.
             if self.edge == "drop":
-                good = (corner >= 0) & (corner + size <= extent)
+                good = (corner >= 0) & (corner <= extent - size)
             else:
                 # What lies far outside its image was not meant to be in it.
-                good = (corner < extent) & (corner + size > 0)
+                good = (corner < extent) & (corner > -size) & (extent > 0)
                 good &= (extent >= size) | (self.edge != "shift")
             rows = rows[good.all(-1)]
             chunk = grid.flat(grid.chunk_of(np.maximum(self._placed(index, rows), 0)))
@@ -190,7 +196,7 @@ class CenteredPatching(ListedPatching):
         super().__init__(
             data_shapes,
             patch_size,
-            np.asarray(centers, np.int64).reshape(-1, len(half)) - half,
+            integers(centers, len(half), "centres", "make whole pixels of them") - half,
             image=image,
             sample=sample,
             edge=edge,

@@ -157,11 +157,19 @@ class GridPatching(ABC):
             raise PatchSizeError(f"an edge policy is one of {list(EDGES)}, got {edge!r}")
         spatial = [shape[2:] for shape in self.data_shapes]
         extents = spatial if chunks is None else [tuple(int(c) for c in row) for row in chunks]
+        self.keys = tuple(range(len(spatial)) if keys is None else keys)
+        _check_images("chunks", extents, spatial)
+        _check_images("keys", self.keys, spatial)
+        for shape, row in zip(spatial, extents, strict=True):
+            if len(row) != len(shape):
+                raise PatchSizeError(
+                    f"chunks have one extent a spatial axis, got {list(row)} for an image of "
+                    f"{list(shape)} pixels; give {len(shape)}"
+                )
         self.grids = tuple(
             ChunkGrid(shape, tuple(max(1, c) for c in row))
             for shape, row in zip(spatial, extents, strict=True)
         )
-        self.keys = tuple(range(len(self.grids))) if keys is None else tuple(keys)
 
     @abstractmethod
     def counts(self, image: int) -> Ints:
@@ -223,7 +231,15 @@ class GridPatching(ABC):
         return int(self._first[-1])
 
     def get_patch_indices(self, data_idx: int) -> range:
-        """The indices of one image's patches: a range, however many they are."""
+        """The indices of one image's patches: a range, however many they are.
+
+        Raises
+        ------
+        IndexError
+            If there is no such image.
+        """
+        if not 0 <= data_idx < len(self.grids):
+            raise IndexError(f"an image is in range({len(self.grids)}), got {data_idx}")
         return range(int(self._first[data_idx]), int(self._first[data_idx + 1]))
 
     def get_patch_spec(self, index: int) -> PatchSpecs:
@@ -282,6 +298,11 @@ def _check_size(patch_size: tuple[int, ...], shapes: Sequence[Sequence[int]]) ->
         raise PatchSizeError(
             f"a patch extends at least 1 pixel on each spatial axis, got {patch_size}"
         )
+    if len(patch_size) > 3:
+        raise PatchSizeError(
+            f"a patch has at most 3 spatial axes (z, y, x), got {len(patch_size)} "
+            f"({list(patch_size)}); make further axes samples"
+        )
     for shape in shapes:
         if len(shape) - 2 != len(patch_size):
             raise PatchSizeError(
@@ -289,6 +310,54 @@ def _check_size(patch_size: tuple[int, ...], shapes: Sequence[Sequence[int]]) ->
                 f"({list(patch_size)}) for an image with {len(shape) - 2} "
                 f"(SC(Z)YX shape {list(shape)}); give as many, or name other axes"
             )
+
+
+def _check_images(name: str, given: Sequence[object], images: Sequence[object]) -> None:
+    if len(given) != len(images):
+        raise PatchSizeError(
+            f"{name} has one entry an image, got {len(given)} for {len(images)} images"
+        )
+
+
+def check_units(units: Sequence[Sequence[int]] | None, inside_chunks: bool) -> None:
+    """Refuse units that nothing stays inside of."""
+    if units is not None and not inside_chunks:
+        raise PatchSizeError(
+            f"units= says what patches stay inside of, got {[list(row) for row in units]} with "
+            "inside_chunks=False; say inside_chunks=True with it"
+        )
+
+
+def integers(values: npt.ArrayLike, ndim: int, name: str, way_out: str) -> Ints:
+    """A table with one integer a spatial axis in each row: int64[n, ndim], or none of any width.
+
+    Raises
+    ------
+    PatchSizeError
+        If it holds other numbers, or has another width.
+    """
+    try:
+        given = np.asarray(values)
+    except ValueError:
+        raise PatchSizeError(
+            f"{name} have {ndim} integers each, got rows of several lengths; {way_out}"
+        ) from None
+    if not given.size:
+        return np.zeros((0, ndim), np.int64)
+    kind = given.dtype.kind
+    found = given.astype(np.int64) if kind in "iu" else np.zeros(0, np.int64)
+    # What does not fit into int64 would come back negative.
+    wrong = given if kind not in "iu" else given[(found < 0) & (kind == "u")]
+    if wrong.size:
+        raise PatchSizeError(
+            f"{name} are integers below 2**63, got {given.dtype} such as {wrong.flat[0]}; {way_out}"
+        )
+    if found.ndim != 2 or found.shape[1] != ndim:
+        raise PatchSizeError(
+            f"{name} are a table of {ndim} numbers a row, one a spatial axis, got the shape "
+            f"{list(found.shape)}; {way_out}"
+        )
+    return found
 
 
 def boxes_of(
@@ -316,6 +385,7 @@ def boxes_of(
     boxes = tuple(grids)
     if units is not None:
         rows = [tuple(int(u) for u in row) for row in units]
+        _check_images("units", rows, grids)
         for grid, row in zip(grids, rows, strict=True):
             fits = len(row) == len(grid.shape) and all(
                 u > 0 and (u % c == 0 or u >= n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
@@ -13,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.protocol import Edge, GridPatching, Ints, are_chunks, boxes_of, ramp
+from patchloom.patching.protocol import (
+    Edge,
+    GridPatching,
+    Ints,
+    are_chunks,
+    boxes_of,
+    check_units,
+    ramp,
+)
 from patchloom.randomness import below, key_of, philox, poissons
 
 __all__ = ["FixedRandomPatching", "RandomPatching"]
@@ -51,7 +60,8 @@ class RandomPatching(GridPatching):
     Raises
     ------
     PatchSizeError
-        If sizes do not fit the axes, or `inside_chunks` is asked for and no chunk holds a patch.
+        If sizes do not fit the axes, `inside_chunks` is asked for and no chunk holds a patch,
+        `units` is given without it, or `n_patches` is no natural number.
 
     Examples
     --------
@@ -77,11 +87,10 @@ class RandomPatching(GridPatching):
         keys: Sequence[int] | None = None,
     ) -> None:
         super().__init__(data_shapes, patch_size, edge=edge, chunks=chunks, keys=keys)
-        if n_patches is not None and n_patches < 0:
-            raise PatchSizeError(f"n_patches is at least 0, got {n_patches}")
+        check_units(units, inside_chunks)
         self.seed = 0 if seed is None else int(seed)
         self.epoch = epoch
-        self.per_image = n_patches
+        self.per_image = None if n_patches is None else _whole(n_patches)
         self.inside_chunks = inside_chunks
         self.boxes = boxes_of(self.grids, units, self.patch_size, edge) if inside_chunks else ()
         # Bound methods cannot be cached by lru_cache without keeping self alive for ever.
@@ -176,6 +185,16 @@ class RandomPatching(GridPatching):
         shape = self.grids[image].shape
         tiles = (-(-s // p) for s, p in zip(shape, self.patch_size, strict=True))
         return self.n_samples(image) * math.prod(tiles)
+
+
+def _whole(n_patches: int) -> int:
+    try:
+        found = operator.index(n_patches)
+    except TypeError:
+        found = -1
+    if found < 0:
+        raise PatchSizeError(f"n_patches is a whole number, at least 0, got {n_patches!r}")
+    return found
 
 
 def _single(key: int, rooms: Sequence[Ints], n_samples: int, n: int) -> tuple[Ints, Ints]:

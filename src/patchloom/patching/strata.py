@@ -163,9 +163,15 @@ def weigh(axes: Sequence[Axis], grid: ChunkGrid, said: Said) -> Weights:
     for a, p, i in zip(axes, piece, index.T, strict=True):
         turn = turn * (a.of_chunk[i + 1] - a.of_chunk[i]) + p - a.of_chunk[i]
     if len(owner):
-        weights += np.bincount(chunk, mass - before, grid.n_chunks)
+        given = np.bincount(chunk, mass, grid.n_chunks)
+        # Where all pieces are special nothing is left over, not even by rounding.
+        n_pieces = _volume([np.diff(a.of_chunk).astype(np.float64) for a in axes])
+        whole = np.bincount(chunk, minlength=grid.n_chunks) == n_pieces
+        rest = weights - np.bincount(chunk, before, grid.n_chunks)
+        weights = np.where(whole, given, rest + given)
         weights[weights < _NOTHING] = 0
     upto = np.concatenate([[0.0], np.cumsum(weights)])
+    n = n if upto[-1] else 0
     upto = upto * (n / upto[-1]) if n else upto * 0
     # Where all are counted, rounding must not lose the last one.
     upto[upto >= upto[-1] - _NOTHING] = n

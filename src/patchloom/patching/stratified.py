@@ -20,6 +20,8 @@ from patchloom.patching.protocol import (
     PatchSpecs,
     are_chunks,
     boxes_of,
+    check_units,
+    integers,
     turns,
 )
 from patchloom.patching.strata import (
@@ -50,7 +52,8 @@ class StratifiedPatching(GridPatching):
     pixels at the border of the image weigh more, as patches cannot stick out. In each epoch
     the cells are drawn systematically: a cell of weight w gives w patches, rounded up or down.
     Over many epochs each pixel farther than one patch from a border is taken once an epoch,
-    and all pixels are on average, up to the rounding of the number of patches.
+    and all pixels are on average, up to the rounding of the number of patches. The border is
+    that of the image; with `inside_chunks`, that of a chunk (or unit).
 
     `exclude_patches` and `set_region_probs` change the strategy; `create_val_split` does not.
 
@@ -64,9 +67,20 @@ class StratifiedPatching(GridPatching):
         Fixes every position; None is 0.
     epoch
         Another epoch, other positions.
+    inside_chunks
+        Whether every patch lies inside one chunk, where the grid then begins anew.
+    units
+        With `inside_chunks`: extents of each image's boxes in which patches lie instead of in
+        its chunks, multiples of these, for example its shards.
     edge, chunks, keys
         See `GridPatching`. Positions never stick out of an image, except that ``"pad"``
         admits an image smaller than a patch.
+
+    Raises
+    ------
+    PatchSizeError
+        If sizes do not fit the axes, `inside_chunks` is asked for and no chunk holds a patch, or
+        `units` is given without it.
 
     Examples
     --------
@@ -94,6 +108,7 @@ class StratifiedPatching(GridPatching):
         keys: Sequence[int] | None = None,
     ) -> None:
         super().__init__(data_shapes, patch_size, edge=edge, chunks=chunks, keys=keys)
+        check_units(units, inside_chunks)
         self.seed = 0 if seed is None else int(seed)
         self.epoch = epoch
         self.inside_chunks = inside_chunks
@@ -128,6 +143,7 @@ class StratifiedPatching(GridPatching):
     def __getstate__(self) -> dict[str, object]:
         derived = ("_first", "_first_of_cell", "_counts_of", "_offsets_of")
         return {k: v for k, v in self.__dict__.items() if k not in derived} | {
+            "_said": dict(self._said),
             "_axes_of": {},
             "_weights_of": {},
         }
@@ -138,10 +154,10 @@ class StratifiedPatching(GridPatching):
 
     def with_epoch(self, epoch: int) -> Self:
         """The same strategy in another epoch."""
-        # What the samples weigh is the same in all epochs, and stays shared.
         other = copy(self)
-        other._said, other.epoch = dict(self._said), epoch
-        other._forget()
+        other.epoch = epoch
+        # What the samples weigh is the same in all epochs, and stays shared.
+        other._axes_of, other._weights_of = self._axes_of, self._weights_of
         return other
 
     # -- regions ------------------------------------------------------------------------
@@ -162,6 +178,8 @@ class StratifiedPatching(GridPatching):
         ------
         IndexError
             If the grid has no such cell.
+        PatchSizeError
+            If cells are not one integer a spatial axis.
         """
         flat = self._flat(data_idx, sample_idx, grid_coords)
         out, probs = self._said.get((data_idx, sample_idx), UNSAID)
@@ -185,7 +203,7 @@ class StratifiedPatching(GridPatching):
         IndexError
             If the grid has no such cell.
         PatchSizeError
-            If a probability is not in [0, 1].
+            If a probability is not in [0, 1], or cells are not one integer a spatial axis.
         """
         flat = self._flat(data_idx, sample_idx, list(probs))
         values = [float(v) for v in probs.values()]
@@ -236,17 +254,23 @@ class StratifiedPatching(GridPatching):
         ------
         IndexError
             If the grid has no such cell.
+        PatchSizeError
+            If cells are not one integer a spatial axis.
         """
+        columns = zip(self._axes(image), self._cells(image, grid_coords).T, strict=True)
+        return np.stack([axis.start[column] for axis, column in columns], -1)
+
+    def _cells(self, image: int, grid_coords: Sequence[tuple[int, ...]]) -> Ints:
+        """Cells of the grid, checked: int64[n, ndim]."""
         shape = self.grid_shape(image)
-        coords = np.asarray([tuple(c) for c in grid_coords], np.int64).reshape(-1, len(shape))
+        coords = integers(list(grid_coords), len(shape), "cells", "count cells of the grid from 0")
         outside = ((coords < 0) | (coords >= np.asarray(shape))).any(-1)
         if outside.any():
             raise IndexError(
                 f"a cell lies in the grid {shape} of image {image}, got "
                 f"{tuple(coords[outside][0].tolist())}"
             )
-        columns = zip(self._axes(image), coords.T, strict=True)
-        return np.stack([axis.start[column] for axis, column in columns], -1)
+        return coords
 
     def _flat(self, image: int, sample: int, grid_coords: Sequence[tuple[int, ...]]) -> list[int]:
         if not (0 <= image < len(self.grids) and 0 <= sample < self.n_samples(image)):
@@ -254,11 +278,10 @@ class StratifiedPatching(GridPatching):
                 f"an image is in range({len(self.grids)}) and has a sample, got image {image}, "
                 f"sample {sample}"
             )
-        self.cell_start(image, grid_coords)
-        if not len(grid_coords):
+        coords = self._cells(image, grid_coords)
+        if not len(coords):
             return []
-        columns = tuple(np.asarray(grid_coords, np.int64).T)
-        flat: list[int] = np.ravel_multi_index(columns, self.grid_shape(image)).tolist()
+        flat: list[int] = np.ravel_multi_index(tuple(coords.T), self.grid_shape(image)).tolist()
         return flat
 
     # -- weights ------------------------------------------------------------------------
@@ -347,7 +370,9 @@ class StratifiedPatching(GridPatching):
             which, special = each.special(chunk[mine])
             place = ends[mine][which] + each.turn[special]
             mass[place], blocked[place] = each.mass[special], each.blocked[special]
-        sums = np.append(0, np.cumsum(np.rint(mass * _FIXED).astype(np.int64)))
+        # What weighs anything keeps room: a cell that owns patches has a piece for them.
+        fixed = np.maximum(np.rint(mass * _FIXED).astype(np.int64), mass > 0)
+        sums = np.append(0, np.cumsum(fixed))
         # The patches of a cell lie one apart along its weight.
         offset = self._offsets(image)[sample]
         begin = np.ceil(low - offset) + offset - low
@@ -385,7 +410,7 @@ def create_val_split(
     Raises
     ------
     PlanError
-        If no training patch would be left.
+        If no training patch would be left, or the number is negative.
 
     Examples
     --------
@@ -394,12 +419,14 @@ def create_val_split(
     >>> train.n_patches, val.n_patches, whole.n_patches
     (13, 3, 16)
     """
+    if n_val_patches < 0:
+        raise PlanError(f"n_val_patches is at least 0, got {n_val_patches}")
     cells = [
         (image, sample, coords)
         for (image, sample), found in stratified.get_included_grid_coords().items()
         for coords in found
     ]
-    if not 0 <= n_val_patches < max(1, len(cells)):
+    if n_val_patches >= max(1, len(cells)):
         raise PlanError(
             f"validation leaves at least one cell of the grid for training, got n_val_patches="
             f"{n_val_patches} of {len(cells)} cells of {list(stratified.patch_size)} pixels; take "

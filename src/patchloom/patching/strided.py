@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patchloom.errors import PatchSizeError
-from patchloom.patching.extents import PerAxis, per_axis
+from patchloom.patching.extents import PerAxis, axes_of, per_axis
 from patchloom.patching.lattice import LatticePatching, lattice
 from patchloom.patching.protocol import Edge, Ints
 
@@ -23,7 +23,7 @@ class StridedPatching(LatticePatching):
         Shape of each image as ``SC(Z)YX``, in pixels.
     patch_size
         Extent in pixels: one number for all spatial axes, one for each in the order (z,) y, x,
-        or one for each by name.
+        or one for each by name. Without images, one number is for y, x.
     stride
         From one patch to the next, in pixels, written like `patch_size`; by default the same.
     edge, chunks, keys
@@ -53,8 +53,7 @@ class StridedPatching(LatticePatching):
         chunks: Sequence[Sequence[int]] | None = None,
         keys: Sequence[int] | None = None,
     ) -> None:
-        ndim = len(data_shapes[0]) - 2 if data_shapes else 2
-        axes = "zyx"[3 - ndim :]
+        axes = axes_of(data_shapes, patch_size)
         size = per_axis(patch_size, axes, name="patch_size")
         super().__init__(data_shapes, size, edge=edge, chunks=chunks, keys=keys)
         self.stride = tuple(size if stride is None else per_axis(stride, axes, name="stride"))

@@ -21,7 +21,7 @@ from patchloom.errors import ConfigError, PatchloomError, PlanError, SourceError
 from patchloom.image import ROLES, Image
 from patchloom.location import Location
 from patchloom.patching.config import AnyConfig, Sized
-from patchloom.patching.factory import create_patching, parse_patching
+from patchloom.patching.factory import create_patching, parse_patching, placing
 from patchloom.patching.listed import ListedPatching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
@@ -540,7 +540,7 @@ def patching_of(
         return ListedPatching(
             shapes, size, corner, image=places.image, sample=places.sample, **over
         )
-    return create_patching(shapes, config, seed=seed, **over)
+    return create_patching(shapes, placing(config), seed=seed, **over)
 
 
 def _shards(images: Sequence[Image]) -> list[list[int]]:
