@@ -60,7 +60,7 @@ class Job(BaseModel):
     images: str | Annotated[list[str], Field(min_length=1)]
     """Path, URL or glob of the images, or a list of these."""
     patching: PatchingConfig
-    """How patches are laid out: `name` is `sequential` or `random`."""
+    """How patches are laid out: docs/strategies.md draws them by `name`."""
     output: str
     """Path or URL of the patch store to write."""
 

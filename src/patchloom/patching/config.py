@@ -14,6 +14,7 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic.config import JsonDict
 
 from patchloom.patching.extents import per_axis
 
@@ -237,14 +238,20 @@ def _as_table(value: object) -> object:
     return {"table": value} if isinstance(value, str) else value
 
 
+def _or_text(schema: JsonDict) -> None:
+    """Tell editors so."""
+    choices = schema["anyOf"]
+    assert isinstance(choices, list)
+    choices.insert(0, {"type": "string"})
+
+
 class PointsConfig(Sized):
     """Patches centred on the points of a table."""
 
     name: Literal["points"] = "points"
-    points: Annotated[
-        PointsTable | None,
-        BeforeValidator(_as_table, json_schema_input_type=PointsTable | str | None),
-    ] = None
+    points: Annotated[PointsTable | None, BeforeValidator(_as_table)] = Field(
+        default=None, json_schema_extra=_or_text
+    )
     """The table, or its path or URL; a saved plan holds its places itself."""
 
 

@@ -76,9 +76,9 @@ def _content(column: pa.ChunkedArray) -> str:
     kind = "text" if text else str(column.type)
     parts = [column.is_null().to_numpy()]
     if text:
-        column = pc.fill_null(column, "")
-        parts += [pc.binary_length(column).to_numpy().astype("<i8")]
-        parts += [np.frombuffer("".join(column.to_pylist()).encode(), np.uint8)]
+        parts += [pc.fill_null(pc.binary_length(column), 0).to_numpy().astype("<i8")]
+        known = column.drop_null().to_pylist()
+        parts += [np.frombuffer("".join(known).encode(), np.uint8)]
     elif not pa.types.is_null(column.type):
         values = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0).to_numpy()
         parts += [values.astype(values.dtype.newbyteorder("<"))]

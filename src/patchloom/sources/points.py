@@ -176,7 +176,9 @@ def _ids(values: Any, name: str, what: str) -> Any:
             "for example .astype('Int64').astype('string')"
         )
     ids = values if is_text(values.type) else values.cast(pa.string())
-    return pc.if_else(pc.equal(ids, ""), pa.scalar(None, ids.type), ids)
+    empty = pc.fill_null(pc.equal(ids, ""), False).to_numpy()
+    # Taken, not chosen: `if_else` of older pyarrow damages the text of sliced columns.
+    return ids.take(pa.array(np.arange(len(ids)), mask=empty))
 
 
 def _coded(ids: Any) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
