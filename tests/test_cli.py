@@ -286,7 +286,7 @@ def test_ctrl_c_in_mid_run_can_be_resumed(tmp_path: Path) -> None:
         tmp_path / "a.zarr", shape=(1024, 2048), chunks=(64, 64), dtype="uint16", compressors=None
     )
     image[:] = np.random.default_rng(1).integers(0, 60000, image.shape, np.uint16)
-    patching = {"name": "sequential", "patch_size": [64, 64], "overlaps": [48, 48]}
+    patching = {"name": "sequential", "patch_size": [64, 64], "overlaps": [52, 52]}
     job = write_job(tmp_path, mask=None, patching=patching, rows_per_shard=64)
     store = tmp_path / "patches.zarr"
     process = spawn("run", job, "--scheduler", "synchronous")
