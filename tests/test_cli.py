@@ -289,7 +289,12 @@ def test_ctrl_c_in_mid_run_can_be_resumed(tmp_path: Path) -> None:
     patching = {"name": "sequential", "patch_size": [64, 64], "overlaps": [52, 52]}
     job = write_job(tmp_path, mask=None, patching=patching, rows_per_shard=64)
     store = tmp_path / "patches.zarr"
-    process = spawn("run", job, "--scheduler", "synchronous")
+    # A shell that starts the tests in the background has them, and their children, ignore it.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = spawn("run", job, "--scheduler", "synchronous")
+    finally:
+        signal.signal(signal.SIGINT, heard)
     try:
         give_up = time.monotonic() + 60
         while not list(store.glob("manifest/*.parquet")) and time.monotonic() < give_up:
