@@ -72,6 +72,8 @@ class Plan:
     """Candidates that were left out, by reason; they add up with the kept ones."""
     places: Places | None = field(default=None, repr=False)
     """The table of a strategy that takes the patches of one."""
+    class_counts: Mapping[str, int] = field(default_factory=dict)
+    """Kept patches by class, where classes were asked for."""
 
     def __getstate__(self) -> dict[str, object]:
         # What is derived is derived again: it need not travel.
@@ -224,6 +226,15 @@ class Plan:
         if not found:
             return []
         return [tuple(row) for row in np.unique(np.concatenate(found), axis=0).tolist()]
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits; a plan without any is training data."""
+        return ("train",)
+
+    def split_of(self, patches: Patches) -> npt.NDArray[np.int8]:
+        """Position in `split_names` of the split of each of some patches: int8[n]."""
+        return np.zeros(len(patches), np.int8)
 
     def _of_image(self, positions: Ints) -> Patches:
         cells = self.cells

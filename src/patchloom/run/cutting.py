@@ -379,6 +379,7 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
     ids: list[str] = []
     image_ids: list[str] = []
     coverage: list[npt.NDArray[np.float64]] = []
+    splits: list[str] = []
     metadata: dict[str, list[Any]] = {name: [] for name in names}
     known: list[pa.Table] = []
     for part in parts:
@@ -386,6 +387,7 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         ids += patch_ids(plan, part)
         image_ids += [image.id] * len(part)
         coverage.append(covered_share(plan, part))
+        splits += [plan.split_names[k] for k in plan.split_of(part).tolist()]
         for name in names:
             metadata[name] += [image.metadata.get(name)] * len(part)
         if (columns := columns_of(plan, part)) is not None:
@@ -398,8 +400,7 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         "sample": np.concatenate([part.sample for part in parts]),
         **{f"start_{a}": corner[:, k] for k, a in enumerate(axes)},
         "coverage": np.concatenate(coverage),
-        # A plan without splits is training data.
-        "split": ["train"] * len(row),
+        "split": splits,
         "row": row,
         **metadata,
         **({"class": np.concatenate(shard.classes)} if shard.classes else {}),
