@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from patchloom.errors import ConfigError, PatchloomError, PlanError, SourceError
 from patchloom.image import ROLES, Image
@@ -25,18 +26,23 @@ from patchloom.patching.factory import create_patching, parse_patching, placing
 from patchloom.patching.listed import ListedPatching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
+from patchloom.planning.filters import FilterConfig, parse_filters
 from patchloom.planning.incidence import Cut, Padding, Patches, touches
 from patchloom.planning.places import Places
+from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.runs import Runs, arrange
+from patchloom.planning.splits import SplitConfig, Splits
 from patchloom.randomness import digest, digest_of, key_of
+from patchloom.scores import Score
 from patchloom.table import html_table
 
 __all__ = ["FORMAT", "Plan", "patching_of"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of a saved plan, and of what its fingerprint covers."""
 
 Ints = npt.NDArray[np.int64]
+_Model = TypeVar("_Model", bound=BaseModel)
 _CANDIDATES = 2**18
 """Candidates that are looked at together where only some are kept."""
 _BATCH = 2**20
@@ -72,8 +78,21 @@ class Plan:
     """Candidates that were left out, by reason; they add up with the kept ones."""
     places: Places | None = field(default=None, repr=False)
     """The table of a strategy that takes the patches of one."""
+    filters: tuple[FilterConfig, ...] = ()
+    """What the pixels of a patch must show."""
+    scores: tuple[Score, ...] = ()
+    """Numbers that tell what a patch shows; they become columns of the manifest."""
+    balance: BalanceConfig | None = None
+    classes: tuple[int, ...] = ()
+    """The classes that are balanced, from the rarest to the most frequent one."""
     class_counts: Mapping[str, int] = field(default_factory=dict)
     """Kept patches by class, where classes were asked for."""
+    quota: QuotaConfig | None = None
+    split: SplitConfig | None = None
+    split_report: Mapping[str, Any] = field(default_factory=dict)
+    """Patches of each split, the share that is kept, and how far apart splits are."""
+    survey_reads: int = 0
+    """Chunks of masks, labels and images that were decoded to plan it."""
 
     def __getstate__(self) -> dict[str, object]:
         # What is derived is derived again: it need not travel.
@@ -230,11 +249,23 @@ class Plan:
     @property
     def split_names(self) -> tuple[str, ...]:
         """The splits; a plan without any is training data."""
-        return ("train",)
+        return ("train",) if self.splits is None else self.splits.names
 
     def split_of(self, patches: Patches) -> npt.NDArray[np.int8]:
-        """Position in `split_names` of the split of each of some patches: int8[n]."""
-        return np.zeros(len(patches), np.int8)
+        """Position in `split_names` of the split of each of some patches: int8[n].
+
+        -1 is of none: it lies in a guard band, or in two splits.
+        """
+        if self.splits is None:
+            return np.zeros(len(patches), np.int8)
+        extent = np.asarray(self.images[patches.image].layout.space.shape, np.int64)
+        low, high = self.cut.span(patches.corner, extent)
+        return self.splits.of_boxes(patches.image, patches.sample, low, high)
+
+    @cached_property
+    def splits(self) -> Splits | None:
+        """The rule of its splits."""
+        return None if self.split is None else Splits.of(self.split, self.images, self.seed)
 
     def _of_image(self, positions: Ints) -> Patches:
         cells = self.cells
@@ -379,6 +410,9 @@ class Plan:
             "n_candidates": self.n_patches + sum(self.rejected.values()),
             "n_patches": self.n_patches,
             "rejected": dict(self.rejected),
+            "survey_reads": self.survey_reads,
+            **({"split": dict(self.split_report)} if self.split_report else {}),
+            **({"classes": dict(self.class_counts)} if self.class_counts else {}),
             "n_shards": self.n_shards,
             "rows_per_shard": self.rows_per_shard,
             "n_tasks": self.n_tasks,
@@ -411,6 +445,9 @@ class Plan:
             "fingerprint": self.fingerprint,
             "settings": self._settings(),
             "rejected": dict(self.rejected),
+            "survey_reads": self.survey_reads,
+            "split_report": dict(self.split_report),
+            "class_counts": dict(self.class_counts),
             "places": self.places is not None,
             "images": [image.to_document() for image in self.images],
         }
@@ -499,7 +536,16 @@ class Plan:
             config=parse_patching(settings.pop("patching")),
             cells=Cells.from_columns(columns, bits, len(found)),
             min_coverage=Fraction(settings.pop("min_coverage")),
+            filters=parse_filters(settings.pop("filters")),
+            scores=tuple(Score.from_document(item) for item in settings.pop("scores")),
+            balance=_model(BalanceConfig, settings.pop("balance")),
+            classes=tuple(settings.pop("classes")),
+            quota=_model(QuotaConfig, settings.pop("quota")),
+            split=_model(SplitConfig, settings.pop("split")),
             rejected=document["rejected"],
+            survey_reads=document["survey_reads"],
+            split_report=document["split_report"],
+            class_counts=document["class_counts"],
             places=None if places is None else Places.from_bytes(places),
             **settings,
         )
@@ -516,6 +562,12 @@ class Plan:
             "rows_per_shard": self.rows_per_shard,
             "window": self.window,
             "memory": self.memory,
+            "filters": [item.model_dump() for item in self.filters],
+            "scores": [score.to_document() for score in self.scores],
+            "balance": None if self.balance is None else self.balance.model_dump(),
+            "classes": list(self.classes),
+            "quota": None if self.quota is None else self.quota.model_dump(),
+            "split": None if self.split is None else self.split.model_dump(),
         }
 
     def __repr__(self) -> str:
@@ -552,6 +604,10 @@ def patching_of(
             shapes, size, corner, image=places.image, sample=places.sample, **over
         )
     return create_patching(shapes, placing(config), seed=seed, **over)
+
+
+def _model(kind: type[_Model], document: Mapping[str, Any] | None) -> _Model | None:
+    return None if document is None else kind.model_validate_json(json.dumps(document))
 
 
 def _shards(images: Sequence[Image]) -> list[list[int]]:

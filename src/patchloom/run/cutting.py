@@ -21,6 +21,7 @@ from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
+from patchloom.run.contents import Contents, Counted
 from patchloom.run.masks import covered_share
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
@@ -31,7 +32,7 @@ from patchloom.store.schema import ArraySpec, manifest_name, shard_name, summary
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 
-__all__ = ["Job", "cut_run", "write_run"]
+__all__ = ["Job", "cut_run", "score_run", "write_run"]
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -50,6 +51,21 @@ class Job:
     scaling: Scaling | None = None
     skip: bool = False
     """Whether a chunk that cannot be read costs its shards instead of the run."""
+    contents: Contents | None = None
+    """What a survey of contents asks of each patch; it writes nothing."""
+
+    def arrays(self, image: Image) -> dict[str, Image]:
+        """The arrays of an image that this job reads."""
+        if self.target is not None:
+            return image.cut_arrays
+        # A survey of statistics looks at the image alone.
+        wanted = {"image"} if self.contents is None else self.contents.arrays
+        return {name: array for name, array in image.cut_arrays.items() if name in wanted}
+
+    @property
+    def cuts(self) -> bool:
+        """Whether pixels of patches are wanted, and not only blocks."""
+        return self.target is not None or self.contents is not None
 
 
 @dataclass
@@ -63,6 +79,7 @@ class _Shard:
     summaries: dict[tuple[int, int], Summary] = field(default_factory=dict)
     classes: list[Pixels] = field(default_factory=list)
     """Classes of the centre pixels, where the plan goes by them."""
+    counted: Counted = field(default_factory=Counted)
     left: int = 0
 
     def settle(self, meter: Meter, image: int | None = None) -> None:
@@ -133,6 +150,25 @@ def cut_run(
         shard.summaries.clear()
     counts = run.counts
     return found, Reads(counts["chunk_reads"], counts["requests"], counts["bytes_read"])
+
+
+def score_run(
+    plan: Plan,
+    contents: Contents,
+    shards: Sequence[int],
+    supplied: Mapping[ArrayKey, Supplied] | None = None,
+) -> tuple[list[tuple[int, bytes]], Reads]:
+    """What is in the patches of some shards: their numbers and `Counted.to_bytes`."""
+    run = _Run(plan, Job(None, contents=contents), supplied or {})
+    found = []
+    for shard in _walk(run, shards):
+        if contents.coverage:
+            shard.counted.columns["coverage"] = [covered_share(plan, part) for part in shard.parts]
+        found.append((shard.number, shard.counted.to_bytes()))
+        shard.counted = Counted()
+    counts = run.counts
+    reads = counts["chunk_reads"] + counts["role_reads"]
+    return found, Reads(reads, counts["requests"], counts["bytes_read"])
 
 
 def _attempt(
@@ -207,8 +243,8 @@ def _cut_image(
     step = _steps(cell, shard, plan)
     by_class = goes_by_class(plan.config)
     place = np.concatenate([part.place for _, part in pieces]) if by_class else None
-    # A survey looks at the image alone.
-    arrays = image.cut_arrays if run.job.target is not None else {"image": image}
+    arrays = run.job.arrays(image)
+    contents = run.job.contents or Contents.of(plan)
     # Labels or a target without samples of their own are the same for all samples.
     samples = {
         name: sample if array.layout.n_samples > 1 else np.zeros_like(sample)
@@ -217,7 +253,8 @@ def _cut_image(
     caches: dict[str, BlockCache] = {}
     for name, array in arrays.items():
         patch, block = touches(array.layout, samples[name], corner, plan.cut)
-        counter = _counter(run, index, image, np.unique(block), begun) if name == "image" else None
+        counted = name == "image" and run.job.contents is None
+        counter = _counter(run, index, image, np.unique(block), begun) if counted else None
         supplied = run.supplied.get((index, name))
         reader = supplied.reader() if supplied is not None else array.source.reader()
         caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter)
@@ -229,8 +266,10 @@ def _cut_image(
             current = begun[int(shard[a])]
             for name, cache in caches.items():
                 cache.enter(k)
-                if run.job.target is not None:
+                if run.job.cuts:
                     pixels = cache.windows(int(samples[name][a]), corner[a:b], plan.cut)
+                    current.counted.add(contents, name, pixels, plan.cut)
+                if run.job.target is not None:
                     if place is not None and name == "labels":
                         current.classes.append(_classes(image, pixels, corner[a:b], place[a:b]))
                     _store(run, current, name, index, pixels)
@@ -404,6 +443,7 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         "row": row,
         **metadata,
         **({"class": np.concatenate(shard.classes)} if shard.classes else {}),
+        **shard.counted.named(plan.classes, plan.balance),
         **{
             name: table[name].combine_chunks()
             for table in ([pa.concat_tables(known)] if known else [])

@@ -1,0 +1,126 @@
+"""Contents: what is counted in the pixels of each patch while they are at hand."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchloom.planning.classes import ClassCounts
+from patchloom.planning.incidence import Cut
+from patchloom.planning.plans import Plan
+from patchloom.planning.quotas import BalanceConfig
+from patchloom.scores import Score
+
+__all__ = ["Contents", "Counted", "fraction_column"]
+
+Floats = npt.NDArray[np.float64]
+Pixels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is asked of each patch, of the pixels that are stored, without its context."""
+
+    scores: tuple[Score, ...] = ()
+    classes: bool = False
+    """Whether the values of its labels are counted."""
+    coverage: bool = False
+    """Whether the share under its mask is."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Contents:
+        """What the manifest of a plan tells."""
+        return cls(plan.scores, bool(plan.classes))
+
+    @property
+    def arrays(self) -> frozenset[str]:
+        """The arrays that are read for it."""
+        asked = {"image": bool(self.scores), "labels": self.classes}
+        return frozenset(name for name, is_asked in asked.items() if is_asked)
+
+
+@dataclass(eq=False)
+class Counted:
+    """The contents of the patches of one shard, batch after batch in row order."""
+
+    columns: dict[str, list[Floats]] = field(default_factory=dict)
+    """Scores and coverage by the names of their columns."""
+    classes: list[ClassCounts] = field(default_factory=list)
+
+    def add(self, contents: Contents, array: str, pixels: Pixels, cut: Cut) -> None:
+        """Count the next batch: [n, channels, *space] of one array."""
+        inside = tuple(slice(c, c + p) for c, p in zip(cut.context, cut.proper, strict=True))
+        proper = pixels[(slice(None), slice(None), *inside)]
+        if array == "image":
+            for score in contents.scores:
+                self.columns.setdefault(score.column, []).append(score.of(proper))
+        elif array == "labels" and contents.classes:
+            self.classes.append(ClassCounts.of(proper[:, 0]))
+
+    def scores(self) -> dict[str, Floats]:
+        """One column a score: float64[n]."""
+        return {name: np.concatenate(parts) for name, parts in self.columns.items()}
+
+    def named(self, classes: Sequence[int], balance: BalanceConfig | None) -> dict[str, Any]:
+        """The columns of a manifest: scores, the class of each patch and the share of each."""
+        found: dict[str, Any] = dict(self.scores())
+        if classes and balance is not None and self.classes:
+            counts = ClassCounts.join(self.classes)
+            place = counts.assigned(classes, balance)
+            values = np.asarray(classes, np.int64)
+            found["class"] = pa.array(values[place], mask=place < 0)
+            found |= {fraction_column(k): counts.fraction(k) for k in sorted(classes)}
+        return found
+
+    def to_bytes(self) -> bytes:
+        """As Parquet: one row a patch, classes as lists."""
+        columns: dict[str, Any] = dict(self.scores())
+        if self.classes:
+            counts = ClassCounts.join(self.classes)
+            begins = np.searchsorted(counts.patch, np.arange(counts.n + 1))
+            for name, values in (("value", counts.value), ("pixels", counts.pixels)):
+                columns[f"/{name}"] = pa.ListArray.from_arrays(begins, pa.array(values))
+            columns["/volume"] = np.full(counts.n, counts.volume)
+        sink = io.BytesIO()
+        pq.write_table(pa.table(columns), sink, compression="zstd")
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Counted:
+        """Inverse of `to_bytes`."""
+        table = pq.read_table(io.BytesIO(data))
+        names = [name for name in table.column_names if not name.startswith("/")]
+        found = cls({name: [table[name].to_numpy().astype(np.float64)] for name in names})
+        if "/value" in table.column_names and table.num_rows:
+            value, pixels = (table[f"/{name}"].combine_chunks() for name in ("value", "pixels"))
+            lengths = value.value_lengths().to_numpy()
+            found.classes.append(
+                ClassCounts(
+                    table.num_rows,
+                    int(table["/volume"][0].as_py()),
+                    np.repeat(np.arange(table.num_rows), lengths),
+                    value.flatten().to_numpy(),
+                    pixels.flatten().to_numpy(),
+                )
+            )
+        return found
+
+
+def fraction_column(value: int) -> str:
+    """The manifest's column with the share of a class."""
+    return f"fraction_{value}"
+
+
+def columns_named(contents: Contents, classes: Sequence[int]) -> Mapping[str, str]:
+    """Names of the columns that a manifest gains, and what each is."""
+    found = {score.column: "a score" for score in contents.scores}
+    if classes:
+        found |= {"class": "the class"} | {fraction_column(k): "a share" for k in classes}
+    return found
