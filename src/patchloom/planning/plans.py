@@ -28,15 +28,16 @@ from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import FilterConfig, parse_filters
 from patchloom.planning.incidence import Cut, Padding, Patches, touches
+from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
-from patchloom.planning.runs import Runs, arrange
+from patchloom.planning.runs import Runs, arrange, pack_units, shard_rows
 from patchloom.planning.splits import SplitConfig, Splits
 from patchloom.randomness import digest, digest_of, key_of
 from patchloom.scores import Score
 from patchloom.table import html_table
 
-__all__ = ["FORMAT", "Plan", "patching_of"]
+__all__ = ["FORMAT", "Plan", "identity_of", "patching_of"]
 
 FORMAT = 3
 """Version of a saved plan, and of what its fingerprint covers."""
@@ -174,7 +175,7 @@ class Plan:
         Equal on every machine for equal image ids, shapes, dtypes, chunk grids,
         configuration, seed and mask.
         """
-        images = [_identity(image) for image in self.images]
+        images = [identity_of(image) for image in self.images]
         cells = self.cells
         # The types of the columns follow from their values: equal cells have equal bytes.
         columns = (cells.bounds, cells.cell, cells.kept, cells.bit, cells.bits)
@@ -360,7 +361,7 @@ class Plan:
         for index, image in enumerate(self.images):
             layout = image.layout
             flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
-            for patches in self._batches(*self.cells.span(index)):
+            for patches in self.walk_image(index):
                 flags[touches(layout, patches.sample, patches.corner, self.cut)[1]] = True
             found.append(int(flags.sum()) * layout.chunks_per_block)
         return found
@@ -390,7 +391,11 @@ class Plan:
     def walk(self) -> Iterator[Patches]:
         """All patches in row order, a bounded number of one image at a time."""
         for index in range(len(self.images)):
-            yield from self._batches(*self.cells.span(index))
+            yield from self.walk_image(index)
+
+    def walk_image(self, index: int) -> Iterator[Patches]:
+        """The patches of one image in the order of its cells, a bounded number at a time."""
+        yield from self._batches(*self.cells.span(index))
 
     def _batches(self, low: int, high: int) -> Iterator[Patches]:
         """The patches of cells [low, high) of one image, a bounded number at a time."""
@@ -580,6 +585,54 @@ class Plan:
     def _repr_html_(self) -> str:
         return html_table("Plan", self.summary())
 
+    def refine(self, keep: npt.ArrayLike, *, reason: str = "refined") -> Plan:
+        """The same plan with only some of its patches; reads nothing.
+
+        Parameters
+        ----------
+        keep
+            Whether to keep each patch, in the order of the rows: bool[n_patches].
+        reason
+            What to call it in ``summary()["rejected"]``.
+
+        Raises
+        ------
+        PlanError
+            If there is not one flag a patch.
+        """
+        flags = np.asarray(keep)
+        if flags.shape != (self.n_patches,) or flags.dtype != np.bool_:
+            raise PlanError(
+                f"refine takes one flag a patch (bool[{self.n_patches}]), got "
+                f"{flags.dtype}{list(flags.shape)}"
+            )
+        narrowing = Narrowing(self.images, self.patching, self.cells)
+        narrowing.add(flags)
+        left_out = {reason: int((~flags).sum())} if not flags.all() else {}
+        more = {k: self.rejected.get(k, 0) + n for k, n in left_out.items()}
+        cells = narrowing.cells()[0]
+        found = replace(self, cells=cells, rejected={**self.rejected, **more})
+        return found.laid_out(self.rows_per_shard)
+
+    def laid_out(self, rows_per_shard: int | None) -> Plan:
+        """The same patches in shards of so many rows; of near 32 MiB by default.
+
+        Raises
+        ------
+        BudgetError
+            If one shard does not fit into the memory.
+        """
+        units = self.cells.unit_begins(self.images)
+        patch_bytes = math.prod(self.patch_shape) * self.dtype.itemsize
+        rows = rows_per_shard or shard_rows(patch_bytes, self.cells.unit_sizes(units))
+        cells = self.cells
+        if self.is_aligned:
+            cells = cells.take(pack_units(cells, units, rows))
+        found = replace(self, cells=cells, rows_per_shard=rows)
+        # Dealing out the shards also checks the memory: what cannot fit says so now.
+        _ = found.runs
+        return found
+
     def with_images(self, images: Sequence[Image]) -> Plan:
         """The same plan over other handles of the same images."""
         return replace(self, images=tuple(images))
@@ -648,10 +701,11 @@ def _with_pixels(image: Image, document: Mapping[str, Any], given: Image | None)
     return image
 
 
-def _identity(image: Image) -> dict[str, Any]:
+def identity_of(image: Image) -> dict[str, Any]:
+    """What an image is to a plan: no path, no credential."""
     roles = {
         name: [
-            _identity(role.image),
+            identity_of(role.image),
             role.axes,
             [str(v) for v in (*role.alignment.scale, *role.alignment.offset)],
         ]

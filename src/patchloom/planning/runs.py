@@ -27,6 +27,7 @@ __all__ = [
     "arrange",
     "borders",
     "pack",
+    "pack_units",
     "shard_rows",
 ]
 
@@ -187,6 +188,34 @@ def pack(sizes: Ints, rows: int, used: int = 0) -> Ints:
         ahead = np.flatnonzero(free[begin : begin + rows + _AHEAD])
         begin = begin + int(ahead[0]) if len(ahead) else begin + rows + _AHEAD
     return np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
+
+
+def pack_units(cells: Cells, units: Ints | None, rows: int) -> Ints:
+    """An order of the cells of an aligned plan in which shard borders cut no unit: int64[n].
+
+    Parameters
+    ----------
+    cells
+        Of the plan; images stay apart: only within one do units change places.
+    units
+        From `Cells.unit_begins`.
+    rows
+        Patches of a shard.
+    """
+    sizes = cells.unit_sizes(units)
+    if borders(sizes, rows).all():
+        return np.arange(len(cells))
+    begins = np.arange(len(cells)) if units is None else units
+    bounds = np.searchsorted(begins, cells.bounds)
+    order, used = [np.zeros(0, np.int64)], 0
+    for low, high in pairwise(bounds.tolist()):
+        order.append(low + pack(sizes[low:high].astype(np.int64), rows, used))
+        used += int(sizes[low:high].sum())
+    units_in_order = np.concatenate(order)
+    n = np.diff(begins, append=len(cells))[units_in_order]
+    within = np.arange(len(cells)) - np.repeat(np.cumsum(n) - n, n)
+    placed: Ints = np.repeat(begins[units_in_order], n) + within
+    return placed
 
 
 def arrange(

@@ -52,7 +52,11 @@ class Job:
     skip: bool = False
     """Whether a chunk that cannot be read costs its shards instead of the run."""
     contents: Contents | None = None
-    """What a survey of contents asks of each patch; it writes nothing."""
+    """What a survey of contents asks of each patch."""
+    folder: Location | None = None
+    """Where such a survey keeps what it finds; None hands it back."""
+    parts: Mapping[int, str] = field(default_factory=dict)
+    """The name there of each shard's part."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -154,18 +158,24 @@ def cut_run(
 
 def score_run(
     plan: Plan,
-    contents: Contents,
+    job: Job,
     shards: Sequence[int],
     supplied: Mapping[ArrayKey, Supplied] | None = None,
-) -> tuple[list[tuple[int, bytes]], Reads]:
-    """What is in the patches of some shards: their numbers and `Counted.to_bytes`."""
-    run = _Run(plan, Job(None, contents=contents), supplied or {})
-    found = []
+) -> tuple[dict[int, bytes], Reads]:
+    """What is in the patches of some shards: `Counted.to_bytes`, unless the job has names."""
+    contents, run = job.contents, _Run(plan, job, supplied or {})
+    assert contents is not None
+    found: dict[int, bytes] = {}
     for shard in _walk(run, shards):
         if contents.coverage:
-            shard.counted.columns["coverage"] = [covered_share(plan, part) for part in shard.parts]
-        found.append((shard.number, shard.counted.to_bytes()))
+            shares = [covered_share(plan, part) for part in shard.parts]
+            shard.counted.columns["coverage"] = shares
+        data = shard.counted.to_bytes()
         shard.counted = Counted()
+        if job.folder is None:
+            found[shard.number] = data
+        else:
+            job.folder.write(job.parts[shard.number], data)
     counts = run.counts
     reads = counts["chunk_reads"] + counts["role_reads"]
     return found, Reads(reads, counts["requests"], counts["bytes_read"])

@@ -153,33 +153,7 @@ def plan(
         rejected=reasons,
         places=places,
     )
-    units = cells.unit_begins(images)
-    patch_bytes = math.prod(found.patch_shape) * found.dtype.itemsize
-    rows = rows_per_shard or shard_rows(patch_bytes, cells.unit_sizes(units))
-    if found.is_aligned:
-        cells = _packed(cells, units, rows)
-    found = replace(found, cells=cells, rows_per_shard=rows)
-    # Dealing out the shards also checks the memory: what cannot fit says so now.
-    _ = found.runs
-    return found
-
-
-def _packed(cells: Cells, units: Ints | None, rows: int) -> Cells:
-    """The cells of an aligned plan in an order that cuts no unit by a shard border."""
-    sizes = cells.unit_sizes(units)
-    if borders(sizes, rows).all():
-        return cells
-    begins = np.arange(len(cells)) if units is None else units
-    bounds = np.searchsorted(begins, cells.bounds)
-    order, used = [np.zeros(0, np.int64)], 0
-    for low, high in pairwise(bounds.tolist()):
-        # Images stay apart: only within one may units change places.
-        order.append(low + pack(sizes[low:high].astype(np.int64), rows, used))
-        used += int(sizes[low:high].sum())
-    units_in_order = np.concatenate(order)
-    n = np.diff(begins, append=len(cells))[units_in_order]
-    within = np.arange(len(cells)) - np.repeat(np.cumsum(n) - n, n)
-    return cells.take(np.repeat(begins[units_in_order], n) + within)
+    return found.laid_out(rows_per_shard)
 
 
 def _check(

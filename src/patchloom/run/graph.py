@@ -13,7 +13,7 @@ from patchloom.image import Image
 from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
-from patchloom.run.cutting import ArrayKey, Job, cut_run, write_run
+from patchloom.run.cutting import ArrayKey, Job, cut_run, score_run, write_run
 
 __all__ = ["Graph", "light", "run_graph"]
 
@@ -42,7 +42,8 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
     token
         Makes the keys unique.
     """
-    name = f"{'patchloom-write' if job is not None else 'patchloom-count'}-{token}"
+    kind = "count" if job is None else "score" if job.contents is not None else "write"
+    name = f"patchloom-{kind}-{token}"
     plan_key, job_key = f"patchloom-plan-{token}", f"patchloom-job-{token}"
     layer: dict[Any, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
     if job is not None:
@@ -59,7 +60,8 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
         if job is None:
             layer[key] = (_count, plan_key, wanted, ids, dependencies)
         else:
-            layer[key] = (_write, plan_key, job_key, wanted, ids, dependencies)
+            work = _score if job.contents is not None else _write
+            layer[key] = (work, plan_key, job_key, wanted, ids, dependencies)
         keys.append(key)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=list(lazies.values()))
     return Graph(graph, keys)
@@ -67,6 +69,10 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
 
 def _write(plan: Plan, job: Job, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
     return write_run(plan, job, shards, _supplied(ids, blocks))
+
+
+def _score(plan: Plan, job: Job, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
+    return score_run(plan, job, shards, _supplied(ids, blocks))
 
 
 def _count(plan: Plan, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
@@ -110,8 +116,8 @@ def _lazy_arrays(plan: Plan, job: Job | None) -> dict[ArrayKey, Any]:
     return {
         (index, name): array.source.lazy(array)
         for index, image in enumerate(plan.images)
-        for name, array in image.cut_arrays.items()
-        if not array.source.addressable and (job is not None or name == "image")
+        for name, array in (job or Job(None)).arrays(image).items()
+        if not array.source.addressable
     }
 
 
