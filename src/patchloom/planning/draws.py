@@ -38,9 +38,7 @@ class Draw:
     np.int64(3)
     """
 
-    def __init__(
-        self, available: Ints, taken: Ints, *, seed: int, keys: Sequence[object]
-    ) -> None:
+    def __init__(self, available: Ints, taken: Ints, *, seed: int, keys: Sequence[object]) -> None:
         self._available = np.asarray(available, np.int64)
         self._taken = np.minimum(np.asarray(taken, np.int64), self._available)
         self._passed = np.zeros(len(self._available), np.int64)

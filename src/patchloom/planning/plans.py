@@ -625,9 +625,8 @@ class Plan:
         units = self.cells.unit_begins(self.images)
         patch_bytes = math.prod(self.patch_shape) * self.dtype.itemsize
         rows = rows_per_shard or shard_rows(patch_bytes, self.cells.unit_sizes(units))
-        cells = self.cells
-        if self.is_aligned:
-            cells = cells.take(pack_units(cells, units, rows))
+        order = pack_units(self.cells, units, rows) if self.is_aligned else None
+        cells = self.cells if order is None else self.cells.take(order)
         found = replace(self, cells=cells, rows_per_shard=rows)
         # Dealing out the shards also checks the memory: what cannot fit says so now.
         _ = found.runs

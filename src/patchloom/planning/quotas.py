@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from patchloom.configs import Strict
 from patchloom.errors import ConfigError, PlanError
 from patchloom.image import Image
 from patchloom.planning.draws import apportion, share_out
@@ -21,11 +22,7 @@ Ints = npt.NDArray[np.int64]
 _Count = Annotated[int, Field(strict=True, ge=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class QuotaConfig(_Strict):
+class QuotaConfig(Strict):
     """At most so many patches: seeded, without replacement, spread evenly."""
 
     n_patches: _Count | None = None
@@ -40,7 +37,7 @@ class QuotaConfig(_Strict):
     """A metadata column of the images."""
 
 
-class BalanceConfig(_Strict):
+class BalanceConfig(Strict):
     """Classes in given proportions: the largest plan in which they hold exactly."""
 
     classes: Literal["equal"] | list[int] | dict[int, Annotated[float, Field(gt=0)]] = "equal"

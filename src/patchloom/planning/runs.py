@@ -190,8 +190,8 @@ def pack(sizes: Ints, rows: int, used: int = 0) -> Ints:
     return np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
 
 
-def pack_units(cells: Cells, units: Ints | None, rows: int) -> Ints:
-    """An order of the cells of an aligned plan in which shard borders cut no unit: int64[n].
+def pack_units(cells: Cells, units: Ints | None, rows: int) -> Ints | None:
+    """An order of the cells of an aligned plan in which shard borders cut no unit.
 
     Parameters
     ----------
@@ -201,10 +201,15 @@ def pack_units(cells: Cells, units: Ints | None, rows: int) -> Ints:
         From `Cells.unit_begins`.
     rows
         Patches of a shard.
+
+    Returns
+    -------
+    int64[n] or None
+        Positions of the cells in the new order; None if they can stay.
     """
     sizes = cells.unit_sizes(units)
     if borders(sizes, rows).all():
-        return np.arange(len(cells))
+        return None
     begins = np.arange(len(cells)) if units is None else units
     bounds = np.searchsorted(begins, cells.bounds)
     order, used = [np.zeros(0, np.int64)], 0

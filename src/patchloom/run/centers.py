@@ -14,13 +14,13 @@ from patchloom.patching.config import PixelsConfig
 from patchloom.randomness import key_of, philox
 from patchloom.run.masks import covered_area, read_region
 
-__all__ = ["Choice", "check_classes", "classes_at", "goes_by_class"]
+__all__ = ["Choice", "check_labels", "classes_at", "goes_by_class"]
 
 _LIMIT = 2**23
 """Pixels of labels that are looked at together."""
 
 
-def check_classes(images: Sequence[Image], config: Any) -> None:
+def check_labels(images: Sequence[Image]) -> None:
     """Refuse classes of images without labels.
 
     Raises
@@ -28,8 +28,6 @@ def check_classes(images: Sequence[Image], config: Any) -> None:
     PlanError
         Naming an image without labels, or with labels of several channels.
     """
-    if not goes_by_class(config):
-        return
     for image in images:
         labels = None if image.labels is None else image.labels.image
         if labels is None or labels.layout.n_channels != 1 or labels.dtype.kind not in "biu":

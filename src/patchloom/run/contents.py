@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,11 @@ class Contents:
     def of(cls, plan: Plan) -> Contents:
         """What the manifest of a plan tells."""
         return cls(plan.scores, bool(plan.classes))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether anything is."""
+        return bool(self.scores) or self.classes or self.coverage
 
     @property
     def arrays(self) -> frozenset[str]:
@@ -116,11 +121,3 @@ class Counted:
 def fraction_column(value: int) -> str:
     """The manifest's column with the share of a class."""
     return f"fraction_{value}"
-
-
-def columns_named(contents: Contents, classes: Sequence[int]) -> Mapping[str, str]:
-    """Names of the columns that a manifest gains, and what each is."""
-    found = {score.column: "a score" for score in contents.scores}
-    if classes:
-        found |= {"class": "the class"} | {fraction_column(k): "a share" for k in classes}
-    return found

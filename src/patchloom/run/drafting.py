@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from dask.utils import parse_bytes
 from pydantic import BaseModel
 
+from patchloom.configs import parsed_as
 from patchloom.errors import ConfigError, IdentityError, PatchSizeError, PlanError
-from patchloom.image import Image, Ints
+from patchloom.image import Image
+from patchloom.location import Location
 from patchloom.patching.config import Sized
 from patchloom.patching.protocol import EDGES, Edge, GridPatching, Patching
 from patchloom.planning.cells import Cells
+from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
-from patchloom.planning.runs import borders, pack, shard_rows
-from patchloom.run.centers import check_classes
+from patchloom.planning.quotas import BalanceConfig, QuotaConfig
+from patchloom.planning.splits import SplitConfig
+from patchloom.run.centers import check_labels, goes_by_class
 from patchloom.run.placing import placed
+from patchloom.run.refining import asked, refined
+from patchloom.run.scoring import survey_contents
 from patchloom.run.selecting import Selection
+from patchloom.scores import parse_scores
 from patchloom.store.manifest import check_columns
 
 __all__ = ["plan"]
@@ -44,6 +47,14 @@ def plan(
     rows_per_shard: int | None = None,
     window: int | None = None,
     memory: str | int = "1 GiB",
+    filters: Sequence[Mapping[str, Any] | BaseModel] = (),
+    scores: Sequence[str | Mapping[str, Any]] = (),
+    split: Mapping[str, Any] | SplitConfig | None = None,
+    balance: Mapping[str, Any] | BalanceConfig | None = None,
+    quota: Mapping[str, Any] | QuotaConfig | None = None,
+    survey: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> Plan:
     """Decide which patches to take. Masks are read; pixels of images are not.
 
@@ -81,6 +92,28 @@ def plan(
         Reserved for shuffled orders; must be None for ``"spatial"``.
     memory
         Bytes that one task may use, as a number or text such as ``"512 MiB"``.
+    filters
+        What the pixels of a patch must show, for example ``[{"name": "shannon", "threshold":
+        3}]``; docs/filters.md has all. They cost one pass over the candidates' chunks.
+    scores
+        Numbers that become columns of the manifest, besides those that `filters` look at.
+    split
+        How patches are dealt out to training and validation, for example ``{"by": "image",
+        "shares": {"train": 0.8, "val": 0.2}}`` or ``{"by": "blocks", "block_size": 1024,
+        "guard": 64}``; docs/splits.md has all. By default all are ``"train"``.
+    balance
+        Classes of the labels in given proportions, met exactly, for example ``{"classes": {1:
+        0.5, 2: 0.5}}``; see `BalanceConfig`. It costs one pass over the labels.
+    quota
+        At most so many patches, spread evenly: ``n_patches``, ``n_images``, ``per_image``, or
+        ``per_group`` with ``group``; see `QuotaConfig`.
+    survey
+        A folder that keeps what masks, labels and pixels were found to show: planning again,
+        with other thresholds, more images or after an interruption, reads only what is new.
+    storage_options
+        For fsspec, to reach `survey`.
+    progress
+        Whether to show how far reading has come.
 
     Returns
     -------
@@ -110,6 +143,7 @@ def plan(
     min_pixels = _whole("min_pixels", min_pixels, least=0)
     if rows_per_shard is not None:
         rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
+    asks = _asks(images, filters, scores, split, balance, quota)
     coverage = _check(images, min_coverage, edge, pad_mode, order, window)
     config, places, left = placed(images, patching)
     if not isinstance(config, Sized):
@@ -118,7 +152,8 @@ def plan(
     strategy = patching_of(images, config, edge, seed, places)
     size = strategy.patch_size
     _check_fits(images, size, strategy)
-    check_classes(images, config)
+    if goes_by_class(config):
+        check_labels(images)
     selection = Selection(strategy, config, coverage, min_pixels, seed)
     rejected = Counter(left)
     if places is not None:
@@ -152,8 +187,58 @@ def plan(
         memory=_bytes(memory),
         rejected=reasons,
         places=places,
+        **asks,
     )
+    if split is not None or balance is not None or quota is not None or filters:
+        found = _refined(found, survey, storage_options, progress)
     return found.laid_out(rows_per_shard)
+
+
+def _asks(
+    images: Sequence[Image],
+    filters: Sequence[Mapping[str, Any] | BaseModel],
+    scores: Sequence[str | Mapping[str, Any]],
+    split: Mapping[str, Any] | SplitConfig | None,
+    balance: Mapping[str, Any] | BalanceConfig | None,
+    quota: Mapping[str, Any] | QuotaConfig | None,
+) -> dict[str, Any]:
+    """What is asked of candidates, as values."""
+    parsed = parse_filters(filters)
+    ndim = len(images[0].axes.spatial) if images else 2
+    every = [score for item in parsed for score in item.scores(ndim)] + [*parse_scores(scores)]
+    columns = tuple(dict.fromkeys(every))
+    names = ", ".join(c.column for c in columns)
+    taken = sorted({c.column for c in columns} & {k for i in images for k in i.metadata})
+    if taken:
+        raise ConfigError(
+            f"scores become columns of the manifest ({names}), but images have metadata called "
+            f"{taken}; rename these"
+        )
+    n_channels = min((image.layout.n_channels for image in images), default=1)
+    for score in columns:
+        if not 0 <= score.channel < n_channels:
+            raise ConfigError(
+                f"a score is of one of the image's {n_channels} channels, counted from 0, got "
+                f"channel {score.channel} for {score.name!r}"
+            )
+    return {
+        "filters": parsed,
+        "scores": columns,
+        "split": parsed_as(SplitConfig, "split", split),
+        "balance": parsed_as(BalanceConfig, "balance", balance),
+        "quota": parsed_as(QuotaConfig, "quota", quota),
+    }
+
+
+def _refined(
+    found: Plan, url: str | None, options: Mapping[str, Any] | None, progress: bool
+) -> Plan:
+    """The plan of candidates with only those that are taken."""
+    contents, seen = asked(found), None
+    if contents.is_asked:
+        folder = None if url is None else Location.of(url, options)
+        seen = survey_contents(found, contents, folder=folder, progress=progress)
+    return refined(found, seen)
 
 
 def _check(

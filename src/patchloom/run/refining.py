@@ -23,7 +23,6 @@ from patchloom.planning.plans import Plan
 from patchloom.planning.quotas import class_quotas, image_quotas
 from patchloom.planning.splits import split_distance
 from patchloom.run.contents import Contents
-from patchloom.run.masks import covered_share
 from patchloom.run.scoring import Survey
 
 __all__ = ["asked", "refined"]

@@ -13,20 +13,21 @@ import numpy as np
 import pyarrow as pa
 
 from patchloom.errors import ConfigError, PlanError
-from patchloom.image import Image, Reads
+from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches
 from patchloom.planning.plans import Plan, identity_of
 from patchloom.planning.runs import pack_units, shard_rows
 from patchloom.randomness import digest
+from patchloom.run.centers import check_labels
 from patchloom.run.contents import Contents, Counted
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.graph import run_graph
 from patchloom.scores import Score, parse_scores
 
-__all__ = ["Survey", "check_labels", "survey", "survey_contents"]
+__all__ = ["Survey", "survey", "survey_contents"]
 
 _PART = 2**16
 """Most patches of one part of a survey."""
@@ -135,14 +136,14 @@ def survey(
     found = survey_contents(plan, contents, folder=folder, progress=progress)
     tables = []
     for parts, counted in found.walk():
-        columns = {name: values for name, values in counted.scores().items()}
-        tables.append(pa.table({**_where(plan, found.plan, parts), **columns}))
+        tables.append(pa.table({**_where(plan, found, parts), **counted.scores()}))
     table = pa.concat_tables(tables) if tables else pa.table({})
     return table.sort_by("row") if tables else table
 
 
-def _where(plan: Plan, laid: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
+def _where(plan: Plan, found: Survey, parts: Sequence[Patches]) -> dict[str, Any]:
     """Which patches these are, in words of the manifest; rows are those of `plan`."""
+    laid = found.plan
     ids: list[str] = []
     images: list[str] = []
     splits: list[str | None] = []
@@ -152,7 +153,8 @@ def _where(plan: Plan, laid: Plan, parts: Sequence[Patches]) -> dict[str, Any]:
         ids += patch_ids(laid, part)
         images += [plan.images[part.image].id] * len(part)
         splits += [names[k] for k in plan.split_of(part).tolist()]
-        rows.append(part.row)
+        begin = plan.cells.rows_of(found.order[part.cell])
+        rows.append(begin + part.row - laid.cells.rows_of(part.cell))
     corner = np.concatenate([part.corner for part in parts])
     return {
         "patch_id": ids,
@@ -174,12 +176,11 @@ def survey_contents(
     units = cells.unit_begins(plan.images)
     patch_bytes = math.prod(plan.patch_shape) * plan.dtype.itemsize
     rows = min(_PART, shard_rows(patch_bytes, cells.unit_sizes(units)))
-    # As many as a shard of the store would hold: their memory is projected alike.
-    order = np.arange(len(cells))
-    if plan.is_aligned:
-        order = pack_units(cells, units, rows)
-        cells = cells.take(order)
-    laid = replace(plan, cells=cells, rows_per_shard=rows)
+    # Laid out as a store would be, so that memory is projected and chunks are read alike.
+    order = pack_units(cells, units, rows) if plan.is_aligned else None
+    if order is None:
+        order = np.arange(len(cells))
+    laid = replace(plan, cells=cells.take(order), rows_per_shard=rows)
     shards, names = range(laid.n_shards), dict[int, str]()
     if folder is not None:
         names = {shard: _name(laid, contents, shard) for shard in shards}
@@ -208,20 +209,3 @@ def _name(plan: Plan, contents: Contents, shard: int) -> str:
         whole.update(np.ascontiguousarray(part.sample, "<i8").data)
         whole.update(np.ascontiguousarray(part.corner, "<i8").data)
     return f"contents-{whole.hexdigest()}.parquet"
-
-
-def check_labels(images: Sequence[Image]) -> None:
-    """Refuse classes of images without labels.
-
-    Raises
-    ------
-    PlanError
-        Naming an image without labels, or with labels of several channels.
-    """
-    for image in images:
-        labels = None if image.labels is None else image.labels.image
-        if labels is None or labels.layout.n_channels != 1 or labels.dtype.kind not in "biu":
-            raise PlanError(
-                f"classes are values of labels, integers with one channel, but {image.id!r} has "
-                "none such; open the images with labels="
-            )
