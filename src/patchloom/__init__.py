@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from patchloom.run.drafting import plan as plan
     from patchloom.run.materializing import materialize as materialize
     from patchloom.run.reports import RunReport as RunReport
+    from patchloom.run.scoring import survey as survey
     from patchloom.run.surveying import statistics as statistics
     from patchloom.sources.opening import open_images as open_images
     from patchloom.sources.points import read_points as read_points
@@ -49,6 +50,7 @@ _HOME = {
     "plan": "patchloom.run.drafting",
     "read_points": "patchloom.sources.points",
     "statistics": "patchloom.run.surveying",
+    "survey": "patchloom.run.scoring",
 }
 _ROOMS = {"errors", "patching"}
 

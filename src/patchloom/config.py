@@ -18,6 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from patchloom.errors import ConfigError
 from patchloom.location import Location, StorageOptions
 from patchloom.patching.config import PatchingConfig, PointsTable
+from patchloom.planning.filters import AnyFilter
+from patchloom.planning.quotas import BalanceConfig, QuotaConfig
+from patchloom.planning.split_config import SplitConfig
 
 __all__ = ["Job", "job_schema", "load_job"]
 
@@ -89,6 +92,19 @@ class Job(BaseModel):
     """Area of a patch that its mask must cover, in pixels of the image; asked besides."""
     edge: Literal["drop", "shift", "pad", "shrink"] = "drop"
     """What happens at the border of an image."""
+    filters: list[AnyFilter] = []
+    """What the pixels of a patch must show; docs/filters.md has all by `name`."""
+    scores: list[str | dict[str, Any]] = []
+    """Numbers that become columns of the manifest, besides those that `filters` look at."""
+    split: SplitConfig | None = None
+    """How patches are dealt out to training and validation; by default all are `train`."""
+    balance: BalanceConfig | None = None
+    """Classes of the labels in given proportions, met exactly."""
+    quota: QuotaConfig | None = None
+    """At most so many patches, of all, of each image or of each group, spread evenly."""
+    survey: str | None = None
+    """A folder that keeps what masks, labels and pixels show, so that planning again with other
+    thresholds reads only what is new."""
     pad_mode: Literal["constant", "edge", "reflect", "symmetric"] = "constant"
     """What patches show beyond the image, as NumPy names it; constant is 0."""
     order: Literal["spatial"] = "spatial"
@@ -340,7 +356,11 @@ def _nearest(path: _Path, loc: Sequence[str | int]) -> tuple[str, str]:
     """The right key that an unknown one comes closest to, and what to say."""
     key = str(loc[-1])
     strategies = _strategies()
-    if path[:1] == ("patching",):
+    nested = _models_at(path[:-1])
+    if nested and path[:1] != ("patching",):
+        known = dict.fromkeys((name for m in nested for name in m.model_fields), "")
+        inside = f" in {_dotted(path[:-1])}"
+    elif path[:1] == ("patching",):
         fields = PointsTable.model_fields if "points" in path[1:-1] else None
         known = dict.fromkeys(fields or strategies[str(loc[1])].model_fields, "")
         inside = f" in {_dotted(path[:-1])}" if fields else f" in patching {str(loc[1])!r}"
@@ -354,6 +374,21 @@ def _nearest(path: _Path, loc: Sequence[str | int]) -> tuple[str, str]:
         return near[0], f"unknown key {key!r}{inside}; did you mean {near[0]!r}{known[near[0]]}?"
     own = sorted(name for name, place in known.items() if not place)
     return "", f"unknown key {key!r}{inside}; the keys are {', '.join(own)}"
+
+
+def _models_at(path: _Path) -> list[type[BaseModel]]:
+    """The models that may stand at a path of a job."""
+    if not path:
+        return []
+    field = Job.model_fields.get(str(path[0]))
+    return [] if field is None else list(_models_in(field.annotation))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _models_in(part)
 
 
 def _nearest_value(value: Any, path: _Path) -> str:

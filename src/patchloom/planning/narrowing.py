@@ -47,7 +47,7 @@ class Narrowing:
         if stop <= self._at:
             return
         flags = np.concatenate(self._waiting)
-        n = int(cells.rows_of(stop)) - (self._upto - len(flags))
+        n = int(cells.rows_of([stop])[0]) - (self._upto - len(flags))
         self._waiting = [flags[n:]]
         self._take(np.arange(self._at, stop), flags[:n])
         self._at = stop

@@ -32,7 +32,8 @@ from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.runs import Runs, arrange, pack_units, shard_rows
-from patchloom.planning.splits import SplitConfig, Splits
+from patchloom.planning.split_config import SplitConfig
+from patchloom.planning.splits import Splits
 from patchloom.randomness import digest, digest_of, key_of
 from patchloom.scores import Score
 from patchloom.table import html_table

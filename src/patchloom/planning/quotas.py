@@ -151,7 +151,8 @@ def class_quotas(
     if isinstance(listed, dict):
         shares = {key: Fraction(str(share)) for key, share in listed.items()}
     else:
-        shares = dict.fromkeys(sorted(available) if listed == "equal" else listed, Fraction(1))
+        some = sorted(key for key, n in available.items() if n)
+        shares = dict.fromkeys(some if listed == "equal" else listed, Fraction(1))
     none = [key for key in shares if not available.get(key)]
     if none:
         raise PlanError(
@@ -163,10 +164,6 @@ def class_quotas(
         return {}
     whole = sum(shares.values())
     most = min(int(available[key] * whole / share) for key, share in shares.items())
-    # Rounding up may ask for one more of a class than there is.
-    most += len(shares)
-    while any(n > available[key] for key, n in apportion(shares, most).items()):
-        most -= 1
     if total is not None and total > most:
         _check_enough(
             apportion(shares, total), available, f"take n_patches={most:,} at most, or other shares"

@@ -22,7 +22,7 @@ from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
-from patchloom.planning.splits import SplitConfig
+from patchloom.planning.split_config import SplitConfig
 from patchloom.run.centers import check_labels, goes_by_class
 from patchloom.run.placing import placed
 from patchloom.run.refining import asked, refined

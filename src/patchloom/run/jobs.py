@@ -28,8 +28,16 @@ def images_of(job: Job) -> list[Image]:
     )
 
 
-def plan_of(job: Job) -> Plan:
-    """The plan of a job; masks are read, pixels of images are not."""
+def plan_of(job: Job, *, progress: bool = False) -> Plan:
+    """The plan of a job; masks are read, and labels and pixels where the job asks what they show.
+
+    Parameters
+    ----------
+    job
+        From `load_job`.
+    progress
+        Whether to show how far reading has come.
+    """
     return plan(
         images_of(job),
         job.patching,
@@ -42,6 +50,14 @@ def plan_of(job: Job) -> Plan:
         rows_per_shard=job.rows_per_shard,
         window=job.window,
         memory=job.memory,
+        filters=job.filters,
+        scores=job.scores,
+        split=job.split,
+        balance=job.balance,
+        quota=job.quota,
+        survey=job.survey,
+        storage_options=job.storage_options,
+        progress=progress,
     )
 
 

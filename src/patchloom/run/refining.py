@@ -21,7 +21,7 @@ from patchloom.planning.incidence import Patches
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.plans import Plan
 from patchloom.planning.quotas import class_quotas, image_quotas
-from patchloom.planning.splits import split_distance
+from patchloom.planning.distance import split_distance
 from patchloom.run.contents import Contents
 from patchloom.run.scoring import Survey
 
@@ -160,7 +160,8 @@ class _Refining:
     def _place(self, batch: _Batch) -> Ints:
         """Position of the class of each candidate; -1 of none, -2 where none is asked."""
         plan, balance = self.plan, self.plan.balance
-        assert balance is not None and batch.classes is not None
+        assert balance is not None
+        assert batch.classes is not None
         place = batch.classes.assigned(plan.classes, balance)
         if balance.splits is not None:
             split = np.concatenate([plan.split_of(part) for part in batch.parts])
@@ -260,19 +261,21 @@ class _Refining:
         )
         if plan.split is None:
             return found
-        return replace(found, split_report=_split_report(found, rejected[_BORDER]))
+        arrived = plan.n_patches - sum(rejected[item.reason] for item in plan.filters)
+        kept = 1.0 - rejected[_BORDER] / arrived if arrived else 1.0
+        return replace(found, split_report=_split_report(found, kept))
 
 
-def _split_report(plan: Plan, left_out: int) -> dict[str, Any]:
-    """Patches of each split, the share that is kept of those at its door, and distances."""
-    assert plan.split is not None and plan.splits is not None
+def _split_report(plan: Plan, kept: float) -> dict[str, Any]:
+    """Patches of each split, the share that the guard band leaves, and how far apart they are."""
+    assert plan.split is not None
     counts = np.zeros(len(plan.split_names), np.int64)
     nearest: int | None = None
     measured = plan.split.by == "blocks"
     for index in range(len(plan.images)):
         boxes = []
         low, high = plan.cells.span(index)
-        few = int(plan.cells.rows_of(high)) - int(plan.cells.rows_of(low)) <= _MEASURED
+        few = int(np.diff(plan.cells.rows_of([low, high]))[0]) <= _MEASURED
         measured &= few
         for part in plan.walk_image(index):
             split = plan.split_of(part)
@@ -283,10 +286,9 @@ def _split_report(plan: Plan, left_out: int) -> dict[str, Any]:
         if boxes:
             gap = split_distance(*(np.concatenate(column) for column in zip(*boxes, strict=True)))
             nearest = gap if nearest is None else nearest if gap is None else min(gap, nearest)
-    kept = int(counts.sum())
     found: dict[str, Any] = {
         "patches": dict(zip(plan.split_names, counts.tolist(), strict=True)),
-        "kept_fraction": kept / (kept + left_out) if kept + left_out else 1.0,
+        "kept_fraction": kept,
     }
     if measured:
         found["smallest_distance"] = nearest
