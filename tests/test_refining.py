@@ -110,7 +110,7 @@ def test_filters_and_class_balance(least: int, total: int | None) -> None:
     }
     most = 2 * min(there[0], there[3])
     if (total or 0) > most or not most:
-        with pytest.raises(PlanError, match="met exactly|every class"):
+        with pytest.raises(PlanError, match=r"met exactly|every class"):
             patchloom.plan(images, GRID, **asked)
         return
     plan = patchloom.plan(images, GRID, **asked)
@@ -179,7 +179,9 @@ def test_only_some_splits_are_balanced() -> None:
     images, _, _ = opened()
     split = {"by": "blocks", "block_size": 24, "shares": {"train": 0.5, "val": 0.5}}
     whole = patchloom.plan(images, GRID, split=split)
-    plan = patchloom.plan(images, GRID, split=split, balance={"classes": [0, 3], "splits": ["train"]})
+    plan = patchloom.plan(
+        images, GRID, split=split, balance={"classes": [0, 3], "splits": ["train"]}
+    )
     val = whole.split_names.index("val")
 
     def of(plan: Plan, which: int) -> set[tuple[int, tuple[int, ...]]]:
@@ -254,7 +256,7 @@ def test_quotas_hold_exactly(quota: dict[str, Any]) -> None:
     if "n_patches" in quota:
         assert sum(given) == quota["n_patches"]
     assert set(boxes(plan)) <= set(boxes(every))
-    back = patchloom.plan(images[::-1], GRID, quota={k: v for k, v in quota.items()})
+    back = patchloom.plan(images[::-1], GRID, quota=quota)
     if quota == {"per_image": 7}:
         there = {(3 - i, corner) for i, corner in boxes(back)}
         assert there == set(boxes(plan)), "an image's patches do not depend on the others"
@@ -303,9 +305,8 @@ def test_a_survey_is_resumed_and_extended(tmp_path: Path) -> None:
     mended = planned(2, 30)
     assert 0 < mended.survey_reads <= first.survey_reads
     assert mended.fingerprint == first.fingerprint
-    more = planned(3, 30)
-    assert 0 < more.survey_reads < 3 * 2 * 16
-    assert {b for b in boxes(planned(3, 30))} >= set()
+    assert planned(3, 30).survey_reads == 2 * 16
+    assert planned(2, 30).fingerprint == first.fingerprint
 
 
 def test_a_survey_is_a_table(tmp_path: Path) -> None:

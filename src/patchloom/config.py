@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from patchloom.errors import ConfigError
 from patchloom.location import Location, StorageOptions
 from patchloom.patching.config import PatchingConfig, PointsTable
-from patchloom.planning.filters import AnyFilter
+from patchloom.planning.filters import FilterConfig
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.split_config import SplitConfig
 
@@ -92,7 +92,7 @@ class Job(BaseModel):
     """Area of a patch that its mask must cover, in pixels of the image; asked besides."""
     edge: Literal["drop", "shift", "pad", "shrink"] = "drop"
     """What happens at the border of an image."""
-    filters: list[AnyFilter] = []
+    filters: list[FilterConfig] = []
     """What the pixels of a patch must show; docs/filters.md has all by `name`."""
     scores: list[str | dict[str, Any]] = []
     """Numbers that become columns of the manifest, besides those that `filters` look at."""

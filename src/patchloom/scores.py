@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from patchloom.errors import ConfigError, SourceError
 
-__all__ = ["SCORES", "Score"]
+__all__ = ["SCORES", "Score", "parse_scores"]
 
 SCORES: Mapping[str, tuple[str, ...]] = {
     "max": (),
@@ -34,7 +34,7 @@ SCORES: Mapping[str, tuple[str, ...]] = {
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[Any]
-_PIECE = 2**13
+_PIECE = 2**16
 """Pixels that are looked at together: as float64 they stay in a processor's cache."""
 
 
@@ -111,6 +111,10 @@ class Score:
                 law = "above 0 and at most 1" if key == "coverage" else "finite"
                 raise ConfigError(f"{key} of score {self.name!r} is {law}, got {value!r}")
 
+    def to_document(self) -> dict[str, Any]:
+        """What `parse_scores` reads."""
+        return {"name": self.name, "channel": self.channel, **dict(self.params)}
+
     @property
     def column(self) -> str:
         """Its column of a manifest: distinct scores have distinct ones."""
@@ -150,6 +154,9 @@ class Score:
             )
         given, found = dict(self.params), np.empty(len(pixels))
         rule = _RULES[self.name]
+        if self.name == "saturation" and pixels.dtype.kind == "b":
+            # They are looked at as bytes, whose largest value is another.
+            given.setdefault("level", 1)
         # Overflow and undefined results are told by the score itself.
         with np.errstate(all="ignore"):
             for low, piece in _pieces(pixels, self.channel):
@@ -161,7 +168,7 @@ class Score:
 
 def _plain(value: Decimal) -> str:
     """A number as text for a name, for example ``12p5`` or ``m3``."""
-    value = value.normalize() + 0
+    value = value.normalize()
     text = f"{value:f}" if -7 < value.adjusted() < 17 else f"{value:e}"
     return text.replace(".", "p").replace("-", "m").replace("+", "")
 
@@ -189,7 +196,8 @@ def _sum(values: Floats) -> Floats:
     while half > 1:
         half //= 2
         values = values[:, :half] + values[:, half:]
-    return values[:, 0]
+    found: Floats = values[:, 0]
+    return found
 
 
 def _mean(patches: Pixels) -> Floats:
@@ -232,7 +240,7 @@ def _std(patches: Pixels) -> Floats:
 
 
 def _max(patches: Pixels) -> Floats:
-    return np.fmax.reduce(_flat(patches), axis=1).astype(np.float64)
+    return np.asarray(np.fmax.reduce(_flat(patches), axis=1), np.float64)
 
 
 def _entropy(patches: Pixels) -> Floats:
@@ -283,7 +291,7 @@ def _saturation(patches: Pixels, level: float | None = None) -> Floats:
     if flat.dtype.kind != "f":
         # Python's integers are compared exactly, whatever fits into the type.
         top = int(np.iinfo(flat.dtype).max) if level is None else math.ceil(level)
-        return np.count_nonzero(flat >= top, axis=1) / flat.shape[1]
+        return np.asarray(np.count_nonzero(flat >= top, axis=1) / flat.shape[1])
     if level is None:
         raise ConfigError(
             "saturation of floating-point pixels is at or above a level, got none; say level="
@@ -298,7 +306,7 @@ def _nodata(patches: Pixels, value: float | None = None) -> Floats:
     if value is not None:
         whole = flat.dtype.kind != "f" and float(value).is_integer()
         none |= flat == (int(value) if whole else np.float64(value))
-    return np.count_nonzero(none, axis=1) / flat.shape[1]
+    return np.asarray(np.count_nonzero(none, axis=1) / flat.shape[1])
 
 
 def _bright(patches: Pixels, coverage: float | None = None) -> Floats:
@@ -331,17 +339,17 @@ def _widest(patches: Pixels, axis: int, window: int) -> Pixels:
     around[axis] = (window // 2, window - 1 - window // 2)
     found = np.pad(patches, around, constant_values=least)
 
-    def shifted(by: int) -> Pixels:
+    def doubled(by: int) -> Pixels:
         at = (slice(None),) * axis
         rest = found.shape[axis] - by
-        return np.maximum(found[(*at, slice(0, rest))], found[(*at, slice(by, None))])
+        return np.asarray(np.maximum(found[(*at, slice(0, rest))], found[(*at, slice(by, None))]))
 
     # Windows of twice the width until one more would be too wide.
     width = 1
     while 2 * width <= window:
-        found = shifted(width)
+        found = doubled(width)
         width *= 2
-    return shifted(window - width) if width < window else found
+    return doubled(window - width) if width < window else found
 
 
 _RULES: Mapping[str, Callable[..., Floats]] = {
@@ -356,7 +364,34 @@ _RULES: Mapping[str, Callable[..., Floats]] = {
 }
 
 
-def parse_scores(given):
-    return tuple(g if isinstance(g, Score) else Score(g) if isinstance(g, str) else Score(g["name"], g.get("channel", 0)) for g in given)
-Score.to_document = lambda self: {"name": self.name, "channel": self.channel, "params": [list(p) for p in self.params]}
-Score.from_document = classmethod(lambda cls, d: cls(d["name"], d["channel"], tuple(tuple(p) for p in d["params"])))
+def parse_scores(given: Sequence[str | Mapping[str, Any] | Score]) -> tuple[Score, ...]:
+    """Scores from their names, from mappings with `name`, `channel` and parameters, or as they are.
+
+    Raises
+    ------
+    ConfigError
+        If one is unknown.
+
+    Examples
+    --------
+    >>> [score] = parse_scores([{"name": "saturation", "channel": 1, "level": 4095}])
+    >>> score.column
+    'saturation_4095_c1'
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ConfigError(f"scores are a list such as ['mean', 'std'], got {given!r}")
+    return tuple(_parse(item) for item in given)
+
+
+def _parse(item: str | Mapping[str, Any] | Score) -> Score:
+    if isinstance(item, Score):
+        return item
+    if isinstance(item, str):
+        return Score(item)
+    if not isinstance(item, Mapping) or "name" not in item:
+        raise ConfigError(f"a score is a name or a mapping with one, got {item!r}")
+    rest = {key: value for key, value in item.items() if key not in ("name", "channel")}
+    wrong = sorted(key for key, value in rest.items() if not isinstance(value, int | float))
+    if wrong:
+        raise ConfigError(f"parameters of a score are numbers, got {item!r}")
+    return Score(str(item["name"]), item.get("channel", 0), tuple(sorted(rest.items())))

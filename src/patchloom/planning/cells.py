@@ -146,6 +146,13 @@ class Cells:
         bit = self.bit[order] if len(self.bit) else self.bit
         return Cells(self.bounds, self.cell[order], self.kept[order], bit, self.bits)
 
+    def only(self, image: int) -> Cells:
+        """The cells of one image as those of a plan of it alone."""
+        low, high = self.span(image)
+        bit = self.bit[low:high] if len(self.bit) else self.bit
+        bounds = np.array([0, high - low])
+        return Cells(bounds, self.cell[low:high], self.kept[low:high], bit, self.bits)
+
     # -- images -------------------------------------------------------------------------
 
     def span(self, image: int) -> tuple[int, int]:

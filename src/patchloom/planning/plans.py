@@ -26,7 +26,7 @@ from patchloom.patching.factory import create_patching, parse_patching, placing
 from patchloom.patching.listed import ListedPatching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
-from patchloom.planning.filters import FilterConfig, parse_filters
+from patchloom.planning.filters import AnyFilter, parse_filters
 from patchloom.planning.incidence import Cut, Padding, Patches, touches
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
@@ -35,7 +35,7 @@ from patchloom.planning.runs import Runs, arrange, pack_units, shard_rows
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.splits import Splits
 from patchloom.randomness import digest, digest_of, key_of
-from patchloom.scores import Score
+from patchloom.scores import Score, parse_scores
 from patchloom.table import html_table
 
 __all__ = ["FORMAT", "Plan", "identity_of", "patching_of"]
@@ -80,7 +80,7 @@ class Plan:
     """Candidates that were left out, by reason; they add up with the kept ones."""
     places: Places | None = field(default=None, repr=False)
     """The table of a strategy that takes the patches of one."""
-    filters: tuple[FilterConfig, ...] = ()
+    filters: tuple[AnyFilter, ...] = ()
     """What the pixels of a patch must show."""
     scores: tuple[Score, ...] = ()
     """Numbers that tell what a patch shows; they become columns of the manifest."""
@@ -543,7 +543,7 @@ class Plan:
             cells=Cells.from_columns(columns, bits, len(found)),
             min_coverage=Fraction(settings.pop("min_coverage")),
             filters=parse_filters(settings.pop("filters")),
-            scores=tuple(Score.from_document(item) for item in settings.pop("scores")),
+            scores=parse_scores(settings.pop("scores")),
             balance=_model(BalanceConfig, settings.pop("balance")),
             classes=tuple(settings.pop("classes")),
             quota=_model(QuotaConfig, settings.pop("quota")),

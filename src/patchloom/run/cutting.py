@@ -55,8 +55,8 @@ class Job:
     """What a survey of contents asks of each patch."""
     folder: Location | None = None
     """Where such a survey keeps what it finds; None hands it back."""
-    parts: Mapping[int, str] = field(default_factory=dict)
-    """The name there of each shard's part."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """The name there of each piece."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -147,7 +147,7 @@ def cut_run(
     """Summarize the pixels of some shards' patches, each once, without writing."""
     run = _Run(plan, Job(None), supplied or {})
     found: dict[tuple[int, int], Summary] = {}
-    for shard in _walk(run, shards):
+    for shard in _walk(run, _shards(plan, shards)):
         shard.settle(run.meter)
         for key, summary in shard.summaries.items():
             found[key] = found.get(key, Summary.empty()) + summary
@@ -159,14 +159,17 @@ def cut_run(
 def score_run(
     plan: Plan,
     job: Job,
-    shards: Sequence[int],
+    pieces: Mapping[int, tuple[int, int]],
     supplied: Mapping[ArrayKey, Supplied] | None = None,
 ) -> tuple[dict[int, bytes], Reads]:
-    """What is in the patches of some shards: `Counted.to_bytes`, unless the job has names."""
+    """What the patches of some pieces (rows [start, stop) by number) show.
+
+    Each piece as `Counted.to_bytes`; none of it if the job has a folder, which then holds it.
+    """
     contents, run = job.contents, _Run(plan, job, supplied or {})
     assert contents is not None
     found: dict[int, bytes] = {}
-    for shard in _walk(run, shards):
+    for shard in _walk(run, {k: plan.patches(*rows) for k, rows in pieces.items()}):
         if contents.coverage:
             shares = [covered_share(plan, part) for part in shard.parts]
             shard.counted.columns["coverage"] = shares
@@ -175,7 +178,7 @@ def score_run(
         if job.folder is None:
             found[shard.number] = data
         else:
-            job.folder.write(job.parts[shard.number], data)
+            job.folder.write(job.names[shard.number], data)
     counts = run.counts
     reads = counts["chunk_reads"] + counts["role_reads"]
     return found, Reads(reads, counts["requests"], counts["bytes_read"])
@@ -188,7 +191,7 @@ def _attempt(
     done: list[int] = []
     skipped: list[tuple[int, int, str]] = []
     try:
-        for shard in _walk(run, shards):
+        for shard in _walk(run, _shards(plan, shards)):
             _commit(run, shard)
             done.append(shard.number)
     except ChunkError as error:
@@ -221,13 +224,16 @@ def _rows_of(plan: Plan, shard: int) -> list[Patches]:
     return plan.patches(start, min(start + plan.rows_per_shard, plan.n_patches))
 
 
-def _walk(run: _Run, shards: Sequence[int]) -> Iterator[_Shard]:
-    """Cut the shards in order, yielding each as soon as it is full."""
-    plan, job = run.plan, run.job
+def _shards(plan: Plan, shards: Sequence[int]) -> dict[int, list[Patches]]:
+    return {number: _rows_of(plan, number) for number in shards}
+
+
+def _walk(run: _Run, shards: Mapping[int, list[Patches]]) -> Iterator[_Shard]:
+    """Cut the shards (their patches by number) in order, yielding each as soon as it is full."""
+    job = run.job
     begun: dict[int, _Shard] = {}
     groups: list[tuple[int, list[tuple[int, Patches]]]] = []
-    for number in shards:
-        parts = _rows_of(plan, number)
+    for number, parts in shards.items():
         builders = {
             name: ShardBuilder(spec, sum(len(part) for part in parts))
             for name, spec in job.specs.items()

@@ -214,6 +214,12 @@ def _asks(
             f"scores become columns of the manifest ({names}), but images have metadata called "
             f"{taken}; rename these"
         )
+    bare = [image.id for image in images if image.mask is None]
+    if bare and any(not item.scores(ndim) for item in parsed):
+        raise ConfigError(
+            f"a filter on coverage asks the mask of each image, but {bare[0]!r} has none; open "
+            "the images with mask="
+        )
     n_channels = min((image.layout.n_channels for image in images), default=1)
     for score in columns:
         if not 0 <= score.channel < n_channels:

@@ -15,7 +15,7 @@ from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.cutting import ArrayKey, Job, cut_run, score_run, write_run
 
-__all__ = ["Graph", "light", "run_graph"]
+__all__ = ["Graph", "light", "run_graph", "survey_graph"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
     token
         Makes the keys unique.
     """
-    kind = "count" if job is None else "score" if job.contents is not None else "write"
-    name = f"patchloom-{kind}-{token}"
+    name = f"{'patchloom-write' if job is not None else 'patchloom-count'}-{token}"
     plan_key, job_key = f"patchloom-plan-{token}", f"patchloom-job-{token}"
     layer: dict[Any, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
     if job is not None:
@@ -56,23 +55,54 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
         if not wanted:
             continue
         key = (name, task)
-        ids, dependencies = _supplies(plan, wanted, lazies, counted)
+        start = wanted[0] * plan.rows_per_shard
+        stop = min((wanted[-1] + 1) * plan.rows_per_shard, plan.n_patches)
+        ids, dependencies = _supplies(plan, start, stop, lazies, counted)
         if job is None:
             layer[key] = (_count, plan_key, wanted, ids, dependencies)
         else:
-            work = _score if job.contents is not None else _write
-            layer[key] = (work, plan_key, job_key, wanted, ids, dependencies)
+            layer[key] = (_write, plan_key, job_key, wanted, ids, dependencies)
         keys.append(key)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=list(lazies.values()))
     return Graph(graph, keys)
 
 
+def survey_graph(
+    plan: Plan, job: Job, tasks: Sequence[Mapping[int, tuple[int, int]]], token: str
+) -> Graph:
+    """The graph of a survey of contents: each task looks at some pieces (rows by number)."""
+    name, plan_key = f"patchloom-score-{token}", f"patchloom-plan-{token}"
+    layer: dict[Any, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
+    lazies = _lazy_arrays(plan, job)
+    keys: list[tuple[str, int]] = []
+    counted: set[Any] = set()
+    for task, pieces in enumerate(tasks):
+        rows = pieces.values()
+        ids, dependencies = _supplies(
+            plan, min(a for a, _ in rows), max(b for _, b in rows), lazies, counted
+        )
+        # Each task gets only its own names.
+        mine = replace(job, names={k: job.names[k] for k in pieces if k in job.names})
+        layer[name, task] = (_score, plan_key, _Wrapped(mine, dict(pieces)), ids, dependencies)
+        keys.append((name, task))
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=list(lazies.values()))
+    return Graph(graph, keys)
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """What a task of a survey does: an opaque value, so that Dask does not look inside."""
+
+    job: Job
+    pieces: dict[int, tuple[int, int]]
+
+
+def _score(plan: Plan, work: _Wrapped, ids: Any, blocks: list[Any]) -> Any:
+    return score_run(plan, work.job, work.pieces, _supplied(ids, blocks))
+
+
 def _write(plan: Plan, job: Job, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
     return write_run(plan, job, shards, _supplied(ids, blocks))
-
-
-def _score(plan: Plan, job: Job, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
-    return score_run(plan, job, shards, _supplied(ids, blocks))
 
 
 def _count(plan: Plan, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
@@ -122,17 +152,15 @@ def _lazy_arrays(plan: Plan, job: Job | None) -> dict[ArrayKey, Any]:
 
 
 def _supplies(
-    plan: Plan, shards: Sequence[int], lazies: Mapping[ArrayKey, Any], counted: set[Any]
+    plan: Plan, start: int, stop: int, lazies: Mapping[ArrayKey, Any], counted: set[Any]
 ) -> tuple[_Ids, list[Any]]:
-    """The chunks that a task needs of the lazy arrays, and their keys."""
+    """The chunks that the rows of a task need of the lazy arrays, and their keys."""
     arrays: list[ArrayKey] = []
     chunks: list[tuple[tuple[int, ...], ...]] = []
     fresh: list[frozenset[tuple[int, ...]]] = []
     keys: list[Any] = []
     if not lazies:
         return _Ids((), (), ()), []
-    start = shards[0] * plan.rows_per_shard
-    stop = min((shards[-1] + 1) * plan.rows_per_shard, plan.n_patches)
     for patches in plan.patches(start, stop):
         image = plan.images[patches.image]
         for name in ("image", "labels", "target"):

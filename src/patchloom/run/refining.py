@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from patchloom.planning.classes import ClassCounts
+from patchloom.planning.distance import split_distance
 from patchloom.planning.draws import Draw
 from patchloom.planning.filters import lucky
 from patchloom.planning.incidence import Patches
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.plans import Plan
 from patchloom.planning.quotas import class_quotas, image_quotas
-from patchloom.planning.distance import split_distance
 from patchloom.run.contents import Contents
 from patchloom.run.scoring import Survey
 
@@ -60,7 +61,7 @@ Rule = Callable[[_Batch, Flags], Flags]
 def asked(plan: Plan) -> Contents:
     """What must be known of each candidate to refine a plan."""
     ndim = len(plan.patch_size)
-    by_coverage = any(item.asks_coverage for item in plan.filters)
+    by_coverage = any(not item.scores(ndim) for item in plan.filters)
     scores = {score: None for item in plan.filters for score in item.scores(ndim)}
     return Contents(tuple(scores), plan.balance is not None, by_coverage)
 
@@ -89,7 +90,7 @@ class _Refining:
     def done(self) -> Plan:
         plan = self.plan
         for k, item in enumerate(plan.filters):
-            self.rules.append((item.reason, lambda k=k: self._filtered(k)))
+            self.rules.append((item.reason, partial(self._filtered, k)))
         if plan.split is not None:
             self.rules.append((_BORDER, lambda: self._split))
         if plan.balance is not None:
@@ -134,25 +135,19 @@ class _Refining:
         ndim = len(plan.patch_size)
 
         def rule(batch: _Batch, flags: Flags) -> Flags:
-            return item.keeps(batch.columns, ndim) | self._lucky(batch, which)
+            return item.keeps(batch.columns, ndim) | self._lucky(batch)[:, which]
 
         return rule
 
-    def _lucky(self, batch: _Batch, which: int) -> Flags:
+    def _lucky(self, batch: _Batch) -> Flags:
+        """Which candidates each filter keeps even if it rejects them: bool[n, n_filters]."""
         plan = self.plan
-        probability = plan.filters[which].filtered_patch_prob
-        return np.concatenate(
-            [
-                lucky(
-                    probability,
-                    plan.seed,
-                    which,
-                    plan.patching.keys[part.image],
-                    np.column_stack([part.sample, part.corner]),
-                )
-                for part in batch.parts
-            ]
-        )
+        keys = plan.patching.keys
+        found = [
+            lucky(plan.filters, plan.seed, keys[part.image], [part.sample, *part.corner.T])
+            for part in batch.parts
+        ]
+        return np.concatenate(found)
 
     def _split(self, batch: _Batch, flags: Flags) -> Flags:
         return np.concatenate([self.plan.split_of(part) >= 0 for part in batch.parts])
@@ -223,7 +218,8 @@ class _Refining:
 
             def rule(batch: _Batch, flags: Flags) -> Flags:
                 place = self._place(batch)
-                return draw.next(np.where(flags, place, -1)) | (place == -2)
+                taken: Flags = draw.next(np.where(flags, place, -1)) | (place == -2)
+                return taken
 
             return rule
 

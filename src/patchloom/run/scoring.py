@@ -7,14 +7,17 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ConfigError, PlanError
 from patchloom.image import Reads
 from patchloom.location import Location
+from patchloom.planning.cells import Cells
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches
 from patchloom.planning.plans import Plan, identity_of
@@ -24,53 +27,56 @@ from patchloom.run.centers import check_labels
 from patchloom.run.contents import Contents, Counted
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
-from patchloom.run.graph import run_graph
+from patchloom.run.graph import survey_graph
 from patchloom.scores import Score, parse_scores
 
 __all__ = ["Survey", "survey", "survey_contents"]
 
-_PART = 2**16
-"""Most patches of one part of a survey."""
+Ints = npt.NDArray[np.int64]
+_PIECE = 2**16
+"""Most patches of one piece of a survey."""
+_PER_TASK = 64 * 2**20
+"""Bytes of patches that one task looks at, about."""
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What the patches of a plan show, in parts of whole shards, in the order of their rows."""
+    """What the patches of a plan show, in pieces of consecutive rows of one image each."""
 
     plan: Plan
-    """With one shard a part."""
-    order: np.ndarray[Any, np.dtype[np.int64]]
+    """The same patches in the order in which they were read."""
+    order: npt.NDArray[np.int64]
     """Position of each of its cells in the plan that was surveyed."""
     reads: Reads
-    """What was read for it; parts that were there already cost nothing."""
-    _parts: Mapping[int, bytes] | tuple[Location, Mapping[int, str]]
+    """What was read for it; pieces that were there already cost nothing."""
+    rows: Sequence[tuple[int, int]]
+    """The rows [start, stop) of each piece."""
+    _found: Mapping[int, bytes]
+    _kept: tuple[Location, Mapping[int, str]] | None
 
-    def part(self, shard: int) -> Counted:
-        """What one part holds.
+    def piece(self, number: int) -> Counted:
+        """What one piece shows.
 
         Raises
         ------
         PlanError
             If it was kept in a folder and is gone.
         """
-        if isinstance(self._parts, Mapping):
-            return Counted.from_bytes(self._parts[shard])
-        folder, names = self._parts
-        data = folder.read(names[shard])
+        if self._kept is None:
+            return Counted.from_bytes(self._found[number])
+        folder, names = self._kept
+        data = folder.read(names[number])
         if data is None:
             raise PlanError(
-                f"a survey's parts stay until the plan is made, but {names[shard]!r} in "
+                f"the parts of a survey stay until the plan is made, but {names[number]!r} in "
                 f"{folder.shown!r} is gone; make the same call again"
             )
         return Counted.from_bytes(data)
 
     def walk(self) -> Iterator[tuple[list[Patches], Counted]]:
-        """The patches of each part and what they show."""
-        plan = self.plan
-        for shard in range(plan.n_shards):
-            start = shard * plan.rows_per_shard
-            stop = min(start + plan.rows_per_shard, plan.n_patches)
-            yield plan.patches(start, stop), self.part(shard)
+        """The patches of each piece and what they show."""
+        for number, (start, stop) in enumerate(self.rows):
+            yield self.plan.patches(start, stop), self.piece(number)
 
 
 def survey(
@@ -175,36 +181,64 @@ def survey_contents(
     cells = plan.cells
     units = cells.unit_begins(plan.images)
     patch_bytes = math.prod(plan.patch_shape) * plan.dtype.itemsize
-    rows = min(_PART, shard_rows(patch_bytes, cells.unit_sizes(units)))
-    # Laid out as a store would be, so that memory is projected and chunks are read alike.
-    order = pack_units(cells, units, rows) if plan.is_aligned else None
-    if order is None:
-        order = np.arange(len(cells))
+    rows = min(_PIECE, shard_rows(patch_bytes, cells.unit_sizes(units)))
+    # Pieces begin anew in each image, so that they are the same whatever else is in the plan.
+    order = _packed(cells, units, rows) if plan.is_aligned else np.arange(len(cells))
     laid = replace(plan, cells=cells.take(order), rows_per_shard=rows)
-    shards, names = range(laid.n_shards), dict[int, str]()
+    firsts = laid.cells.rows_of(laid.cells.bounds).tolist()
+    pieces = [
+        (start, min(start + rows, stop))
+        for first, stop in pairwise(firsts)
+        for start in range(first, stop, rows)
+    ]
+    names, missing = dict[int, str](), [*range(len(pieces))]
     if folder is not None:
-        names = {shard: _name(laid, contents, shard) for shard in shards}
+        names = {k: _name(laid, contents, *rows) for k, rows in enumerate(pieces)}
         there = folder.list()
-        shards = [shard for shard in shards if not there.get(names[shard])]
-    job = Job(None, contents=contents, folder=folder, parts=names)
-    graph = run_graph(laid, job, shards, uuid.uuid4().hex)
-    reads, parts = Reads(), dict[int, bytes]()
+        missing = [k for k in missing if not there.get(names[k])]
+    job = Job(None, contents=contents, folder=folder, names=names)
+    tasks = _tasks({k: pieces[k] for k in missing}, max(1, _PER_TASK // max(1, patch_bytes)))
+    graph = survey_graph(laid, job, tasks, uuid.uuid4().hex)
+    reads, found = Reads(), dict[int, bytes]()
     for some, counted in execute(graph, progress=progress, label="survey"):
-        parts |= some
+        found |= some
         reads.chunks += counted.chunks
         reads.requests += counted.requests
         reads.nbytes += counted.nbytes
-    return Survey(laid, order, reads, parts if folder is None else (folder, names))
+    return Survey(laid, order, reads, pieces, found, None if folder is None else (folder, names))
 
 
-def _name(plan: Plan, contents: Contents, shard: int) -> str:
-    """A name fixed by all that a part depends on, whatever else is in the plan."""
-    start = shard * plan.rows_per_shard
+def _packed(cells: Cells, units: Ints | None, rows: int) -> Ints:
+    """The cells of an aligned plan in an order in which pieces cut no unit, image by image."""
+    begins = np.arange(len(cells)) if units is None else units
+    order = [np.zeros(0, np.int64)]
+    for image, (low, high) in enumerate(pairwise(cells.bounds.tolist())):
+        inside = begins[(begins >= low) & (begins < high)] - low
+        some = pack_units(cells.only(image), inside, rows)
+        order.append(low + (np.arange(high - low) if some is None else some))
+    return np.concatenate(order)
+
+
+def _tasks(pieces: Mapping[int, tuple[int, int]], rows: int) -> list[dict[int, tuple[int, int]]]:
+    """Consecutive pieces together, about so many rows a task."""
+    found: list[dict[int, tuple[int, int]]] = []
+    n = rows
+    for number, (start, stop) in pieces.items():
+        if n >= rows:
+            found.append({})
+            n = 0
+        found[-1][number] = (start, stop)
+        n += stop - start
+    return found
+
+
+def _name(plan: Plan, contents: Contents, start: int, stop: int) -> str:
+    """A name fixed by all that a piece depends on, whatever else is in the plan."""
     whole = blake2b(digest_size=16)
     cut, asked = plan.cut, [score.to_document() for score in contents.scores]
     settings = (plan.edge, cut.size, cut.context, cut.padding, asked, contents.classes)
     whole.update(digest("contents", 1, *settings, contents.coverage))
-    for part in plan.patches(start, min(start + plan.rows_per_shard, plan.n_patches)):
+    for part in plan.patches(start, stop):
         whole.update(digest(identity_of(plan.images[part.image]), len(part)))
         whole.update(np.ascontiguousarray(part.sample, "<i8").data)
         whole.update(np.ascontiguousarray(part.corner, "<i8").data)
