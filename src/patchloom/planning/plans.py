@@ -92,7 +92,7 @@ class Plan:
     quota: QuotaConfig | None = None
     split: SplitConfig | None = None
     split_report: Mapping[str, Any] = field(default_factory=dict)
-    """Patches of each split, the share that is kept, and how far apart splits are."""
+    """The share that guard bands leave, and how far apart splits are, in pixels."""
     survey_reads: int = 0
     """Chunks of masks, labels and images that were decoded to plan it."""
 
@@ -265,6 +265,16 @@ class Plan:
         return self.splits.of_boxes(patches.image, patches.sample, low, high)
 
     @cached_property
+    def split_counts(self) -> dict[str, int]:
+        """Patches of each split."""
+        if self.splits is None:
+            return {"train": self.n_patches}
+        counts = np.zeros(len(self.split_names), np.int64)
+        for patches in self.walk():
+            counts += np.bincount(self.split_of(patches), minlength=len(counts))
+        return dict(zip(self.split_names, counts.tolist(), strict=True))
+
+    @cached_property
     def splits(self) -> Splits | None:
         """The rule of its splits."""
         return None if self.split is None else Splits.of(self.split, self.images, self.seed)
@@ -417,7 +427,9 @@ class Plan:
             "n_patches": self.n_patches,
             "rejected": dict(self.rejected),
             "survey_reads": self.survey_reads,
-            **({"split": dict(self.split_report)} if self.split_report else {}),
+            **(
+                {"split": {"patches": self.split_counts, **self.split_report}} if self.split else {}
+            ),
             **({"classes": dict(self.class_counts)} if self.class_counts else {}),
             "n_shards": self.n_shards,
             "rows_per_shard": self.rows_per_shard,
@@ -612,7 +624,9 @@ class Plan:
         left_out = {reason: int((~flags).sum())} if not flags.all() else {}
         more = {k: self.rejected.get(k, 0) + n for k, n in left_out.items()}
         cells = narrowing.cells()[0]
-        found = replace(self, cells=cells, rejected={**self.rejected, **more})
+        # What was told of the classes and splits of all of them is not told of some.
+        told: dict[str, Any] = {"class_counts": {}, "split_report": {}}
+        found = replace(self, cells=cells, rejected={**self.rejected, **more}, **told)
         return found.laid_out(self.rows_per_shard)
 
     def laid_out(self, rows_per_shard: int | None) -> Plan:

@@ -263,29 +263,22 @@ class _Refining:
 
 
 def _split_report(plan: Plan, kept: float) -> dict[str, Any]:
-    """Patches of each split, the share that the guard band leaves, and how far apart they are."""
+    """The share that guard bands leave, and the smallest gap between splits of one image."""
     assert plan.split is not None
-    counts = np.zeros(len(plan.split_names), np.int64)
-    nearest: int | None = None
-    measured = plan.split.by == "blocks"
-    for index in range(len(plan.images)):
-        boxes = []
-        low, high = plan.cells.span(index)
-        few = int(np.diff(plan.cells.rows_of([low, high]))[0]) <= _MEASURED
-        measured &= few
-        for part in plan.walk_image(index):
-            split = plan.split_of(part)
-            counts += np.bincount(split, minlength=len(counts))
-            if few and plan.split.by == "blocks":
-                extent = np.asarray(plan.images[index].layout.space.shape, np.int64)
-                boxes.append((*plan.cut.span(part.corner, extent), split))
+    found: dict[str, Any] = {"kept_fraction": kept}
+    nearest: list[int] = []
+    if (
+        plan.split.by != "blocks"
+        or (np.diff(plan.cells.rows_of(plan.cells.bounds)) > _MEASURED).any()
+    ):
+        return found
+    for index, image in enumerate(plan.images):
+        extent = np.asarray(image.layout.space.shape, np.int64)
+        boxes = [
+            (*plan.cut.span(part.corner, extent), plan.split_of(part))
+            for part in plan.walk_image(index)
+        ]
         if boxes:
             gap = split_distance(*(np.concatenate(column) for column in zip(*boxes, strict=True)))
-            nearest = gap if nearest is None else nearest if gap is None else min(gap, nearest)
-    found: dict[str, Any] = {
-        "patches": dict(zip(plan.split_names, counts.tolist(), strict=True)),
-        "kept_fraction": kept,
-    }
-    if measured:
-        found["smallest_distance"] = nearest
-    return found
+            nearest += [] if gap is None else [gap]
+    return {**found, "smallest_distance": min(nearest, default=None)}
