@@ -119,7 +119,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Pixels, Pixels]:
     return config, pixels, mask
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cases())
 def test_filters_keep_what_their_words_say(case: tuple[dict[str, Any], Pixels, Pixels]) -> None:
     """From columns alone, each decides as its rule does on the pixels of one patch."""

@@ -143,7 +143,7 @@ def maxima(patch: Pixels) -> list[float]:
 # -- the tests ------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(batches(), st.data())
 def test_scores_are_what_is_said(pixels: Pixels, data: st.DataObject) -> None:
     """Each score of each patch, of all types, axes and channels, equals its definition."""
@@ -195,7 +195,7 @@ def test_same_bits_across_pieces(dtype: str) -> None:
                 assert score.of(pixels[k : k + 1]).tobytes() == whole[k : k + 1].tobytes()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(batches(max_side=9), st.floats(0.001, 1), st.data())
 def test_bright_tells_every_threshold(pixels: Pixels, coverage: float, data: st.DataObject) -> None:
     """``bright > threshold`` is "enough of the maximum-filtered patch exceeds the threshold"."""
@@ -307,7 +307,7 @@ def test_columns(score: Score, column: str) -> None:
     assert score.column.replace("_", "").isalnum()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=9))
 def test_distinct_scores_have_distinct_columns(levels: list[float]) -> None:
     """No two parameters are written alike."""

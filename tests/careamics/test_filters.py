@@ -74,7 +74,7 @@ def drawn(draw: Any, name: str) -> Any:
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_the_same_patches_are_kept(name: str, ndim: int, data: st.DataObject) -> None:
     """Their configuration as it stands, random patches, equal decisions."""
@@ -118,10 +118,8 @@ def test_names_and_defaults_are_theirs() -> None:
     assert same.model_dump() == other.model_dump()
     # Theirs are told the number of axes later, by another call.
     assert other.coverage == 0.25
-    volume = np.zeros((1, 8, 8, 8), np.uint8)
-    volume[0, :1, :1, :1] = 9
-    [score] = found.scores(3)
-    assert score.column == "bright"
+    assert [s.column for s in found.scores(3)] == ["bright"]
+    assert [s.column for s in same.scores(3)] == ["bright_25"]
 
 
 # -- where they differ ----------------------------------------------------------------------
@@ -176,11 +174,3 @@ def test_nan_is_left_out() -> None:
     mean = configs.MeanStdPatchFilterConfig(mean_threshold=1.0)
     assert kept(mean, pixels) == [True]
     assert ours(mean, pixels) == [False]
-
-
-def test_means_of_narrow_floats() -> None:
-    """Theirs add float32 in float32; ours in float64, so 0.1 is not 0.1 to them."""
-    pixels = np.full((1, 64, 64), 0.1, np.float32)
-    threshold = float(np.float32(0.1))
-    config = configs.MeanStdPatchFilterConfig(mean_threshold=threshold)
-    assert ours(config, pixels) == [True]
