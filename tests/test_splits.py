@@ -142,6 +142,23 @@ def test_patch_over_many_blocks_of_one_split() -> None:
     assert set(of(splits, ends - 1, ends + 1)) == {-1}
 
 
+def test_patches_are_split_whatever_is_asked_with_them() -> None:
+    """One by one, many at once, and together with some that are very far away."""
+    where = {"spacing": {"y": 1.0, "x": 1.0}, "origin": {"y": 0.0, "x": 0.0}}
+    image = an_image("a", (60, 60), **where)
+    for config in ({"block_size": 7.5, "guard": 3, "world": True}, {"block_size": 9, "guard": 3}):
+        splits = split([image], by="blocks", **config)
+        low = np.random.default_rng(0).integers(0, 57, (2000, 2))
+        found = of(splits, low, low + 3)
+        assert {*found} == {-1, 0, 1}
+        for k in range(0, 2000, 50):
+            assert of(splits, low[k : k + 1], low[k : k + 1] + 3) == found[k : k + 1]
+        if "world" in config:
+            far = np.concatenate([low, [[10**9, -(10**4)]]])
+            assert of(splits, far, far + 3)[:-1] == found
+    assert of(splits, low[:0], low[:0]) == []
+
+
 @settings(max_examples=60)
 @given(
     pixel=st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=20),

@@ -260,8 +260,10 @@ def _blocks(
 ) -> Blocks:
     frames = frames_of(images, config.world, _guards(config, images))
     keys = {frame.name: key_of("split blocks", seed, frame.name) for frame in frames}
+    axes = [image.axes.spatial for image in images]
+    size = {spatial: _extents(config.block_size, spatial) for spatial in set(axes)}
     return Blocks(
-        tuple(_extents(config.block_size, image.axes.spatial) for image in images),
+        tuple(size[spatial] for spatial in axes),
         tuple(frames),
         tuple(keys[frame.name] for frame in frames),
         np.array(_upto(shares), np.uint64),

@@ -62,14 +62,17 @@ def frames_of(
         If an image of a world has no spacing, origin or value, or another unit.
     """
     if world is None or world is False:
-        return [
-            Frame(
-                f"image {image.id}",
+        # Images that ask for the same share one value each.
+        plain = {
+            tuple(guard): (
                 (Fraction(1),) * len(guard),
                 (Fraction(0),) * len(guard),
                 tuple(Fraction(g, 2) for g in guard),
-                image.layout.space.shape,
             )
+            for guard in guards
+        }
+        return [
+            Frame(f"image {image.id}", *plain[tuple(guard)], image.layout.space.shape)
             for image, guard in zip(images, guards, strict=True)
         ]
     values = ["" for _ in images] if world is True else column_of(images, world, "world")
