@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import lcm
 
 import numpy as np
@@ -19,6 +21,8 @@ __all__ = ["Blocks"]
 Ints = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int8]
 _HALF = np.uint64(32)
+_FEW = 2**10
+"""Boxes that are looked at rather than counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,8 @@ class Blocks:
     touch no common box of the lattice, and have no point in common: on some axis one ends
     before the other begins, and the patches themselves are a whole guard apart there. With a
     guard of 0 they still share no pixel, in the world no point: a pixel that a face of the
-    lattice cuts lies in both boxes.
+    lattice cuts lies in both boxes. What is widened beyond an image of its own is cut off: of
+    two that meet, a common point lies inside.
 
     Only the boxes that patches touch are ever looked at.
     """
@@ -63,14 +68,18 @@ class Blocks:
             step, start, reach = frame.step[axis], frame.start[axis], frame.reach[axis]
             first[:, axis] = _steps(low[:, axis], step / size, (start - reach) / size, up=False)
             last[:, axis] = _steps(high[:, axis], step / size, (start + reach) / size, up=True)
+            if frame.shape is not None:
+                # What a guard reaches beyond the image is nothing.
+                first[:, axis] = np.maximum(first[:, axis], 0)
+                last[:, axis] = np.minimum(last[:, axis], math.ceil(frame.shape[axis] / size))
         last -= 1
-        key = self.keys[image]
-        found = self._of(key, first)
+        look = self._lookup(self.keys[image], first, last)
+        found = look(first)
         widest = (last - first).max(0)
-        for step_ in itertools.islice(itertools.product(*(range(w + 1) for w in widest)), 1, None):
-            at = first + np.array(step_)
+        for turn in itertools.islice(itertools.product(*(range(w + 1) for w in widest)), 1, None):
+            at = first + np.array(turn)
             hit = np.flatnonzero((found >= 0) & (at <= last).all(-1))
-            found[hit[self._of(key, at[hit]) != found[hit]]] = -1
+            found[hit[look(at[hit]) != found[hit]]] = -1
         return found
 
     def too_small(self, image: int, size: Sequence[int]) -> bool:
@@ -82,6 +91,22 @@ class Blocks:
                 size, frame.step, frame.reach, self.size[image], strict=True
             )
         )
+
+    def _lookup(self, key: int, first: Ints, last: Ints) -> Callable[[Ints], Positions]:
+        """What tells the split of boxes of the lattice between some."""
+        least = first.min(0)
+        extent = (np.maximum(first, last).max(0) - least + 1).tolist()
+        if math.prod(extent) > max(_FEW, len(first)):
+            return partial(self._of, key)
+        # Many patches share a box: each box is looked at once.
+        boxes = np.stack([m.ravel() for m in np.indices(extent)], -1)
+        table = self._of(key, boxes + least).reshape(extent)
+
+        def look(index: Ints) -> Positions:
+            found: Positions = table[tuple((index - least).T)]
+            return found
+
+        return look
 
     def _of(self, key: int, index: Ints) -> Positions:
         """The split of boxes of the lattice, by their int64[n, ndim] indices."""

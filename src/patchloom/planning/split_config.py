@@ -26,6 +26,8 @@ __all__ = ["SplitConfig", "parse_split"]
 _SHARES = {"train": 0.8, "val": 0.2}
 _MOST = 100
 """Splits that one plan may have: positions of them are 8 bits wide."""
+_FORMS = ("by", "block_size", "guard", "world")
+"""Keys that are written in several ways."""
 _LETTERS = 64
 """Letters of the longest name."""
 
@@ -45,7 +47,12 @@ Extents = Annotated[
     Discriminator(_form),
 ]
 """A number above 0: for all axes, for each in order, or for each by name."""
-Columns = Annotated[list[Annotated[str, Field(strict=True)]], Field(min_length=1)]
+_Text = Annotated[str, Field(strict=True)]
+Group = Annotated[
+    Annotated[_Text, Tag("text")] | Annotated[list[_Text], Field(min_length=1), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "text"),
+]
+"""A word, or the names of columns."""
 
 
 class SplitConfig(BaseModel):
@@ -53,7 +60,7 @@ class SplitConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    by: Annotated[str, Field(strict=True)] | Columns = "image"
+    by: Group = "image"
     """What stays together: `image`, `blocks` inside each image, or a metadata column of the
     images; a list always names columns."""
     shares: dict[str, Share] = _SHARES
@@ -62,7 +69,7 @@ class SplitConfig(BaseModel):
     """So many equal folds instead of `shares`: one is `val`, the others are `train`."""
     fold: Annotated[int, Field(strict=True, ge=0)] = 0
     """Which of the `folds` is `val`, counted from 0."""
-    stratify: Annotated[str, Field(strict=True)] | None = None
+    stratify: _Text | None = None
     """A metadata column of the images: shares are met within each of its values."""
     keep: dict[str, str] = Field(default_factory=dict)
     """Split of some groups, for example those of an earlier plan; they never move, and new ones
@@ -72,7 +79,7 @@ class SplitConfig(BaseModel):
     physical unit."""
     guard: Pixels = 0
     """Pixels that at least lie between patches of different splits."""
-    world: bool | Annotated[str, Field(strict=True)] | None = None
+    world: bool | _Text | None = None
     """Whether images lie in one system of physical coordinates: all (`true`), or those that are
     equal in a metadata column."""
     seed: Annotated[int, Field(strict=True)] | None = None
@@ -202,6 +209,9 @@ def _sentences(error: ValidationError) -> list[str]:
     known = list(SplitConfig.model_fields)
     for item in error.errors(include_url=False):
         path = [str(part) for part in item["loc"]]
+        if path and path[0] in _FORMS:
+            # The branch of a union is no key of theirs.
+            path[1:2] = []
         where = f"split.{'.'.join(path)}" if path else "split"
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], known, 1)

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.errors import ConfigError, PlanError
+from patchloom.errors import ConfigError, PatchloomError, PlanError
 from patchloom.image import Image
 from patchloom.patching.extents import per_axis
 from patchloom.planning.split_blocks import Blocks
@@ -173,7 +173,7 @@ def _part_of(word: int, upto: Sequence[int]) -> int:
 
 def _groups(config: SplitConfig, images: Sequence[Image]) -> list[str]:
     """The name of each image's group."""
-    columns = [column_of(images, column) for column in config.columns]
+    columns = [column_of(images, column, "by") for column in config.columns]
     if not columns:
         return [image.id for image in images]
     if len(columns) == 1:
@@ -188,7 +188,7 @@ def _strata(
     if config.stratify is None:
         return {"": list(dict.fromkeys(names))}
     found: dict[str, str] = {}
-    for name, value in zip(names, column_of(images, config.stratify), strict=True):
+    for name, value in zip(names, column_of(images, config.stratify, "stratify"), strict=True):
         if found.setdefault(name, value) != value:
             raise PlanError(
                 f"all images of a group have one value in stratify={config.stratify!r}, got "
@@ -260,8 +260,10 @@ def _blocks(
 ) -> Blocks:
     frames = frames_of(images, config.world, _guards(config, images))
     keys = {frame.name: key_of("split blocks", seed, frame.name) for frame in frames}
+    axes = [image.axes.spatial for image in images]
+    size = {spatial: _extents(config.block_size, spatial) for spatial in set(axes)}
     return Blocks(
-        tuple(_extents(config.block_size, image.axes.spatial) for image in images),
+        tuple(size[spatial] for spatial in axes),
         tuple(frames),
         tuple(keys[frame.name] for frame in frames),
         np.array(_upto(shares), np.uint64),
@@ -284,5 +286,11 @@ def _extents(value: object, spatial: str) -> tuple[Fraction, ...]:
     else:
         assert isinstance(value, float)
         numbers = [value]
-    order = per_axis(where, spatial, name="block_size")
+    try:
+        order = per_axis(where, spatial, name="block_size")
+    except PatchloomError:
+        raise ConfigError(
+            f"block_size= has one number for each of the axes {spatial!r}, got {value}; give one "
+            "number for all, a list in their order, or one for each axis by name"
+        ) from None
     return tuple(Fraction(str(numbers[k])) for k in order)

@@ -36,6 +36,8 @@ class Frame:
     start: tuple[Fraction, ...]
     reach: tuple[Fraction, ...]
     """Half of the widest guard of its world, on each axis."""
+    shape: tuple[int, ...] | None = None
+    """Extent of the image in pixels, where nothing lies beyond it."""
 
 
 def frames_of(
@@ -60,16 +62,20 @@ def frames_of(
         If an image of a world has no spacing, origin or value, or another unit.
     """
     if world is None or world is False:
-        return [
-            Frame(
-                f"image {image.id}",
+        # Images that ask for the same share one value each.
+        plain = {
+            tuple(guard): (
                 (Fraction(1),) * len(guard),
                 (Fraction(0),) * len(guard),
                 tuple(Fraction(g, 2) for g in guard),
             )
+            for guard in guards
+        }
+        return [
+            Frame(f"image {image.id}", *plain[tuple(guard)], image.layout.space.shape)
             for image, guard in zip(images, guards, strict=True)
         ]
-    values = ["" for _ in images] if world is True else column_of(images, world)
+    values = ["" for _ in images] if world is True else column_of(images, world, "world")
     units: dict[str, tuple[tuple[str, ...], str]] = {}
     steps, starts = [], []
     widest: dict[str, list[Fraction]] = {}
@@ -142,8 +148,17 @@ def overlapping(
     return None
 
 
-def column_of(images: Sequence[Image], column: str) -> list[str]:
+def column_of(images: Sequence[Image], column: str, setting: str) -> list[str]:
     """The value of each image in a metadata column, as text; `text_of` says how.
+
+    Parameters
+    ----------
+    images
+        All images of a plan.
+    column
+        Its name.
+    setting
+        Where it was named, for errors.
 
     Raises
     ------
@@ -154,9 +169,10 @@ def column_of(images: Sequence[Image], column: str) -> list[str]:
     """
     known = sorted({name for image in images for name in image.metadata})
     if column not in known:
+        other = ", is 'image' or 'blocks'" if setting == "by" else ""
         raise ConfigError(
-            f"a column of the split is in the images' metadata, got {column!r}; there are "
-            f"{known[:20]}: take one of them, or give it to open_images(sample=...)"
+            f"{setting}= names a metadata column of the images{other}, got {column!r}; there are "
+            f"{known[:20]}: take one of them, or add it with open_images(sample=...)"
         )
     values = [image.metadata.get(column) for image in images]
     missing = [
@@ -166,10 +182,10 @@ def column_of(images: Sequence[Image], column: str) -> list[str]:
         if value is None or value != value
     ]
     if missing:
+        some = f"{missing[:5]}{' and more' if len(missing) > 5 else ''}"
         raise PlanError(
-            f"every image has a value in a column of the split, but {column!r} is missing in "
-            f"{missing[:5]}{' and more' if len(missing) > 5 else ''}; fill it in, or leave these "
-            "images out"
+            f"every image has a value in the column that {setting}= names, but {column!r} is "
+            f"missing in {some}; fill it in, or leave these images out"
         )
     return [text_of(value) for value in values]
 
