@@ -22,7 +22,7 @@ from patchloom.planning.incidence import Cut
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import MIN_TASKS, SHARD_BYTES
 
-__all__ = ["ALIGNS", "Align", "AxisCost", "Draft", "aligned", "axis_cost", "grouped", "pixels_of"]
+__all__ = ["ALIGNS", "Align", "AxisCost", "Draft", "aligned", "axis_cost"]
 
 Ints = npt.NDArray[np.int64]
 Align = Literal["none", "chunk", "shard", "auto"]
@@ -73,13 +73,14 @@ def aligned(
     - decode no more bytes in all than it,
     - have as many tasks as it, or at least 16.
 
-    Of equal ones it takes the one that covers more pixels, then the smaller offset (in the order
-    of the axes), then the grouping as it was. Of the shard sizes it tries the default, and the
-    power of two below it, half and twice that. Offsets with the same incidence of patches and
-    chunks are one; of more than 16 that are left it compares plans of those that would cost
-    least if each chunk's patches were cut by themselves, a product of one number an axis; of
-    plans of more than 4 million patches, this number alone decides. It reads nothing: masks and
-    filters select afterwards.
+    Of equal ones it takes the one that covers more pixels; then the one that would decode less
+    if each chunk's patches were cut by themselves, as live loading cuts them; then the smaller
+    offset, in the order of the axes; then the shards as they were. Of shards it tries the
+    default number of patches, the power of two below it, half of that and twice that. Offsets
+    with the same incidence of patches and chunks are one; of more than 16 it compares the plans
+    of those that would decode least with each chunk's patches by themselves, which is a product
+    of one number an axis; of plans of more than 4 million patches, this number alone decides.
+    Nothing is read: masks and filters select afterwards.
 
     Parameters
     ----------
@@ -237,9 +238,38 @@ def _may_stand_for(found: Plan, at_zero: Plan) -> bool:
     )
 
 
-def _cost(plan: Plan) -> tuple[Fraction, int]:
+def _cost(plan: Plan) -> tuple[Fraction, int, int]:
     pixels = pixels_of(plan)
-    return Fraction(plan.bytes_decoded, max(1, pixels)), -pixels
+    return Fraction(plan.bytes_decoded, max(1, pixels)), -pixels, apart_of(plan)
+
+
+def apart_of(plan: Plan) -> int:
+    """Blocks that are decoded if each chunk's patches are cut by themselves; 0 for no grid."""
+    strategy, cut = plan.patching, plan.cut
+    if not isinstance(strategy, LatticePatching):
+        return 0
+    kinds: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
+    image_of = {}
+    for k, image in enumerate(plan.images):
+        space = image.layout.space
+        kinds[space.shape, space.chunks] += image.layout.n_samples
+        image_of[space.shape, space.chunks] = k
+    return sum(
+        n
+        * math.prod(
+            axis_cost(strategy.starts(image_of[shape, chunks], axis), along, extent, chunk).apart
+            for axis, (along, extent, chunk) in enumerate(
+                zip(_axes(cut), shape, chunks, strict=True)
+            )
+        )
+        for (shape, chunks), n in kinds.items()
+    )
+
+
+def _axes(cut: Cut) -> list[Cut]:
+    """What is cut, axis by axis."""
+    sizes = zip(cut.size, cut.context, strict=True)
+    return [Cut((size,), (context,), cut.padding) for size, context in sizes]
 
 
 def pixels_of(plan: Plan) -> int:
@@ -270,10 +300,8 @@ def _offsets(
 
     Of a plan that is too large to be compared, the best one, unless it is that of the grid at 0.
     """
-    cut = at_zero.cut
     ranked = []
-    for axis, step in enumerate(_steps(config)[1]):
-        along = Cut((cut.size[axis],), (cut.context[axis],), cut.padding)
+    for axis, (along, step) in enumerate(zip(_axes(at_zero.cut), _steps(config)[1], strict=True)):
         kinds = Counter(
             (image.layout.space.shape[axis], image.layout.space.chunks[axis]) for image in images
         )
