@@ -38,6 +38,8 @@ _TRIED = 16
 """Offsets for which whole plans are compared, at most."""
 _WALKED = 2**22
 """Patches that comparing plans walks over, about; of larger plans, axes alone decide."""
+_PER_IMAGE = 2**10
+"""Patches whose time a plan takes for each image."""
 _PLACED = 2**14
 """Offsets times kinds of axes that are looked at, about."""
 
@@ -79,8 +81,8 @@ def aligned(
     default number of patches, the power of two below it, half of that and twice that. Offsets
     with the same incidence of patches and chunks are one; of more than 16 it compares the plans
     of those that would decode least with each chunk's patches by themselves, which is a product
-    of one number an axis; of plans of more than 4 million patches, this number alone decides.
-    Nothing is read: masks and filters select afterwards.
+    of one number an axis. Of plans of more than 4 million patches (an image counts as 1024
+    more) this number alone decides, and shards stay as they were. Nothing is read: masks and filters select afterwards.
 
     Parameters
     ----------
@@ -171,16 +173,17 @@ def _cheapest(
         at_zero = None if rows is None else _fitting(draft, config, rows)
     if at_zero is None or not at_zero.n_patches:
         return config, rows  # The plan itself says why.
-    best, large = at_zero, at_zero.n_patches > _WALKED
+    best, effort = at_zero, at_zero.n_patches + _PER_IMAGE * len(images)
+    large = effort > _WALKED
     if isinstance(config, SequentialConfig | GridConfig):
-        tried = min(_TRIED, max(1, _WALKED // at_zero.n_patches))
-        offsets = _offsets(images, config, at_zero, tried)
-        if large:
-            moved = [_at(config, offset, images[0].axes.spatial) for offset in offsets]
-            return (moved[0] if moved else config), at_zero.rows_per_shard
+        offsets = _offsets(images, config, at_zero, most=min(_TRIED, max(1, _WALKED // effort)))
         for offset in sorted(offsets):
             found = _fitting(draft, _at(config, offset, images[0].axes.spatial), rows)
-            if found is not None and _may_stand_for(found, at_zero):
+            if found is None or pixels_of(found) < pixels_of(at_zero):
+                continue
+            if large and apart_of(found) < apart_of(best):
+                best = found
+            elif not large and _may_stand_for(found, at_zero):
                 best = min(best, found, key=_cost)
     if rows is None and not large:
         best = grouped(best, at_zero, draft)
@@ -296,10 +299,7 @@ def _at(config: SequentialConfig | GridConfig, offset: list[int], spatial: str) 
 def _offsets(
     images: Sequence[Image], config: SequentialConfig | GridConfig, at_zero: Plan, most: int
 ) -> list[list[int]]:
-    """The offsets that promise most, the best first, without that of the grid at 0.
-
-    Of a plan that is too large to be compared, the best one, unless it is that of the grid at 0.
-    """
+    """The offsets that promise most, the best first, without that of the grid at 0."""
     ranked = []
     for axis, (along, step) in enumerate(zip(_axes(at_zero.cut), _steps(config)[1], strict=True)):
         kinds = Counter(
@@ -311,8 +311,6 @@ def _offsets(
         apart, needed, offset = zip(*found, strict=True)
         joint.append((math.prod(apart), math.prod(needed), list(offset)))
     offsets = [offset for *_, offset in sorted(joint)]
-    if at_zero.n_patches > _WALKED:
-        return [offset for offset in offsets[:1] if any(offset)]
     return [offset for offset in offsets if any(offset)][:most]
 
 
