@@ -82,7 +82,9 @@ def aligned(
     with the same incidence of patches and chunks are one; of more than 16 it compares the plans
     of those that would decode least with each chunk's patches by themselves, which is a product
     of one number an axis. Of plans of more than 4 million patches (an image counts as 1024
-    more) this number alone decides, and shards stay as they were. Nothing is read: masks and filters select afterwards.
+    more) this number alone decides, and shards stay as they were.
+
+    Nothing is read: masks and filters select afterwards.
 
     Parameters
     ----------
@@ -186,11 +188,13 @@ def _cheapest(
             elif not large and _may_stand_for(found, at_zero):
                 best = min(best, found, key=_cost)
     if rows is None and not large:
-        best = grouped(best, at_zero, draft)
-    return best.config, best.rows_per_shard
+        other = _grouped(best, at_zero, draft).rows_per_shard
+        # A default is left to the plan, which knows how many patches its mask leaves.
+        rows = None if other == best.rows_per_shard else other
+    return best.config, rows
 
 
-def grouped(plan: Plan, at_zero: Plan, draft: Draft) -> Plan:
+def _grouped(plan: Plan, at_zero: Plan, draft: Draft) -> Plan:
     """The cheapest of a plan and the same with other shards: the default, powers of two near it.
 
     Parameters
