@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from patchloom.image import Image as Image
     from patchloom.planning.plans import Plan as Plan
     from patchloom.points import Points as Points
+    from patchloom.run.aligning import alternatives as alternatives
     from patchloom.run.drafting import plan as plan
     from patchloom.run.materializing import materialize as materialize
     from patchloom.run.reports import RunReport as RunReport
@@ -44,6 +45,7 @@ _HOME = {
     "Plan": "patchloom.planning.plans",
     "Points": "patchloom.points",
     "RunReport": "patchloom.run.reports",
+    "alternatives": "patchloom.run.aligning",
     "materialize": "patchloom.run.materializing",
     "open_images": "patchloom.sources.opening",
     "open_patches": "patchloom.store.patch_store",

@@ -107,6 +107,9 @@ class Job(BaseModel):
     thresholds reads only what is new."""
     pad_mode: Literal["constant", "edge", "reflect", "symmetric"] = "constant"
     """What patches show beyond the image, as NumPy names it; constant is 0."""
+    align: Literal["none", "chunk", "shard", "auto"] = "none"
+    """How patches lie to what is stored: as they are placed, inside chunks, inside shards, or where
+    the fewest bytes are decoded."""
     order: Literal["spatial"] = "spatial"
     """Order of the patches in the store."""
     seed: Whole = 0

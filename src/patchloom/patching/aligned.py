@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,20 +97,3 @@ class ChunkAlignedPatching(LatticePatching):
         turn = np.arange(len(chunk_of)) - np.repeat(np.cumsum(n) - n, n)
         starts: Ints = np.minimum(begin[chunk_of] + turn * step, highest[chunk_of])
         return starts
-
-    def left_over(self, image: int) -> tuple[int, ...]:
-        """Pixels of each axis of an image that no patch covers."""
-        return tuple(
-            extent - self._covered(image, axis)
-            for axis, extent in enumerate(self.grids[image].shape)
-        )
-
-    def n_left_over(self, image: int) -> int:
-        """Pixels of an image that no patch covers, all samples together (channels apart)."""
-        shape = self.grids[image].shape
-        covered = math.prod(self._covered(image, axis) for axis in range(len(shape)))
-        return self.n_samples(image) * (math.prod(shape) - covered)
-
-    def _covered(self, image: int, axis: int) -> int:
-        starts, extent = self._starts[image, axis], self.grids[image].shape[axis]
-        return int(np.minimum(np.diff(starts, append=extent), self.patch_size[axis]).sum())

@@ -93,7 +93,7 @@ class Sized(_Strict):
         """The same with nothing left to be said: one number for each axis of `spatial`."""
         among, size = self.spatial_axes, self.extents(spatial)
         said: dict[str, object] = {"patch_size": size, "spatial_axes": None}
-        for name in ("context", "overlaps", "shift"):
+        for name in ("context", "overlaps", "shift", "offset"):
             if name in type(self).model_fields:
                 value = getattr(self, name)
                 said[name] = per_axis(
@@ -124,6 +124,8 @@ class GridConfig(Sized):
     name: Literal["grid"] = "grid"
     stride: Size | None = None
     """From one patch to the next on each spatial axis, in pixels; by default the patch size."""
+    offset: Pixels | None = None
+    """Where the grid is anchored, a pixel below the stride on each spatial axis; 0 by default."""
 
 
 class TiledConfig(Sized):

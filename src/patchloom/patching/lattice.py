@@ -14,26 +14,55 @@ import numpy.typing as npt
 from patchloom.errors import PatchSizeError
 from patchloom.patching.protocol import Edge, GridPatching, Ints, ramp, volume
 
-__all__ = ["LatticePatching", "lattice"]
+__all__ = ["LatticePatching", "covered", "lattice"]
 
 
-def lattice(extent: int, size: int, step: int, edge: Edge) -> Ints:
+def lattice(extent: int, size: int, step: int, edge: Edge, offset: int = 0) -> Ints:
     """First pixels of the patches along one axis.
+
+    Parameters
+    ----------
+    extent, size, step
+        Of the axis, of a patch, and from one patch to the next, in pixels.
+    edge
+        What happens at both ends of the axis.
+    offset
+        Where the grid is anchored: a pixel below `step`. What it leaves out at the start is
+        covered as at the end: ``"shift"`` puts a patch at 0 before, ``"pad"`` and ``"shrink"``
+        one a step before the first, which sticks out.
 
     >>> [lattice(10, 4, 4, edge).tolist() for edge in ("drop", "shift", "pad")]
     [[0, 4], [0, 4, 6], [0, 4, 8]]
+    >>> [lattice(10, 4, 4, edge, 3).tolist() for edge in ("drop", "shift", "pad")]
+    [[3], [0, 3, 6], [-1, 3, 7]]
     """
     out = edge in ("pad", "shrink")
     if extent < size:
         return np.zeros(1 if out and extent else 0, np.int64)
-    starts = np.arange(0, extent - size + 1, step, dtype=np.int64)
-    end = int(starts[-1]) + size
-    if end < extent and edge == "shift":
-        starts = np.append(starts, extent - size)
-    elif out and end < extent and starts[-1] + step < extent:
-        # A step wider than a patch may leave the image.
-        starts = np.append(starts, starts[-1] + step)
+    # A step wider than a patch may leave the image, at its start as at its end.
+    first = offset - step if out and offset and offset - step + size > 0 else offset
+    starts = np.arange(first, extent - size + 1, step, dtype=np.int64)
+    if edge == "shift":
+        if offset:
+            starts = np.append(np.zeros(1, np.int64), starts)
+        if starts[-1] + size < extent:
+            starts = np.append(starts, extent - size)
+    elif out:
+        after = int(starts[-1]) + step if len(starts) else first
+        if after < extent and (not len(starts) or starts[-1] + size < extent):
+            starts = np.append(starts, after)
     return starts
+
+
+def covered(starts: Ints, size: int, extent: int) -> int:
+    """Pixels of an axis that lie in at least one patch.
+
+    >>> covered(np.array([-1, 3, 8]), 4, 10)
+    9
+    """
+    inside = np.maximum(starts, 0)
+    until = np.minimum(starts + size, extent)
+    return int((np.minimum(np.append(inside[1:], extent), until) - inside).sum())
 
 
 class LatticePatching(GridPatching):
@@ -94,10 +123,44 @@ class LatticePatching(GridPatching):
     def is_aligned(self) -> bool:
         """Whether what every patch takes of its image lies inside its owner chunk."""
         return all(
-            bool((np.minimum(starts + size, extent) <= (starts // chunk + 1) * chunk).all())
+            bool((np.minimum(starts + size, extent) <= (inside // chunk + 1) * chunk).all())
             for i, grid in enumerate(self.grids)
             for axis, (extent, chunk) in enumerate(zip(grid.shape, grid.chunks, strict=True))
             for starts, size in ((self._starts[i, axis], self.patch_size[axis]),)
+            for inside in (np.maximum(starts, 0),)
+        )
+
+    def starts(self, image: int, axis: int) -> Ints:
+        """First pixels along one axis of an image, ascending: int64[n]; its grid is their product.
+
+        Raises
+        ------
+        IndexError
+            If there is no such image or axis.
+        """
+        if (image, axis) not in self._starts:
+            raise IndexError(
+                f"a grid has {len(self.grids)} images with {len(self.patch_size)} axes, got image "
+                f"{image}, axis {axis}"
+            )
+        return self._starts[image, axis]
+
+    def left_over(self, image: int) -> tuple[int, ...]:
+        """Pixels of each axis of an image that no patch covers."""
+        return tuple(
+            extent - self._covered(image, axis)
+            for axis, extent in enumerate(self.grids[image].shape)
+        )
+
+    def n_left_over(self, image: int) -> int:
+        """Pixels of an image that no patch covers, all samples together (channels apart)."""
+        shape = self.grids[image].shape
+        covered = math.prod(self._covered(image, axis) for axis in range(len(shape)))
+        return self.n_samples(image) * (math.prod(shape) - covered)
+
+    def _covered(self, image: int, axis: int) -> int:
+        return covered(
+            self._starts[image, axis], self.patch_size[axis], self.grids[image].shape[axis]
         )
 
     def counts(self, image: int) -> Ints:

@@ -26,6 +26,10 @@ class StridedPatching(LatticePatching):
         or one for each by name. Without images, one number is for y, x.
     stride
         From one patch to the next, in pixels, written like `patch_size`; by default the same.
+    offset
+        Where the grid is anchored: a pixel below `stride`, written like `patch_size`; 0 by
+        default. `lattice` says what each edge policy does at the start of an axis then; an
+        image smaller than a patch has its patch at 0.
     edge, chunks, keys
         See `GridPatching`. zarrdataset's incomplete patches are ``"pad"``.
 
@@ -49,6 +53,7 @@ class StridedPatching(LatticePatching):
         patch_size: PerAxis,
         stride: PerAxis | None = None,
         *,
+        offset: PerAxis | None = None,
         edge: Edge = "drop",
         chunks: Sequence[Sequence[int]] | None = None,
         keys: Sequence[int] | None = None,
@@ -62,7 +67,15 @@ class StridedPatching(LatticePatching):
                 f"a stride is at least 1 pixel on each axis, got {list(self.stride)}; leave it "
                 "out for the patch size"
             )
+        self.offset = tuple(per_axis(0 if offset is None else offset, axes, name="offset"))
+        if any(not 0 <= o < s for o, s in zip(self.offset, self.stride, strict=True)):
+            raise PatchSizeError(
+                "an offset is at least 0 and smaller than the stride on each axis, got "
+                f"offset={list(self.offset)} for stride={list(self.stride)}; take it modulo the "
+                "stride"
+            )
 
     def _place(self, image: int, axis: int) -> Ints:
         extent = self.grids[image].shape[axis]
-        return lattice(extent, self.patch_size[axis], self.stride[axis], self.edge)
+        size, stride = self.patch_size[axis], self.stride[axis]
+        return lattice(extent, size, stride, self.edge, self.offset[axis])

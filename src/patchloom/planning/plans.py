@@ -383,21 +383,34 @@ class Plan:
         return sum(self._needed)
 
     @cached_property
-    def chunk_reads(self) -> int:
-        """Chunk decodes that an undisturbed run makes: chunks at run borders count again.
-
-        Dask makes a chunk of an array in memory once, however many tasks need it.
-        """
+    def _reads(self) -> list[int]:
+        """Chunk decodes, image by image."""
         shared = {k for k, image in enumerate(self.images) if not image.source.addressable}
-        total = sum(self._needed[k] for k in shared)
+        found = [n if k in shared else 0 for k, n in enumerate(self._needed)]
         for start, stop in self.runs.rows():
             for patches in self.patches(start, stop):
                 if patches.image in shared:
                     continue
                 layout = self.images[patches.image].layout
                 _, blocks = touches(layout, patches.sample, patches.corner, self.cut)
-                total += len(np.unique(blocks)) * layout.chunks_per_block
-        return total
+                found[patches.image] += len(np.unique(blocks)) * layout.chunks_per_block
+        return found
+
+    @property
+    def chunk_reads(self) -> int:
+        """Chunk decodes that an undisturbed run makes: chunks at run borders count again.
+
+        Dask makes a chunk of an array in memory once, however many tasks need it.
+        """
+        return sum(self._reads)
+
+    @property
+    def bytes_decoded(self) -> int:
+        """Bytes of the chunks that an undisturbed run decodes, images' only, each chunk whole."""
+        return sum(
+            n * math.prod(image.grid.chunks) * image.dtype.itemsize
+            for n, image in zip(self._reads, self.images, strict=True)
+        )
 
     def walk(self) -> Iterator[Patches]:
         """All patches in row order, a bounded number of one image at a time."""

@@ -17,6 +17,7 @@ from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.patching.config import Sized
 from patchloom.patching.protocol import EDGES, Edge, GridPatching, Patching
+from patchloom.planning.alignment import Align, aligned
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
@@ -42,6 +43,7 @@ def plan(
     min_pixels: int = 0,
     edge: Edge = "drop",
     pad_mode: Padding = "constant",
+    align: Align = "none",
     order: str = "spatial",
     seed: int = 0,
     rows_per_shard: int | None = None,
@@ -82,6 +84,12 @@ def plan(
     pad_mode
         What patches show beyond the image, as `numpy.pad` names it: ``"constant"`` (0),
         ``"edge"``, ``"reflect"`` or ``"symmetric"``.
+    align
+        How patches lie to what is stored. ``"none"``: as the strategy places them. ``"chunk"``,
+        ``"shard"``: none crosses the border of one; a grid begins anew in each. ``"auto"``: the
+        grid is moved, and patches are grouped into shards, so that the fewest bytes are decoded
+        per pixel that patches cover, and none is lost; see `patchloom.planning.alignment.aligned`
+        for the rule, `alternatives` for what each costs. The plan's ``config`` says what was done.
     order
         ``"spatial"``: along a locality-keeping curve of chunks.
     seed
@@ -146,6 +154,21 @@ def plan(
     asks = _asks(images, filters, scores, split, balance, quota)
     coverage = _check(images, min_coverage, edge, pad_mode, order, window)
     config, places, left = placed(images, patching)
+    config, rows_per_shard = aligned(
+        align,
+        images,
+        config,
+        rows_per_shard,
+        lambda one, rows: plan(
+            images,
+            one,
+            edge=edge,
+            pad_mode=pad_mode,
+            seed=seed,
+            rows_per_shard=rows,
+            memory=memory,
+        ),
+    )
     if not isinstance(config, Sized):
         _check_whole(images, edge)
     check_columns([image.metadata for image in images], None if places is None else places.columns)

@@ -45,6 +45,7 @@ def plan_of(job: Job, *, progress: bool = False) -> Plan:
         min_pixels=job.min_pixels,
         edge=job.edge,
         pad_mode=job.pad_mode,
+        align=job.align,
         order=job.order,
         seed=job.seed,
         rows_per_shard=job.rows_per_shard,

@@ -87,6 +87,14 @@ def _around_points(geometry: Geometry) -> GridPatching:
     )
 
 
+def _moved_grid(geometry: Geometry) -> GridPatching:
+    """A grid anchored anywhere below its stride, the same on no two axes."""
+    common = zip(geometry.size, geometry.overlaps, strict=True)
+    stride = [p + geometry.seed % 3 - o for p, o in common]
+    offset = [(5 * geometry.seed + 3 * axis + 2) % s for axis, s in enumerate(stride)]
+    return StridedPatching(geometry.shapes, geometry.size, stride, offset=offset, **geometry.common)
+
+
 def _every_pixel(geometry: Geometry) -> GridPatching:
     """Patches centred on every pixel, of at most 6 pixels of each axis."""
     shapes = [(*shape[:2], *(min(n, 6) for n in shape[2:])) for shape in geometry.shapes]
@@ -102,6 +110,7 @@ STRATEGIES: Mapping[str, Callable[[Geometry], GridPatching]] = MappingProxyType(
             [p + g.seed % 3 - o for p, o in zip(g.size, g.overlaps, strict=True)],
             **g.common,
         ),
+        "grid, offset": _moved_grid,
         "tiled": lambda g: TiledPatching(g.shapes, g.size, g.overlaps, **g.common),
         "tiled as CAREamics": lambda g: TiledPatching(
             g.shapes, g.size, g.overlaps, chunks=g.chunks
@@ -208,7 +217,8 @@ def _check_image(
         assert ((corners >= 0) & (ends <= shape)).all(), "patches lie in their image"
     if strategy.is_aligned:
         last = grid.chunk_of(np.minimum(ends, shape) - 1)
-        assert (last == grid.chunk_of(corners)).all(), "aligned patches straddle nothing"
+        first = grid.chunk_of(np.maximum(corners, 0))
+        assert (last == first).all(), "aligned patches straddle nothing"
     if not strategy.repeats:
         boxes = set(zip((cell // n_chunks).tolist(), map(tuple, corners.tolist()), strict=True))
         assert len(boxes) == len(corners), "no box is taken twice"
