@@ -116,9 +116,12 @@ def coverage(
         ]
         for a in range(ndim)
     ]
+    whole = [[not part.any() for _, part in sides] for sides in ends]
     for sign, picks in _vertices(ndim):
         term: npt.NDArray[Any] = np.zeros(len(low), table.dtype)
         for _, uppers in _vertices(ndim):
+            if any(up and whole[axis][picks[axis]] for axis, up in enumerate(uppers)):
+                continue  # boxes end where pixels do: the weight of the next one is 0
             index, weight = [], np.ones(len(low), table.dtype)
             for axis in range(ndim):
                 first, part = ends[axis][picks[axis]]

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from patchloom.errors import ConfigError, IdentityError, PatchSizeError, PlanError
 from patchloom.image import Image, Ints
+from patchloom.location import Location
 from patchloom.patching.config import Sized
 from patchloom.patching.protocol import EDGES, Edge, GridPatching, Patching
 from patchloom.planning.cells import Cells
@@ -24,6 +25,7 @@ from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
 from patchloom.planning.runs import borders, pack, shard_rows
 from patchloom.run.centers import check_classes
+from patchloom.run.mask_survey import survey_masks
 from patchloom.run.placing import placed
 from patchloom.run.selecting import Selection
 from patchloom.store.manifest import check_columns
@@ -44,6 +46,9 @@ def plan(
     rows_per_shard: int | None = None,
     window: int | None = None,
     memory: str | int = "1 GiB",
+    progress: bool = False,
+    survey: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Decide which patches to take. Masks are read; pixels of images are not.
 
@@ -81,6 +86,14 @@ def plan(
         Reserved for shuffled orders; must be None for ``"spatial"``.
     memory
         Bytes that one task may use, as a number or text such as ``"512 MiB"``.
+    progress
+        Whether to show the survey of masks.
+    survey
+        A folder at any fsspec URL that keeps what is found under masks, so that an interrupted
+        survey, or one with more images, reads only what is missing. Empty it if pixels of a mask
+        change where it lies.
+    storage_options
+        For `survey`.
 
     Returns
     -------
@@ -123,11 +136,9 @@ def plan(
     rejected = Counter(left)
     if places is not None:
         rejected["not inside its image"] += len(places) - strategy.n_patches
-    parts = []
-    for index, image in enumerate(images):
-        cells, out = selection.select(index, image)
-        rejected.update(out)
-        parts.append(cells)
+    folder = None if survey is None else Location.of(survey, storage_options)
+    parts, out, _ = survey_masks(selection, images, progress=progress, folder=folder)
+    rejected.update(out)
     too_small = [
         image.id for image in images if not strategy.may_stick_out and _is_smaller(image, size)
     ]
