@@ -60,7 +60,7 @@ def covered_area(
     factor = (high - low)[:, missing].prod(-1)
     low, high = low[:, axes], high[:, axes]
     which = sample if role.image.layout.n_samples > 1 else np.zeros_like(sample)
-    pixel, regions = _pixel(role), regions or _fresh(role.image)
+    pixel, regions = role.alignment.pixel, regions or _fresh(role.image)
     area = np.zeros(len(sample), object if pixel * math.prod(size) >= 2**62 else np.int64)
     for s in np.unique(which):
         mine = np.flatnonzero(which == s)
@@ -213,8 +213,8 @@ class Walk:
             return np.zeros(shape, self._role.image.dtype)
         start, stop = np.asarray(window, np.int64).T
         pixels, first = self._cache.box(sample, start, stop)
-        inside = (slice(a - f, b - f) for (a, b), f in zip(window, first, strict=True))
-        return pixels[(0, *inside)]
+        inside = tuple(slice(a - f, b - f) for (a, b), f in zip(window, first, strict=True))
+        return np.asarray(pixels[0][inside])
 
 
 def _fresh(array: Image) -> Regions:
@@ -232,7 +232,8 @@ def _cut(pixels: Ints, alignment: Alignment, axis: int, up: bool) -> Ints:
     if (int(np.abs(pixels).max(initial=0)) + 1) * slope + abs(base) >= 2**62:
         wide = pixels.astype(object)
     whole = wide * slope - base
-    return np.asarray(-(-whole // over) if up else whole // over).astype(np.int64)
+    found: Ints = np.asarray(-(-whole // over) if up else whole // over).astype(np.int64)
+    return found
 
 
 def _boxed(low: Ints, high: Ints) -> Ints:
@@ -246,7 +247,7 @@ def _boxed(low: Ints, high: Ints) -> Ints:
     origin, ndim = low.min(0), low.shape[1]
     extent = high.max(0) - origin + 1
     if extent.prod() == 1:
-        return origin[None]
+        return origin.reshape(1, ndim)
     # How many boxes hold each cell is the running sum of where they begin and end.
     begins = np.zeros(extent + 1, np.int64)
     ends = low - origin, high - origin + 1
@@ -255,13 +256,8 @@ def _boxed(low: Ints, high: Ints) -> Ints:
         np.add.at(begins, place, (-1) ** sum(turn))
     for axis in range(ndim):
         np.cumsum(begins, axis=axis, out=begins)
-    return np.argwhere(begins) + origin
-
-
-def _pixel(role: Role) -> int:
-    ndim = len(role.axes)
-    none = np.zeros((0, ndim), np.int64)
-    return coverage(np.zeros((1,) * ndim, np.bool_), [0] * ndim, role.alignment, none, none)[1]
+    cells: Ints = np.argwhere(begins) + origin
+    return cells
 
 
 def _groups(role: Role, corner: Ints, stop: Ints, members: Ints) -> list[Ints]:

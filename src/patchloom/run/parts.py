@@ -72,8 +72,8 @@ def save_parts(folder: Location, found: Mapping[str, Found]) -> None:
     document = {
         "format": _FORMAT,
         "pieces": [
-            [name, len(part), dict(rejected), [reads.chunks, reads.requests, reads.nbytes]]
-            for name, (part, rejected, reads) in found.items()
+            [name, dict(rejected), [reads.chunks, reads.requests, reads.nbytes]]
+            for name, (_, rejected, reads) in found.items()
         ],
     }
     text = json.dumps(document)
@@ -104,11 +104,11 @@ def _loaded(data: bytes) -> dict[str, Found]:
         pieces = json.loads(text)["pieces"]
         flags = np.frombuffer(bits, np.uint8)
         joined = Cells.from_columns(columns, flags, len(pieces))
-    except (pa.ArrowException, OSError, KeyError, ValueError):
-        # Whatever else lies there is no part of ours: its pieces are looked at again.
+    except Exception:  # a damaged file fails in many ways
+        # What lies there is no part of ours any more: its pieces are looked at again.
         return {}
     found = {}
-    for k, (name, _, rejected, reads) in enumerate(pieces):
+    for k, (name, rejected, reads) in enumerate(pieces):
         part = _taken(joined, *joined.span(k))
         found[name] = (part, Counter(rejected), Reads(*reads))
     return found

@@ -262,8 +262,8 @@ def _noted(
         high = np.maximum.reduceat(last, batch.begins)
         sides.append((low, high, walks[name].samples(batch.sample[batch.begins])))
     cuts = _cuts(sides, len(batch.cells))
-    for k, (low, high) in enumerate(cuts):
-        part = batch.candidates(low, high)
+    for k, cut in enumerate(cuts):
+        part = batch.candidates(*cut)
         for name, (first, last) in touched.items():
             walks[name].note(step + k, batch.sample[part], first[part], last[part])
     return cuts
