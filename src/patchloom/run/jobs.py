@@ -28,7 +28,7 @@ def images_of(job: Job) -> list[Image]:
     )
 
 
-def plan_of(job: Job) -> Plan:
+def plan_of(job: Job, *, progress: bool = False) -> Plan:
     """The plan of a job; masks are read, pixels of images are not."""
     return plan(
         images_of(job),
@@ -42,6 +42,7 @@ def plan_of(job: Job) -> Plan:
         rows_per_shard=job.rows_per_shard,
         window=job.window,
         memory=job.memory,
+        progress=progress,
     )
 
 

@@ -169,9 +169,13 @@ def _pieces(selection: Selection, index: int, image: Image) -> list[_Piece]:
     nbytes = blocks = largest = 0
     for name in selection.reads(image):
         array = getattr(image, name).image
-        # Without samples of its own it may be read for those of the image one after another.
-        blocks += array.layout.samples.n_chunks * array.layout.space.n_chunks
-        nbytes += math.prod(array.shape) * array.dtype.itemsize
+        size = math.prod(array.shape) * array.dtype.itemsize
+        turns = 1
+        if size > _PIECE_BYTES and array.layout.n_samples < layout.n_samples:
+            # Too large to be held while the curve goes through one sample after another.
+            turns = layout.samples.n_chunks
+        blocks += turns * array.layout.samples.n_chunks * array.layout.space.n_chunks
+        nbytes += turns * size
         largest = max(largest, math.prod(array.layout.block_shape()) * array.dtype.itemsize)
     seconds = (
         _SECONDS_PIECE

@@ -244,10 +244,11 @@ def _boxed(low: Ints, high: Ints) -> Ints:
     low, high
         First and last cell of each box: int64[n, ndim] each.
     """
-    origin, ndim = low.min(0), low.shape[1]
+    ndim = low.shape[1]
+    origin: Ints = low.min(0)
     extent = high.max(0) - origin + 1
     if extent.prod() == 1:
-        return origin.reshape(1, ndim)
+        return origin[None]
     # How many boxes hold each cell is the running sum of where they begin and end.
     begins = np.zeros(extent + 1, np.int64)
     ends = low - origin, high - origin + 1
