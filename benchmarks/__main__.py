@@ -1,7 +1,8 @@
 """Time patchloom against the floor, in alternating pairs.
 
 ``python -m benchmarks --help`` lists the options; ``README.md`` says what each number means.
-``python -m benchmarks strategies`` measures the strategies instead.
+``python -m benchmarks strategies`` measures the strategies instead, and
+``python -m benchmarks planning`` plans of many images under masks.
 """
 
 from __future__ import annotations
@@ -117,6 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks.strategies import main as strategies
 
         return strategies(arguments[1:])
+    if arguments[:1] == ["planning"]:
+        from benchmarks.planning import main as planning
+
+        return planning(arguments[1:])
     options = _parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     with tempfile.TemporaryDirectory(prefix="patchloom-benchmarks-") as temporary:

@@ -111,7 +111,7 @@ def plan_command(job: str, as_json: bool, save: str | None) -> None:
     from patchloom.run.jobs import plan_of
 
     loaded = load_job(job)
-    planned = plan_of(loaded)
+    planned = plan_of(loaded, progress=not as_json)
     if save is not None:
         planned.save(save, storage_options=loaded.storage_options)
     _show_plan(planned, as_json)
@@ -135,10 +135,10 @@ def run(job: str, scheduler: str | None, dry_run: bool, as_json: bool) -> None:
     from patchloom.run.jobs import materialize_job, plan_of
 
     if dry_run:
-        _show_plan(plan_of(loaded), as_json)
+        _show_plan(plan_of(loaded, progress=not as_json), as_json)
         return
     with _scheduler(scheduler):
-        planned = plan_of(loaded)
+        planned = plan_of(loaded, progress=not as_json)
         report = materialize_job(loaded, planned)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,17 @@ class Alignment:
     def is_identity(self) -> bool:
         """Whether both have the same pixels."""
         return all(s == 1 for s in self.scale) and all(o == 0 for o in self.offset)
+
+    @cached_property
+    def units(self) -> list[int]:
+        """Parts of a pixel of the other array on each axis, so that positions are integers."""
+        pairs = zip(self.scale, self.offset, strict=True)
+        return [math.lcm(s.numerator, o.denominator * s.numerator) for s, o in pairs]
+
+    @cached_property
+    def pixel(self) -> int:
+        """Area of one pixel of the image, in such parts."""
+        return math.prod(int(u / s) for u, s in zip(self.units, self.scale, strict=True))
 
     def window(
         self, start: Sequence[int], stop: Sequence[int], shape: Sequence[int]
@@ -96,12 +108,7 @@ def coverage(
         Covered area of each box and the area of one pixel of the image, in the same unit.
     """
     ndim = block.ndim
-    # On each axis positions are integers in units of 1 / (scale.numerator * unit) mask pixels.
-    units = [
-        math.lcm(scale.numerator, offset.denominator * scale.numerator)
-        for scale, offset in zip(alignment.scale, alignment.offset, strict=True)
-    ]
-    pixel = math.prod(int(u / s) for u, s in zip(units, alignment.scale, strict=True))
+    units, pixel = alignment.units, alignment.pixel
     table = np.zeros(tuple(n + 1 for n in block.shape), np.int64)
     table[(slice(1, None),) * ndim] = block
     for axis in range(ndim):
@@ -116,9 +123,12 @@ def coverage(
         ]
         for a in range(ndim)
     ]
+    whole = [[not part.any() for _, part in sides] for sides in ends]
     for sign, picks in _vertices(ndim):
         term: npt.NDArray[Any] = np.zeros(len(low), table.dtype)
         for _, uppers in _vertices(ndim):
+            if any(up and whole[axis][picks[axis]] for axis, up in enumerate(uppers)):
+                continue  # boxes end where pixels do: the weight of the next one is 0
             index, weight = [], np.ones(len(low), table.dtype)
             for axis in range(ndim):
                 first, part = ends[axis][picks[axis]]

@@ -79,10 +79,10 @@ class Cells:
         return cls(np.array([0, len(cells)]), _narrow(cells), _narrow(kept), bit, bits)
 
     @classmethod
-    def collect(cls, parts: Iterable[Cells], most: int) -> Cells:
-        """Several parts of one image as one; there are at most `most` cells."""
+    def collect(cls, parts: Iterable[Cells], most: int, n_cells: int | None = None) -> Cells:
+        """Several parts of one image as one; there are at most `most` cells of its `n_cells`."""
         # Reserved beforehand and filled: parts and whole never lie side by side.
-        cell = np.empty(most, np.min_scalar_type(max(0, most - 1)))
+        cell = np.empty(most, np.min_scalar_type(max(0, (n_cells or most) - 1)))
         kept, bit, bits, n, n_bits = [], [], [], 0, 0
         for part in parts:
             cell[n : n + len(part)] = part.cell

@@ -170,10 +170,10 @@ class BlockCache:
         layout = self._image.layout
         extent = np.asarray(layout.space.shape, np.int64)
         if (start >= 0).all() and (stop <= extent).all():
-            return self._inside(sample, start, stop)
+            return self.box(sample, start, stop)
         spans = cut.span(corner, extent)
         low, high = spans[0].min(0), spans[1].max(0)
-        held, first = self._inside(sample, low, high)
+        held, first = self.box(sample, low, high)
         if cut.padding == "constant":
             region = np.zeros((layout.n_channels, *(stop - start)), self._image.dtype)
             into, of = overlap(first, held.shape[1:], start.tolist(), region.shape[1:])
@@ -183,8 +183,11 @@ class BlockCache:
         place = [cut.source(a, b, n) - f for a, b, n, f in rows]
         return held[np.ix_(np.arange(layout.n_channels), *place)], start.tolist()
 
-    def _inside(self, sample: int, start: Ints, stop: Ints) -> tuple[Pixels, Sequence[int]]:
-        """Pixels that hold a box inside the image, and where they begin."""
+    def box(self, sample: int, start: Ints, stop: Ints) -> tuple[Pixels, Sequence[int]]:
+        """Pixels that hold a box inside the image, and where they begin.
+
+        What lies in blocks that no step asked for is 0.
+        """
         layout = self._image.layout
         inside = layout.sample_in_block(sample) if layout.samples.shape else 0
         low, high = layout.space.chunk_of(start), layout.space.chunk_of(stop - 1)

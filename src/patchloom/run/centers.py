@@ -12,7 +12,7 @@ from patchloom.errors import PlanError
 from patchloom.image import Image, Ints
 from patchloom.patching.config import PixelsConfig
 from patchloom.randomness import key_of, philox
-from patchloom.run.masks import covered_area, read_region
+from patchloom.run.masks import Regions, covered_area, read_region
 
 __all__ = ["Choice", "check_labels", "classes_at", "goes_by_class"]
 
@@ -37,7 +37,9 @@ def check_labels(images: Sequence[Image]) -> None:
             )
 
 
-def classes_at(image: Image, sample: Ints, flat: Ints) -> npt.NDArray[Any]:
+def classes_at(
+    image: Image, sample: Ints, flat: Ints, regions: Regions | None = None
+) -> npt.NDArray[Any]:
     """Value of the labels at some pixels.
 
     Parameters
@@ -46,6 +48,8 @@ def classes_at(image: Image, sample: Ints, flat: Ints) -> npt.NDArray[Any]:
         With labels on its own pixels.
     sample, flat
         Flat sample and pixel of it in C order: int64[n] each.
+    regions
+        Reads the labels; by default their chunks are read anew.
     """
     assert image.labels is not None
     labels = image.labels.image
@@ -56,7 +60,10 @@ def classes_at(image: Image, sample: Ints, flat: Ints) -> npt.NDArray[Any]:
         for group in _groups(pixel, np.flatnonzero(which == one)):
             low, high = pixel[group].min(0), pixel[group].max(0) + 1
             window = list(zip(low.tolist(), high.tolist(), strict=True))
-            region = read_region(labels, int(one), window)[0]
+            if regions is None:
+                region = read_region(labels, int(one), window)[0]
+            else:
+                region = regions(int(one), window)
             found[group] = region[tuple((pixel[group] - low).T)]
     return found
 
@@ -94,22 +101,36 @@ class Choice:
         """Whether only so many of each class are taken."""
         return self._config.max_num is not None
 
-    def allowed(self, sample: Ints, flat: Ints) -> tuple[npt.NDArray[np.bool_], Ints]:
-        """Whether each centre pixel may be taken, and its class (0 where none is asked)."""
+    def allowed(
+        self,
+        sample: Ints,
+        flat: Ints,
+        mask: Regions | None = None,
+        labels: Regions | None = None,
+    ) -> tuple[npt.NDArray[np.bool_], Ints]:
+        """Whether each centre pixel may be taken, and its class (0 where none is asked).
+
+        Parameters
+        ----------
+        sample, flat
+            Flat sample and pixel of it in C order: int64[n] each.
+        mask, labels
+            Read the roles; by default their chunks are read anew.
+        """
         image, classes = self._image, self._config.classes
         good: npt.NDArray[np.bool_] = np.ones(len(flat), np.bool_)
         if image.mask is not None:
             shape = image.layout.space.shape
             pixel = np.stack(np.unravel_index(flat, shape), -1).astype(np.int64)
-            area, whole = covered_area(image, sample, pixel, (1,) * len(shape))
+            area, whole = covered_area(image, sample, pixel, (1,) * len(shape), mask)
             # A finer mask covers a pixel if it covers half of it.
             good = np.asarray(2 * area >= whole, np.bool_)
         kind = np.zeros(len(flat), np.int64)
         if classes is not None:
-            labels = classes_at(image, sample, flat)
-            kind = labels.astype(np.int64)
+            value = classes_at(image, sample, flat, labels)
+            kind = value.astype(np.int64)
             # What no int64 holds is no class that can be asked for.
-            good &= np.isin(kind, classes) & ((kind < 0) == (labels < 0))
+            good &= np.isin(kind, classes) & ((kind < 0) == (value < 0))
         return good, kind
 
     def offer(self, sample: Ints, flat: Ints, kind: Ints) -> None:

@@ -23,8 +23,9 @@ from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
-from patchloom.planning.split_config import SplitConfig
+from patchloom.planning.split_config import SplitConfig, parse_split
 from patchloom.run.centers import check_labels, goes_by_class
+from patchloom.run.mask_survey import survey_masks
 from patchloom.run.placing import placed
 from patchloom.run.refining import asked, refined
 from patchloom.run.scoring import survey_contents
@@ -181,11 +182,9 @@ def plan(
     rejected = Counter(left)
     if places is not None:
         rejected["not inside its image"] += len(places) - strategy.n_patches
-    parts = []
-    for index, image in enumerate(images):
-        cells, out = selection.select(index, image)
-        rejected.update(out)
-        parts.append(cells)
+    folder = None if survey is None else Location.of(survey, storage_options)
+    parts, out, reads = survey_masks(selection, images, progress=progress, folder=folder)
+    rejected.update(out)
     too_small = [
         image.id for image in images if not strategy.may_stick_out and _is_smaller(image, size)
     ]
@@ -210,8 +209,11 @@ def plan(
         memory=_bytes(memory),
         rejected=reasons,
         places=places,
+        survey_reads=reads.chunks,
         **asks,
     )
+    if found.splits is not None:
+        found.splits.check(images, found.patch_size)
     if split is not None or balance is not None or quota is not None or filters:
         found = _refined(found, survey, storage_options, progress)
     return found.laid_out(rows_per_shard)
@@ -253,7 +255,7 @@ def _asks(
     return {
         "filters": parsed,
         "scores": columns,
-        "split": parsed_as(SplitConfig, "split", split),
+        "split": None if split is None else parse_split(split),
         "balance": parsed_as(BalanceConfig, "balance", balance),
         "quota": parsed_as(QuotaConfig, "quota", quota),
     }

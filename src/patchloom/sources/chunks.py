@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import google_crc32c
@@ -62,16 +63,22 @@ class ArrayMetadata:
 
     def parsed(self) -> Any:
         """zarr-python's own metadata object."""
-        import warnings
+        return _parsed(self.format, json.dumps(self.document, sort_keys=True))
 
-        from zarr.core.metadata.v2 import ArrayV2Metadata
-        from zarr.core.metadata.v3 import ArrayV3Metadata
 
-        kind = ArrayV2Metadata if self.format == 2 else ArrayV3Metadata
-        with warnings.catch_warnings():
-            # Codecs outside the v3 specification are read as far as zarr-python can.
-            warnings.simplefilter("ignore")
-            return kind.from_dict(dict(self.document))
+@lru_cache(maxsize=64)
+def _parsed(version: int, text: str) -> Any:
+    # Parsing is dear, and the arrays of one collection often have equal documents.
+    import warnings
+
+    from zarr.core.metadata.v2 import ArrayV2Metadata
+    from zarr.core.metadata.v3 import ArrayV3Metadata
+
+    kind = ArrayV2Metadata if version == 2 else ArrayV3Metadata
+    with warnings.catch_warnings():
+        # Codecs outside the v3 specification are read as far as zarr-python can.
+        warnings.simplefilter("ignore")
+        return kind.from_dict(json.loads(text))
 
 
 def bare(document: dict[str, Any]) -> dict[str, Any]:
