@@ -33,6 +33,9 @@ ROLES = ("mask", "labels", "target")
 # plan loads no code that the plan chooses.
 _HOMES = {
     "array": ("patchloom.sources.arrays", "ArraySource"),
+    "auto": ("patchloom.sources.automatic", "AutoSource"),
+    "derived": ("patchloom.sources.derived", "DerivedSource"),
+    "outlines": ("patchloom.sources.outlines", "OutlineSource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
 }
 _PYRAMIDS = {"zarr": ("patchloom.sources.pyramids", "ZarrPyramid")}
@@ -63,7 +66,11 @@ class ChunkReader(Protocol):
 
 
 class Source(Protocol):
-    """Where an image's chunks come from: a small value that opens on the worker."""
+    """Where an image's chunks come from: a small value that opens on the worker.
+
+    One that makes its pixels itself has a method ``identity() -> JSON value`` besides: what they
+    are made by is part of what a plan is about.
+    """
 
     def reader(self) -> ChunkReader:
         """A fresh reader."""

@@ -18,13 +18,14 @@ from patchloom.errors import (
     SourceError,
     SourceMissingError,
 )
-from patchloom.image import Image
+from patchloom.image import Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
+from patchloom.sources.masks import MaskMaker
 from patchloom.sources.ome_zarr import Level, label_names, levels_of
 from patchloom.sources.pyramids import ZarrPyramid
-from patchloom.sources.roles import join, role_axes
+from patchloom.sources.roles import align, join, named_for, per_image, role_axes
 from patchloom.sources.zarrs import Node, ZarrSource, open_node
 
 __all__ = ["open_images"]
@@ -55,7 +56,9 @@ def open_images(
     mask, labels, target
         Arrays over the same field: an array, a URL, a pattern with ``{stem}``, the name of an
         OME-Zarr label group, one of these per image in a list, or per image id in a mapping.
-        A mask may have any lower resolution; nonzero means covered.
+        A mask may have any lower resolution; nonzero means covered. It may also be made of
+        something else: ``{"labels": ..., "classes": [1, 2]}``, ``{"polygons": "{stem}.geojson"}``,
+        ``{"boxes": table}``, ``{"auto": "otsu"}`` or ``{"nodata": 0}``; docs/masks.md shows them.
     axes
         The dimensions as stored, one letter each in either case, for example ``"CZYX"``; by
         default what the metadata say, else X, YX, ZYX, CZYX, TCZYX by their number.
@@ -83,6 +86,8 @@ def open_images(
         If what is there is no array of numbers, or several.
     AxesError, CoverageError, IdentityError, SourceError
         If axes, masks, ids or levels do not fit.
+    ConfigError
+        If a mask has a wrong key or value.
 
     Examples
     --------
@@ -103,10 +108,16 @@ def open_images(
     images = _with_samples(images, sample)
 
     def open_role(item: Any, image: Image) -> Image:
-        return _open_role(item, image, level, options)
+        return _open_role(named_for(item, image), image, level, options)
 
-    for name, given in (("mask", mask), ("labels", labels), ("target", target)):
-        images = join(given, images, name, open_role)
+    maker = MaskMaker(open_role, options)
+    images = join(maker.items(mask, images), images, "mask", maker.role)
+    for name, given in (("labels", labels), ("target", target)):
+
+        def role(item: Any, image: Image, name: str = name) -> Role:
+            return align(image, open_role(item, image), name)
+
+        images = join(per_image(given, images, name), images, name, role)
     return images
 
 
