@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
 from patchloom.errors import ConfigError
 from patchloom.location import Location
@@ -44,6 +53,12 @@ def _as_list(value: object) -> object:
     return ["nan" if isinstance(v, float) and math.isnan(v) else v for v in values]
 
 
+def _some(values: list[Any]) -> list[Any]:
+    if not values:
+        raise PydanticCustomError("empty", "Input should be at least one value")
+    return values
+
+
 class _Kind(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -59,7 +74,7 @@ class LabelsMask(_Kind):
     labels: _Given
     """The label image: a URL, a pattern with `{stem}`, the name of an OME-Zarr label group or an
     array; one for each image in a list, or per image id in a mapping."""
-    classes: Annotated[list[_Class], Field(min_length=1)] | None = None
+    classes: Annotated[list[_Class], AfterValidator(_some)] | None = None
     """The labels that are covered; by default all but 0."""
 
 
@@ -122,7 +137,7 @@ class NodataMask(_Kind):
             | Annotated[float, Field(strict=True)]
         ],
         BeforeValidator(_as_list, json_schema_input_type=float | Literal["nan"] | list[Any]),
-        Field(min_length=1),
+        AfterValidator(_some),
     ]
     """The value, or values, of pixels without data; `nan` is not a number."""
     channels: Literal["any", "all"] = "any"
@@ -181,7 +196,8 @@ def _sentences(error: ValidationError, kind: str, model: type[BaseModel]) -> lis
             keys = ", ".join(sorted(model.model_fields))
             found.append(f"unknown key {key!r} in a mask of kind {kind!r}; the keys are {keys}")
         else:
-            expected = item["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+            expected = item["msg"].removeprefix("Input should be ")
+            expected = expected.replace("a valid integer", "a whole number").replace("valid ", "")
             wrong.setdefault(key, ([], item["input"]))[0].append(expected)
     for key, (said, value) in wrong.items():
         expected = " or ".join(dict.fromkeys(said))

@@ -111,7 +111,7 @@ def _histograms(image: Image, of: Feature, only: int | None) -> tuple[Histogram,
         info = np.iinfo(np.uint8 if kind == "b" else image.dtype)
         low, width, bins = float(n * int(info.min)), 0.0, n * (int(info.max) - int(info.min)) + 1
     else:
-        low, width, bins = *_range(image, of, only), _WIDE
+        low, width, bins = _binned(image, of, only)
     counts = np.zeros((2, bins), np.int64)
     for values, edge in _blocks(image, of, only):
         for into, some in zip(counts, (values.ravel(), values[edge]), strict=True):
@@ -128,17 +128,19 @@ def _bins(values: npt.NDArray[Any], low: float, width: float, bins: int) -> npt.
     return found.astype(np.int64)
 
 
-def _range(image: Image, of: Feature, only: int | None) -> tuple[float, float]:
-    """The least value and the width of a bin; the width is above 0."""
+def _binned(image: Image, of: Feature, only: int | None) -> tuple[float, float, int]:
+    """The first value, the width and the number of bins between the least and largest values."""
     low, high = math.inf, -math.inf
     for values, _ in _blocks(image, of, only):
         finite = values[np.isfinite(values)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     if low > high:
-        return 0.0, 1.0
+        return 0.0, 1.0, _WIDE
+    if image.dtype.kind in "iu" and high - low < _BINS:
+        return low, 0.0, int(high - low) + 1
     width = (high - low) / _WIDE
-    return low, width if width > 0 else 1.0
+    return low, width if width > 0 else 1.0, _WIDE
 
 
 def _blocks(image: Image, of: Feature, only: int | None) -> Iterator[_Block]:
