@@ -334,7 +334,7 @@ def test_missing_data(found: Any, value: list[Any], channels: str, dask: bool) -
     good = np.ones(whole.shape, bool)
     for v in value:
         good &= ~np.isnan(whole) if v == "nan" else whole != v
-    expected = good.any(0) if channels == "all" else good.all(0)
+    expected = np.asarray(good.any(0) if channels == "all" else good.all(0))
     expected = expected.transpose([rest.index(a) for a in "tzyx" if a in rest])
     assert image.mask is not None
     assert image.mask.alignment.is_identity
