@@ -69,11 +69,18 @@ def drawn(polygons: list[list[Ring]], shape: tuple[int, int]) -> npt.NDArray[np.
     return found
 
 
+def pixels_of(image: Image) -> Pixels:
+    """All pixels of a mask."""
+    assert image.mask is not None
+    mask = image.mask.image
+    return mask.read((0,) * mask.ndim, mask.shape)
+
+
 def mask_of(image: Image) -> Pixels:
     """All pixels of a mask, read by chunk, by Dask, and after a round through JSON and pickle."""
     assert image.mask is not None
     mask = image.mask.image
-    pixels = mask.read((0,) * mask.ndim, mask.shape)
+    pixels = pixels_of(image)
     np.testing.assert_array_equal(mask.data.values, pixels)
     again = pickle.loads(pickle.dumps(mask))
     np.testing.assert_array_equal(again.read((0,) * mask.ndim, mask.shape), pixels)
@@ -124,7 +131,7 @@ rings = st.lists(st.tuples(places, places), min_size=3, max_size=7)
 polygons_drawn = st.lists(st.lists(rings, min_size=1, max_size=3), max_size=4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(polygons=polygons_drawn, window=st.tuples(*[st.integers(0, 6)] * 2))
 def test_a_pixel_is_covered_if_its_centre_is(
     polygons: list[list[Ring]], window: tuple[int, int]
@@ -176,8 +183,9 @@ def test_large_masks_are_drawn_chunk_by_chunk(tmp_path: Path) -> None:
     assert image.mask is not None
     assert (image.mask.axes, image.mask.image.shape) == ("yx", (2200, 1300))
     assert image.mask.image.grid.n_chunks == 6
-    pixels = mask_of(image)
+    pixels = pixels_of(image)
     np.testing.assert_array_equal(pixels, drawn([[ring]], (2200, 1300)))
+    np.testing.assert_array_equal(image.mask.image.data.values, pixels)
 
 
 def test_geojson_of_every_form(tmp_path: Path) -> None:
@@ -211,7 +219,7 @@ def test_geojson_of_every_form(tmp_path: Path) -> None:
         pattern = str(tmp_path / f"{{stem}}{k}.geojson")
         for mask in (form, pattern, str(tmp_path / f"a{k}.geojson")):
             image = opened(pixels, {"polygons": mask}, ids=["a"])
-            np.testing.assert_array_equal(mask_of(image), expected)
+            np.testing.assert_array_equal(pixels_of(image), expected)
             plans.add(patchloom.plan(image, PATCHING, min_coverage=0.5).fingerprint)
     (tmp_path / "list.json").write_text(json.dumps(collection["features"]))
     image = opened(pixels, {"polygons": str(tmp_path / "list.json")}, ids=["a"])
@@ -247,7 +255,7 @@ def test_tables_of_polygons_and_boxes(tmp_path: Path) -> None:
             for image in found:
                 own = triangles[image.id] + (more if image.id == "b" else [])
                 rings = [[[(Fraction(y), Fraction(x)) for y, x in ring]] for ring in own]
-                np.testing.assert_array_equal(mask_of(image), drawn(rings, (32, 32)))
+                np.testing.assert_array_equal(pixels_of(image), drawn(rings, (32, 32)))
     boxes = {"y0": [1, 10.5], "x0": [2, 3], "y1": [4, 20], "x1": [8, 9.5]}
     [image] = patchloom.open_images(images[:1], mask={"boxes": boxes})
     expected = drawn([[box(1, 2, 4, 8)], [box(10.5, 3, 20, 9.5)]], (32, 32))
@@ -311,7 +319,7 @@ def sorted_axes(mask: Image) -> Pixels:
     return pixels.transpose([mask.axes.names.index(a) for a in "tzyx" if a in mask.axes.names])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     found=st.one_of(*(arrays(d, n) for d in ("uint8", "float32") for n in ("yx", "cyx", "tczyx"))),
     value=st.sampled_from([[0], ["nan"], [1, "nan"], [2, 3]]),
@@ -353,7 +361,7 @@ def test_classes(classes: list[int] | None, found: Any, factor: int) -> None:
     pixels = np.zeros([n * factor for n in labels.shape], "uint8")
     expected = np.isin(labels, classes) if classes is not None else labels != 0
     image = opened(pixels, {"labels": labels, "classes": classes})
-    np.testing.assert_array_equal(mask_of(image), expected)
+    np.testing.assert_array_equal(pixels_of(image), expected)
     plain = opened(pixels, expected)
     assert image.mask is not None
     assert plain.mask is not None
@@ -539,7 +547,7 @@ def test_two_parts_are_told_apart(dtype: str, method: str) -> None:
             ({"auto": method, "foreground": "dark"}, ~bright),
             ({"auto": method, "foreground": "auto"}, bright),
         ):
-            np.testing.assert_array_equal(mask_of(resolved(opened(array, mask))), expected)
+            np.testing.assert_array_equal(pixels_of(resolved(opened(array, mask))), expected)
 
 
 def test_a_threshold_is_that_of_a_coarse_level(tmp_path: Path) -> None:
@@ -555,12 +563,12 @@ def test_a_threshold_is_that_of_a_coarse_level(tmp_path: Path) -> None:
             found = resolved(image)
             assert found.mask is not None
             assert found.mask.alignment.scale == (Fraction(scale),) * 2
-            np.testing.assert_array_equal(mask_of(found), pixels[1, ::scale, ::scale] > 0)
+            np.testing.assert_array_equal(pixels_of(found), pixels[1, ::scale, ::scale] > 0)
             with pytest.raises(PlanError, match="make the plan first"):
-                mask_of(image)
+                pixels_of(image)
     [image] = patchloom.open_images(url, mask={"auto": "li"}, level=1)
     found = resolved(pickle.loads(pickle.dumps(Image.from_document(image.to_document()))))
-    np.testing.assert_array_equal(mask_of(found), pixels[1, ::2, ::2] > 0)
+    np.testing.assert_array_equal(pixels_of(found), pixels[1, ::2, ::2] > 0)
     assert resolved(found) is found
     with pytest.raises(ConfigError, match=r"got 5 for 'a', which has \['0 \(2x64x64\)', "):
         resolved(opened(url, {"auto": "otsu", "level": 5}))
@@ -617,10 +625,10 @@ def test_an_image_of_one_value_has_no_foreground(side: str) -> None:
     """There is nothing to tell apart, not even with pixels that are no number."""
     for pixels in (np.full((9, 9), 3, "uint8"), np.full((9, 9), np.nan, "float32")):
         image = resolved(opened(pixels, {"auto": "otsu", "foreground": side}))
-        assert not mask_of(image).any()
+        assert not pixels_of(image).any()
     mixed = np.full((9, 9), np.nan, "float32")
     mixed[2], mixed[3] = 1, 2
-    found = mask_of(resolved(opened(mixed, {"auto": "otsu", "foreground": side})))
+    found = pixels_of(resolved(opened(mixed, {"auto": "otsu", "foreground": side})))
     assert found.sum() == 9
     assert not found[np.isnan(mixed)].any()
 
@@ -651,7 +659,7 @@ def test_kinds_per_image(tmp_path: Path) -> None:
         ({"nodata": 2}, (1, 1, 0)),
     ):
         images = patchloom.open_images(pixels, ids=ids, mask=mask)
-        found = [None if i.mask is None else mask_of(i).mean() for i in images]
+        found = [None if i.mask is None else pixels_of(i).mean() for i in images]
         assert tuple(found) == covered
     with pytest.raises(IdentityError, match="one entry for each image id"):
         patchloom.open_images(pixels, ids=ids, mask={"labels": {"a": ones}})
