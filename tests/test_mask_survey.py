@@ -273,7 +273,8 @@ def test_schedulers_agree(tmp_path: Path) -> None:
             )
             inside, _, counted = survey_masks(selection_of(arrays, CONFIG), arrays)
     assert [len(part) > 0 for part in inside] == [True, True]
-    assert counted.chunks >= 1 + 16
+    # No patch reaches the last row and column of the mask, which are chunks of their own.
+    assert counted.chunks == 1 + 9
 
 
 @pytest.mark.parametrize("max_num", [None, 5])

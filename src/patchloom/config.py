@@ -13,10 +13,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from patchloom.errors import ConfigError
 from patchloom.location import Location, StorageOptions
+from patchloom.mask_config import (
+    AutoMask,
+    BoxesMask,
+    LabelsMask,
+    NodataMask,
+    PolygonsMask,
+    parse_mask,
+)
 from patchloom.patching.config import PatchingConfig, PointsTable
 from patchloom.planning.filters import FilterConfig
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
@@ -26,6 +43,15 @@ __all__ = ["Job", "job_schema", "load_job"]
 
 Options = Annotated[dict[str, Any], AfterValidator(StorageOptions)]
 Scalar = str | int | float | bool
+_Kind = (
+    str
+    | InstanceOf[LabelsMask]
+    | InstanceOf[PolygonsMask]
+    | InstanceOf[BoxesMask]
+    | InstanceOf[AutoMask]
+    | InstanceOf[NodataMask]
+)
+_Masks = _Kind | list[_Kind | None] | dict[str, _Kind | None]
 PerImage = str | list[str | None] | dict[str, str | None]
 Whole = Annotated[int, Field(strict=True)]
 AtLeastOne = Annotated[int, Field(strict=True, ge=1)]
@@ -52,6 +78,21 @@ _PLAIN = {
 _Path = tuple[str | int, ...]
 
 
+def _kinds(given: Any) -> Any:
+    """Masks with those that are made of something as models of their kinds."""
+    try:
+        found = parse_mask(given)
+        if found is not None:
+            return found
+        if isinstance(given, list):
+            return [parse_mask(item) or item for item in given]
+        if isinstance(given, dict):
+            return {key: parse_mask(item) or item for key, item in given.items()}
+    except ConfigError as error:
+        raise PydanticCustomError("mask", "{text}", {"text": str(error)}) from None
+    return given
+
+
 class Job(BaseModel):
     """What to take from which images, and where to put it: the arguments of the Python verbs.
 
@@ -67,9 +108,10 @@ class Job(BaseModel):
     output: str
     """Path or URL of the patch store to write."""
 
-    mask: PerImage | None = None
-    """Where patches may lie: a URL, a pattern with `{stem}`, the name of an OME-Zarr label group,
-    one of these per image in a list, or per image id in a mapping."""
+    mask: Annotated[_Masks, BeforeValidator(_kinds)] | None = None
+    """Where patches may lie: a URL, a pattern with `{stem}`, the name of an OME-Zarr label group or
+    what it is made of (docs/masks.md); one of these for all, per image in a list, or per image id
+    in a mapping."""
     labels: PerImage | None = None
     """Label images to cut along; given like `mask`."""
     target: PerImage | None = None
@@ -315,6 +357,9 @@ def _mistakes(
 
 def _wrong(path: _Path, said: Sequence[tuple[str, str]], value: Any) -> str:
     """What is wrong about a value."""
+    if all(kind == "mask" for kind, _ in said):
+        return f"{_dotted(path)} is wrong: {said[0][1]}"
+    said = [item for item in said if item[0] != "is_instance_of"]
     told = [text for kind, text in said if not kind.endswith("_type")] or [t for _, t in said]
     expected = [text.removeprefix("Input should be ") for text in told]
     for long, short in _PLAIN.items():

@@ -716,11 +716,20 @@ def _with_pixels(image: Image, document: Mapping[str, Any], given: Image | None)
     roles = document["roles"]
     for name in ROLES:
         role = getattr(image, name)
-        if role is None or roles[name]["image"]["source"]["kind"] != "array":
+        if role is None:
             continue
         own = None if given is None else getattr(given, name)
-        check(f"the {name} of {image.id!r}", role.image, None if own is None else own.image)
-        image = image.with_role(name, own)
+        source = roles[name]["image"]["source"]
+        if source["kind"] == "array":
+            check(f"the {name} of {image.id!r}", role.image, None if own is None else own.image)
+            image = image.with_role(name, own)
+        elif source.get("image", {}).get("source", {}).get("kind") == "array":
+            # A mask is made of it anew, by the rule that was saved.
+            own_image = None if own is None else getattr(own.image.source, "image", None)
+            check(f"what the {name} of {image.id!r} is made of", role.image.source.image, own_image)
+            assert own_image is not None
+            filled = role.image.source.filled(own_image.source)
+            image = image.with_role(name, replace(role, image=replace(role.image, source=filled)))
     if document["source"]["kind"] == "array":
         check(f"{image.id!r}", image, given)
         assert given is not None
@@ -739,7 +748,10 @@ def identity_of(image: Image) -> dict[str, Any]:
         for name in ROLES
         if (role := getattr(image, name)) is not None
     }
+    identity = getattr(image.source, "identity", None)
+    made = {} if identity is None else {"made": identity()}
     return {
+        **made,
         "id": image.id,
         "level": image.level,
         "axes": image.axes.names,

@@ -13,7 +13,7 @@ from patchloom.errors import AxesError, CoverageError, IdentityError, SourceErro
 from patchloom.image import Image, Role
 from patchloom.sources.arrays import is_array
 
-__all__ = ["align", "join"]
+__all__ = ["align", "join", "named_for", "per_image", "role_axes"]
 
 _PRECISION = 4096
 """Ratios of spacings are rationals with a denominator up to this."""
@@ -32,29 +32,44 @@ _METRES = {
 
 
 def join(
-    given: Any, images: Sequence[Image], name: str, open_one: Callable[[Any, Image], Image]
+    items: Sequence[Any], images: Sequence[Image], name: str, make: Callable[[Any, Image], Role]
 ) -> list[Image]:
     """Give every image its role.
 
     Parameters
     ----------
-    given
-        An array or URL for all images, a pattern with ``{stem}``, the name of a label group,
-        one of these per image in a list, or per image id in a mapping.
+    items
+        What stands for the role of each image, or None; see `per_image`.
     images
         The images.
     name
         ``mask``, ``labels`` or ``target``.
-    open_one
-        Opens what stands for one image.
+    make
+        Makes the role of one image.
+    """
+    return [
+        image if item is None else image.with_role(name, make(item, image))
+        for image, item in zip(images, items, strict=True)
+    ]
+
+
+def per_image(given: Any, images: Sequence[Image], name: str) -> list[Any]:
+    """What is given for each image.
+
+    Parameters
+    ----------
+    given
+        One for all images; one per image in a list, or per image id in a mapping.
+    images
+        The images.
+    name
+        ``mask``, ``labels`` or ``target``.
 
     Raises
     ------
     IdentityError
         If the list or mapping does not match the images one to one.
     """
-    if given is None:
-        return list(images)
     if isinstance(given, Mapping):
         ids = [image.id for image in images]
         unmatched = sorted(set(map(str, given)) ^ set(ids))
@@ -63,26 +78,22 @@ def join(
                 f"{name}= has one entry for each image id, but these stand on one side only: "
                 f"{unmatched}; the images are {ids}"
             )
-        items = [given[i] for i in ids]
-    elif isinstance(given, list | tuple) and not is_array(given):
+        return [given[i] for i in ids]
+    if isinstance(given, list | tuple) and not is_array(given):
         if len(given) != len(images):
             raise IdentityError(
                 f"{name}= is one for all or one for each image, got {len(given)} for "
                 f"{len(images)} images {[image.id for image in images]}"
             )
-        items = list(given)
-    else:
-        items = [given] * len(images)
-    found = []
-    for image, item in zip(images, items, strict=True):
-        if item is None:
-            found.append(image)
-            continue
-        if isinstance(item, str | os.PathLike):
-            item = os.fspath(item).replace("{stem}", image.id)
-        other = open_one(item, image)
-        found.append(image.with_role(name, align(image, other, name)))
-    return found
+        return list(given)
+    return [given] * len(images)
+
+
+def named_for(item: Any, image: Image) -> Any:
+    """A path or URL with the image's id in place of ``{stem}``; anything else as it is."""
+    if isinstance(item, str | os.PathLike):
+        return os.fspath(item).replace("{stem}", image.id)
+    return item
 
 
 def align(image: Image, other: Image, name: str) -> Role:

@@ -15,7 +15,7 @@ from patchloom.image import ChunkReader, Image
 from patchloom.location import Location
 from patchloom.sources.chunks import ArrayMetadata, bare, reader_for
 
-__all__ = ["Node", "ZarrSource", "open_node"]
+__all__ = ["Node", "Sliceable", "ZarrSource", "open_node"]
 
 _UNSAFE = ('"pickle"', '"numcodecs.pickle"')
 """Codecs whose data are programs; older versions of numcodecs run them."""
@@ -73,7 +73,7 @@ class ZarrSource:
         import dask.array as da
 
         return da.from_array(
-            _Sliceable(image),
+            Sliceable(image),
             chunks=image.shards or image.grid.chunks,
             inline_array=True,
             fancy=False,
@@ -81,26 +81,31 @@ class ZarrSource:
 
 
 @dataclass(frozen=True)
-class _Sliceable:
+class Sliceable:
     """What Dask needs of an array, answered by `Image.read`."""
 
     image: Image
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Extents, in stored order."""
         return self.image.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Pixel type."""
         return self.image.dtype
 
     @property
     def ndim(self) -> int:
+        """Stored dimensions."""
         return self.image.ndim
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         image = self.image
-        return ("patchloom", image.uri, image.id, image.level, image.shape, str(image.dtype))
+        identity = getattr(image.source, "identity", None)
+        made = "" if identity is None else json.dumps(identity(), sort_keys=True)
+        return ("patchloom", image.uri, image.id, image.level, image.shape, str(image.dtype), made)
 
     def __getitem__(self, where: Any) -> npt.NDArray[Any]:
         # Dask merges a user's slices and integers into its own: basic indexing, all axes.

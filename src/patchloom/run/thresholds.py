@@ -1,0 +1,158 @@
+"""resolved: the threshold of an automatic mask, from the pixels of a coarse level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.coverage import Alignment
+from patchloom.errors import ConfigError
+from patchloom.image import Image, Role
+from patchloom.sources.automatic import AutoSource
+from patchloom.sources.derived import derived, gathered
+from patchloom.sources.rules import LEVELS, Feature, ThresholdRule, features
+from patchloom.sources.thresholds import Histogram
+
+__all__ = ["resolved"]
+
+_PLANE = 2**22
+"""Pixels of a plane that is coarse enough."""
+_VOLUME = 2**26
+"""Pixels of all planes that are coarse enough."""
+_LARGEST = 2**28
+"""Pixels of all planes that are read without being asked for."""
+_BINS = 2**22
+"""Whole numbers that are counted one by one."""
+_WIDE = 2**12
+"""Bins where they are not."""
+
+_Block = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+def resolved(image: Image) -> Image:
+    """The image with its automatic mask made plain: a level, a threshold and a side.
+
+    Reads that level once (twice where values are no small whole numbers), chunk by chunk. An
+    image whose mask is of another kind, or that has none, stays as it is.
+
+    Raises
+    ------
+    ConfigError
+        If the image has no such level.
+    """
+    source = None if image.mask is None else image.mask.image.source
+    if not isinstance(source, AutoSource):
+        return image
+    asked = source.config
+    role = _level(image, asked.level)
+    inside, border = _histograms(role.image, asked.of, source.only)
+    k = inside.split(asked.auto, asked.percentile)
+    bright = asked.foreground == "bright"
+    if asked.foreground == "auto" and k is not None:
+        above = int(border.counts[k + 1 :].sum())
+        bright = 2 * above <= int(border.counts.sum())
+    rule = ThresholdRule(
+        of=asked.of,
+        only=source.only,
+        threshold=None if k is None else inside.value(k),
+        bright=bright,
+        fill_holes=asked.fill_holes,
+        min_size=asked.min_size,
+    )
+    mask = derived(role.image, rule)
+    return image.with_role("mask", Role(mask, role.alignment, role.axes))
+
+
+def _level(image: Image, asked: int | str | None) -> Role:
+    spatial = image.axes.spatial
+    plain = Alignment((Fraction(1),) * len(spatial), (Fraction(0),) * len(spatial))
+    roles = [Role(image, plain, spatial), *image.levels]
+    if asked is not None:
+        for role in roles:
+            by_path = isinstance(asked, str) and role.image.uri.endswith(f"/{asked.strip('/')}")
+            if role.image.level == asked or by_path:
+                return role
+        there = [f"{role.image.level} ({'x'.join(map(str, role.image.shape))})" for role in roles]
+        raise ConfigError(
+            "the level of an automatic mask is the opened one or a coarser one, by number or path, "
+            f"got {asked!r} for {image.id!r}, which has {there}"
+        )
+    for role in roles:
+        plane, volume = _sizes(role.image)
+        if plane <= _PLANE and volume <= _VOLUME:
+            return role
+    if volume > _LARGEST:
+        raise ConfigError(
+            "an automatic mask is made from a coarse level, but the coarsest of "
+            f"{image.id!r} has {volume:,} pixels; write coarser ones, or name one to read it "
+            f"nevertheless: level: {roles[-1].image.level}"
+        )
+    return roles[-1]
+
+
+def _sizes(image: Image) -> tuple[int, int]:
+    """Pixels of a plane and of all planes, one channel."""
+    layout = image.layout
+    return math.prod(layout.space.shape[-2:]), math.prod(layout.space.shape) * layout.n_samples
+
+
+def _histograms(image: Image, of: Feature, only: int | None) -> tuple[Histogram, Histogram]:
+    """Of all pixels, and of those along the image's border (in y and x)."""
+    n = 1 if only is not None else image.layout.n_channels
+    kind = image.dtype.kind
+    if of == "saturation":
+        low, width, bins = 0.0, 0.0, LEVELS
+    elif kind in "bui" and image.dtype.itemsize <= 2 and n * 256**image.dtype.itemsize <= _BINS:
+        info = np.iinfo(np.uint8 if kind == "b" else image.dtype)
+        low, width, bins = float(n * int(info.min)), 0.0, n * (int(info.max) - int(info.min)) + 1
+    else:
+        low, width, bins = _binned(image, of, only)
+    counts = np.zeros((2, bins), np.int64)
+    for values, edge in _blocks(image, of, only):
+        for into, some in zip(counts, (values.ravel(), values[edge]), strict=True):
+            into += np.bincount(_bins(some, low, width, bins), minlength=bins)
+    return Histogram(low, width, counts[0]), Histogram(low, width, counts[1])
+
+
+def _bins(values: npt.NDArray[Any], low: float, width: float, bins: int) -> npt.NDArray[np.int64]:
+    if width == 0:
+        whole: npt.NDArray[np.int64] = values.astype(np.int64) - int(low)
+        return whole
+    finite = values[np.isfinite(values)].astype(np.float64)
+    found: npt.NDArray[np.float64] = np.clip(np.floor((finite - low) / width), 0, bins - 1)
+    return found.astype(np.int64)
+
+
+def _binned(image: Image, of: Feature, only: int | None) -> tuple[float, float, int]:
+    """The first value, the width and the number of bins between the least and largest values."""
+    low, high = math.inf, -math.inf
+    for values, _ in _blocks(image, of, only):
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        return 0.0, 1.0, _WIDE
+    if image.dtype.kind in "iu" and high - low < _BINS:
+        return low, 0.0, int(high - low) + 1
+    width = (high - low) / _WIDE
+    return low, width if width > 0 else 1.0, _WIDE
+
+
+def _blocks(image: Image, of: Feature, only: int | None) -> Iterator[_Block]:
+    """Values of each block of an image, and which of them lie along its border."""
+    mask = derived(image, ThresholdRule(of, only, None, True))
+    chunks = mask.grid.unflat(np.arange(mask.grid.n_chunks))
+    for start, pixels in gathered(image, image.source.reader(), mask.grid, chunks, only):
+        values = features(pixels, of)
+        border = np.zeros(values.shape, np.bool_)
+        for axis, letter in enumerate(mask.axes.names):
+            if letter in "yx":
+                at = np.arange(values.shape[axis]) + start[axis]
+                edge = (at == 0) | (at == mask.shape[axis] - 1)
+                border |= edge.reshape([-1 if k == axis else 1 for k in range(values.ndim)])
+        yield values, border
