@@ -345,15 +345,34 @@ class Plan:
 
         Dask makes a chunk of an array in memory once, however many tasks need it.
         """
-        shared = {k for k, image in enumerate(self.images) if not image.source.addressable}
-        total = sum(self._needed[k] for k in shared)
+        return self._reads("image")
+
+    @cached_property
+    def role_reads(self) -> int:
+        """Chunk decodes of labels and targets, counted as `chunk_reads` counts the images'."""
+        names = {name for image in self.images for name in image.cut_arrays} - {"image"}
+        return sum(self._reads(name) for name in names)
+
+    def _reads(self, name: str) -> int:
+        total = 0
+        shared: dict[int, list[Ints]] = {}
         for start, stop in self.runs.rows():
             for patches in self.patches(start, stop):
-                if patches.image in shared:
+                array = self.images[patches.image].cut_arrays.get(name)
+                if array is None:
                     continue
-                layout = self.images[patches.image].layout
-                _, blocks = touches(layout, patches.sample, patches.corner, self.cut)
-                total += len(np.unique(blocks)) * layout.chunks_per_block
+                layout, sample = array.layout, patches.sample
+                if layout.n_samples == 1:
+                    # Labels or a target without samples of their own are the same for all.
+                    sample = np.zeros_like(sample)
+                blocks = np.unique(touches(layout, sample, patches.corner, self.cut)[1])
+                if array.source.addressable:
+                    total += len(blocks) * layout.chunks_per_block
+                else:
+                    shared.setdefault(patches.image, []).append(blocks)
+        for index, found in shared.items():
+            layout = self.images[index].cut_arrays[name].layout
+            total += len(np.unique(np.concatenate(found))) * layout.chunks_per_block
         return total
 
     def walk(self) -> Iterator[Patches]:
@@ -384,6 +403,7 @@ class Plan:
             "n_tasks": self.n_tasks,
             "chunks_needed": needed,
             "chunk_reads": reads,
+            "role_reads": self.role_reads,
             "read_amplification": reads / needed if needed else 1.0,
             "bytes_output": self.n_patches * size,
             "peak_memory": self.runs.peak_memory,

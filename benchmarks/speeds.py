@@ -1,0 +1,67 @@
+"""Measure the speeds of the price table on this machine: ``python -m benchmarks.speeds``.
+
+Prints the ``speed:`` block of a file for ``patchloom plan JOB.yaml --prices FILE``. What lies beyond
+a network (fetch, latency, concurrency) is not measured: put in what your store gives.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import zarr
+
+import patchloom
+
+TIMES = 3
+
+
+def run_seconds(plan: Any, folder: Path) -> float:
+    """Median seconds of a run on one thread."""
+    found = []
+    for k in range(TIMES + 1):
+        url = folder / f"{plan.fingerprint}-{k}.zarr"
+        with dask.config.set(scheduler="synchronous"):
+            found.append(patchloom.materialize(plan, url, progress=False).seconds)
+    # The first one warms up.
+    return statistics.median(found[1:])
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        image = zarr.create_array(
+            folder / "a.zarr", shape=(4096, 4096), chunks=(512, 512), dtype="uint16"
+        )
+        draw = np.random.default_rng(0)
+        image[:] = draw.poisson(200, image.shape).astype("uint16")
+        images = patchloom.open_images(folder / "a.zarr")
+
+        tiny = patchloom.open_images(np.zeros((64, 64), "uint8"))
+        small = {"name": "sequential", "patch_size": [8, 8]}
+        idle = patchloom.plan(tiny, small, rows_per_shard=1)
+        task = run_seconds(idle, folder) / idle.n_tasks
+
+        # Small patches out of large chunks: all is decoded, next to nothing is written.
+        few = {"name": "random", "patch_size": [16, 16], "n_patches": 256}
+        reading = patchloom.plan(images, few)
+        decoded = reading.chunk_reads * 512 * 512 * 2
+        decode = decoded / (run_seconds(reading, folder) - reading.n_tasks * task)
+
+        whole = patchloom.plan(images, {"name": "sequential", "patch_size": [256, 256]})
+        output = whole.summary()["bytes_output"]
+        seconds = run_seconds(whole, folder) - whole.n_tasks * task
+        encode = output / (seconds - whole.chunk_reads * 512 * 512 * 2 / decode)
+    print("speed:")
+    print(f"  decode_mb_s: {decode / 1e6:.0f}")
+    print(f"  encode_mb_s: {encode / 1e6:.0f}")
+    print(f"  task_s: {task:.4f}")
+
+
+if __name__ == "__main__":
+    main()
