@@ -184,7 +184,7 @@ class Cost:
         moved = run + masks
         sent = output.writes * output.far, output.stored * output.far
         work = _seconds(prices, moved) + prices.writing_seconds(output.nbytes, *sent)
-        work += prices.speed.task_s * n_tasks
+        work += prices.speed.shard_s * output.n_shards
         # Tasks are alike: the last round of them may leave workers idle.
         rounds = -(-n_tasks // workers)
         seconds = work * rounds / n_tasks if n_tasks else work

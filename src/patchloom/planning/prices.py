@@ -42,8 +42,8 @@ class Speeds(BaseModel):
     """Seconds of one request to such a store."""
     concurrency: Annotated[int, Field(ge=1)]
     """Requests that one worker has under way at once."""
-    task_s: Amount
-    """Seconds of one task, besides."""
+    shard_s: Amount
+    """Seconds of one output shard, besides: its part of the manifest and of the statistics."""
 
 
 class Prices(BaseModel):

@@ -51,7 +51,7 @@ def object_sizes(
     Returns
     -------
     Objects or None
-        None where the store does not tell sizes.
+        None where the store does not tell sizes, or the array is not there.
     """
     if n_objects <= LISTED and not location.scheme.startswith("http"):
         found = location.list()
@@ -62,7 +62,7 @@ def object_sizes(
     with ThreadPoolExecutor(16) as pool:
         asked = [document, *(names[k] for k in picked.tolist())]
         told = list(pool.map(lambda name: _size(location, name), asked))
-    if any(size is None for size in told):
+    if any(size is None for size in told) or told[0] == -1:
         return None
     known = np.asarray(told, np.int64)
     if len(picked) == len(names):
