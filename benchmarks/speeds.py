@@ -14,6 +14,7 @@ from typing import Any
 import dask
 import numpy as np
 import zarr
+from zarr.codecs import BloscCodec
 
 import patchloom
 
@@ -41,7 +42,7 @@ def main() -> None:
             shape=(8192, 8192),
             chunks=(512, 512),
             dtype="uint16",
-            compressors=zarr.codecs.BloscCodec(cname="lz4", shuffle="shuffle"),
+            compressors=BloscCodec(cname="lz4", shuffle="shuffle"),
         )
         draw = np.random.default_rng(0)
         image[:] = draw.poisson(200, image.shape).astype("uint16")
