@@ -19,6 +19,7 @@ from patchloom import __version__
 from patchloom.errors import ConfigError, PatchloomError
 
 if TYPE_CHECKING:
+    from patchloom.config import Job
     from patchloom.image import Image
     from patchloom.planning.plans import Plan
     from patchloom.store.patch_store import PatchStore
@@ -105,16 +106,29 @@ def demo(output: str) -> None:
 @click.argument("job", metavar="JOB.yaml")
 @_json
 @click.option("--save", metavar="URL", help="Save the plan there; `inspect` shows it again.")
-def plan_command(job: str, as_json: bool, save: str | None) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads that work at a time.",
+)
+@click.option("--prices", metavar="FILE", help="Prices and speeds, as YAML; see docs/cost.md.")
+def plan_command(
+    job: str, as_json: bool, save: str | None, workers: int, prices: str | None
+) -> None:
     """Plan a job and say what it will take: reads masks, but no pixel of an image."""
     from patchloom.config import load_job
+    from patchloom.planning.prices import Prices
     from patchloom.run.jobs import plan_of
 
     loaded = load_job(job)
+    table = Prices.load(prices)
     planned = plan_of(loaded, progress=not as_json)
     if save is not None:
         planned.save(save, storage_options=loaded.storage_options)
-    _show_plan(planned, as_json)
+    _show_plan(planned, as_json, loaded, workers=workers, prices=table)
 
 
 @main.command()
@@ -135,7 +149,7 @@ def run(job: str, scheduler: str | None, dry_run: bool, as_json: bool) -> None:
     from patchloom.run.jobs import materialize_job, plan_of
 
     if dry_run:
-        _show_plan(plan_of(loaded, progress=not as_json), as_json)
+        _show_plan(plan_of(loaded, progress=not as_json), as_json, loaded)
         return
     with _scheduler(scheduler):
         planned = plan_of(loaded, progress=not as_json)
@@ -230,11 +244,19 @@ def _kind_of(location: Any) -> str:
         return "image"
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
+def _show_plan(plan: Plan, as_json: bool, job: Job | None = None, **more: Any) -> None:
+    """The figures of a plan and its cost; a saved plan does not know its job's output."""
+    from patchloom.run.pricing import price
+
+    if job is not None:
+        more |= {"output_url": job.output, "normalize": job.normalize, "over": job.over}
+    cost, summary = price(plan, **more), plan.summary()
     if as_json:
-        click.echo(json.dumps(plan.summary(), indent=1))
+        click.echo(json.dumps({**cost.to_dict(), **summary}, indent=1))
         return
-    _figures("Plan", plan.summary())
+    _figures("Plan", summary)
+    rows = [(label, text) for key, label, text in cost.rows() if key not in summary]
+    _table("Cost", rows)
     if not plan.n_patches:
         click.echo("\nThe plan is empty; what was left out, and why, stands above.")
 

@@ -383,18 +383,9 @@ class Plan:
         return sum(self._needed)
 
     @cached_property
-    def _reads(self) -> list[int]:
-        """Chunk decodes, image by image."""
-        shared = {k for k, image in enumerate(self.images) if not image.source.addressable}
-        found = [n if k in shared else 0 for k, n in enumerate(self._needed)]
-        for start, stop in self.runs.rows():
-            for patches in self.patches(start, stop):
-                if patches.image in shared:
-                    continue
-                layout = self.images[patches.image].layout
-                _, blocks = touches(layout, patches.sample, patches.corner, self.cut)
-                found[patches.image] += len(np.unique(blocks)) * layout.chunks_per_block
-        return found
+    def _image_reads(self) -> list[int]:
+        """Decodes of the images' chunks, image by image."""
+        return self._reads("image")
 
     @property
     def chunk_reads(self) -> int:
@@ -402,15 +393,44 @@ class Plan:
 
         Dask makes a chunk of an array in memory once, however many tasks need it.
         """
-        return sum(self._reads)
+        return sum(self._image_reads)
 
     @property
     def bytes_decoded(self) -> int:
         """Bytes of the chunks that an undisturbed run decodes, images' only, each chunk whole."""
         return sum(
             n * math.prod(image.grid.chunks) * image.dtype.itemsize
-            for n, image in zip(self._reads, self.images, strict=True)
+            for n, image in zip(self._image_reads, self.images, strict=True)
         )
+
+    @cached_property
+    def role_reads(self) -> int:
+        """Chunk decodes of labels and targets, counted as `chunk_reads` counts the images'."""
+        names = {name for image in self.images for name in image.cut_arrays} - {"image"}
+        return sum(sum(self._reads(name)) for name in names)
+
+    def _reads(self, name: str) -> list[int]:
+        """Chunk decodes of one array of each image."""
+        found = [0] * len(self.images)
+        shared: dict[int, list[Ints]] = {}
+        for start, stop in self.runs.rows():
+            for patches in self.patches(start, stop):
+                array = self.images[patches.image].cut_arrays.get(name)
+                if array is None:
+                    continue
+                layout, sample = array.layout, patches.sample
+                if layout.n_samples == 1:
+                    # Labels or a target without samples of their own are the same for all.
+                    sample = np.zeros_like(sample)
+                blocks = np.unique(touches(layout, sample, patches.corner, self.cut)[1])
+                if array.source.addressable:
+                    found[patches.image] += len(blocks) * layout.chunks_per_block
+                else:
+                    shared.setdefault(patches.image, []).append(blocks)
+        for index, blocks_of in shared.items():
+            layout = self.images[index].cut_arrays[name].layout
+            found[index] += len(np.unique(np.concatenate(blocks_of))) * layout.chunks_per_block
+        return found
 
     def walk(self) -> Iterator[Patches]:
         """All patches in row order, a bounded number of one image at a time."""
@@ -449,6 +469,7 @@ class Plan:
             "n_tasks": self.n_tasks,
             "chunks_needed": needed,
             "chunk_reads": reads,
+            "role_reads": self.role_reads,
             "read_amplification": reads / needed if needed else 1.0,
             "bytes_output": self.n_patches * size,
             "peak_memory": self.runs.peak_memory,

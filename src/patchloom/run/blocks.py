@@ -14,7 +14,7 @@ from patchloom.image import ChunkReader, Image, Ints, Reads, overlap
 from patchloom.planning.incidence import Cut
 from patchloom.planning.runs import FETCH
 
-__all__ = ["BlockCache", "Meter", "Supplied", "stored_chunks"]
+__all__ = ["BlockCache", "Meter", "Supplied", "arrivals", "batch_blocks", "stored_chunks"]
 
 Pixels = npt.NDArray[Any]
 
@@ -73,6 +73,27 @@ def stored_chunks(image: Image, blocks: Ints) -> Ints:
     return index.reshape(-1, image.ndim)
 
 
+def arrivals(steps: Ints, blocks: Ints) -> tuple[Ints, Ints]:
+    """Distinct blocks in the order in which they are read, and the first step of each.
+
+    Parameters
+    ----------
+    steps, blocks
+        All pairs of a step and a block that it needs: int64[n] each.
+    """
+    ids, place = np.unique(blocks, return_inverse=True)
+    first = np.full(len(ids), np.iinfo(np.int64).max)
+    np.minimum.at(first, place, steps)
+    order = np.argsort(first, kind="stable")
+    return ids[order], first[order]
+
+
+def batch_blocks(image: Image) -> int:
+    """Blocks of an array that are asked for together."""
+    size = math.prod(image.layout.block_shape()) * image.dtype.itemsize
+    return max(1, FETCH // max(1, size))
+
+
 class BlockCache:
     """The blocks of one array over one task.
 
@@ -108,20 +129,15 @@ class BlockCache:
         self._meter = meter
         self._on_load = on_load
         self._held: dict[int, Pixels] = {}
-        ids, place = np.unique(blocks, return_inverse=True)
-        first = np.full(len(ids), np.iinfo(np.int64).max)
-        last = np.full(len(ids), -1)
-        np.minimum.at(first, place, steps)
-        np.maximum.at(last, place, steps)
-        order = np.argsort(first, kind="stable")
-        self._queue, self._due = ids[order], first[order]
+        self._queue, self._due = arrivals(steps, blocks)
         self._next = 0
+        ids, place = np.unique(blocks, return_inverse=True)
+        last = np.full(len(ids), -1)
+        np.maximum.at(last, place, steps)
         ends = np.argsort(last, kind="stable")
         self._leaving, self._ends = ids[ends], last[ends]
         self._gone = 0
-        layout = image.layout
-        size = math.prod(layout.block_shape()) * image.dtype.itemsize
-        self._batch = max(1, FETCH // max(1, size))
+        self._batch = batch_blocks(image)
 
     @property
     def reads(self) -> Reads:

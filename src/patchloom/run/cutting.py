@@ -32,7 +32,7 @@ from patchloom.store.schema import ArraySpec, manifest_name, shard_name, summary
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 
-__all__ = ["Job", "cut_run", "score_run", "write_run"]
+__all__ = ["Job", "cut_run", "score_run", "steps_of", "write_run"]
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -256,7 +256,7 @@ def _cut_image(
     sample = np.concatenate([part.sample for _, part in pieces])
     corner = np.concatenate([part.corner for _, part in pieces])
     cell = np.concatenate([part.cell for _, part in pieces])
-    step = _steps(cell, shard, plan)
+    step = steps_of(cell, shard, plan)
     by_class = goes_by_class(plan.config)
     place = np.concatenate([part.place for _, part in pieces]) if by_class else None
     arrays = run.job.arrays(image)
@@ -322,7 +322,7 @@ def _classes(image: Image, labels: Pixels, corner: Ints, place: Ints) -> Pixels:
 _ARRAY_NAMES = {"image": "images", "labels": "labels", "target": "targets"}
 
 
-def _steps(cell: Ints, shard: Ints, plan: Plan) -> Ints:
+def steps_of(cell: Ints, shard: Ints, plan: Plan) -> Ints:
     """Number the steps of a walk: one cell of one shard, in pieces of bounded size."""
     change = np.ones(len(cell), np.bool_)
     change[1:] = (np.diff(cell) != 0) | (np.diff(shard) != 0)

@@ -174,10 +174,12 @@ def _supplies(
             rows = [tuple(row) for row in stored_chunks(array, np.unique(blocks)).tolist()]
             arrays.append((patches.image, name))
             chunks.append(tuple(rows))
-            mine = [(lazy.name, *row) for row in rows]
             # Dask computes a block once however many tasks need it: the first one counts it.
-            new = zip(rows, mine, strict=True)
-            fresh.append(frozenset(row for row, key in new if key not in counted))
-            counted.update(mine)
-            keys += mine
+            # Equal arrays share their blocks there; here each image counts its own.
+            named = [(patches.image, name, *row) for row in rows]
+            fresh.append(
+                frozenset(r for r, key in zip(rows, named, strict=True) if key not in counted)
+            )
+            counted.update(named)
+            keys += [(lazy.name, *row) for row in rows]
     return _Ids(tuple(arrays), tuple(chunks), tuple(fresh)), keys

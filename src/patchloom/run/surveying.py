@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,15 @@ from patchloom.summaries import Summary, Tally
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["channel_names", "statistics", "survey_images", "survey_patches"]
+__all__ = [
+    "along_curve",
+    "batch_chunks",
+    "channel_names",
+    "statistics",
+    "survey_images",
+    "survey_patches",
+    "task_blocks",
+]
 
 _PER_TASK = 128 * 2**20
 """Bytes of decoded chunks that one task counts."""
@@ -116,17 +124,13 @@ def survey_images(images: Sequence[Image], *, progress: bool) -> tuple[Found, Re
     keys: list[tuple[str, int]] = []
     lazies = []
     for index, image in enumerate(images):
-        layout = image.layout
         handle = f"patchloom-image-{index}-{token}"
         layer[handle] = light(image)
         lazy = None if image.source.addressable else image.source.lazy(image)
         if lazy is not None:
             lazies.append(lazy)
-        n = layout.samples.n_chunks * layout.space.n_chunks
-        size = int(np.prod(layout.block_shape())) * image.dtype.itemsize
-        step = max(1, _PER_TASK // max(1, size))
-        for start in range(0, n, step):
-            blocks = np.arange(start, min(start + step, n))
+        for blocks in task_blocks(image):
+            start = int(blocks[0])
             key = (name, len(keys))
             rows = [] if lazy is None else stored_chunks(image, blocks).tolist()
             dependencies = [] if lazy is None else [(lazy.name, *row) for row in rows]
@@ -135,6 +139,29 @@ def survey_images(images: Sequence[Image], *, progress: bool) -> tuple[Found, Re
             keys.append(key)
     graph = Graph(HighLevelGraph.from_collections(name, layer, dependencies=lazies), keys)
     return _collected(execute(graph, progress=progress, label="survey"))
+
+
+def task_blocks(image: Image) -> Iterator[Ints]:
+    """The blocks of an image, those of one task after the other."""
+    layout = image.layout
+    n = layout.samples.n_chunks * layout.space.n_chunks
+    size = int(np.prod(layout.block_shape())) * image.dtype.itemsize
+    step = max(1, _PER_TASK // max(1, size))
+    for start in range(0, n, step):
+        yield np.arange(start, min(start + step, n))
+
+
+def along_curve(image: Image, blocks: Ints) -> Ints:
+    """Blocks in the order of a survey: neighbours of a stored shard are fetched together."""
+    space = image.layout.space
+    ordered: Ints = blocks[np.argsort(morton(space.unflat(blocks % space.n_chunks)))]
+    return ordered
+
+
+def batch_chunks(image: Image) -> int:
+    """Chunks that a survey asks for together."""
+    size = int(np.prod(image.grid.chunks)) * image.dtype.itemsize
+    return max(1, FETCH // max(1, size))
 
 
 def survey_patches(plan: Plan, *, progress: bool) -> tuple[Found, Reads]:
@@ -161,11 +188,8 @@ class _Span:
 
 
 def _count_blocks(image: Image, span: _Span, supplied: list[Any]) -> tuple[Found, Reads]:
-    layout = image.layout
     blocks = np.arange(span.start, span.stop)
-    # Along the curve, neighbours of a stored shard are fetched together.
-    blocks = blocks[np.argsort(morton(layout.space.unflat(blocks % layout.space.n_chunks)))]
-    chunks = stored_chunks(image, blocks)
+    chunks = stored_chunks(image, along_curve(image, blocks))
     if image.source.addressable:
         reader = image.source.reader()
     else:
@@ -174,8 +198,7 @@ def _count_blocks(image: Image, span: _Span, supplied: list[Any]) -> tuple[Found
         reader = Supplied(pixels, frozenset(rows)).reader()
     tallies: dict[int, Tally] = {}
     axes = image.axes
-    size = int(np.prod(image.grid.chunks)) * image.dtype.itemsize
-    step = max(1, FETCH // max(1, size))
+    step = batch_chunks(image)
     for start in range(0, len(chunks), step):
         some: Ints = chunks[start : start + step]
         for row, part in zip(some, reader.read(some), strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from patchloom.table import as_bytes
+
 __all__ = ["as_bytes", "worded"]
 
 _LABELS = {
@@ -18,7 +20,7 @@ _LABELS = {
     "n_tasks": "tasks",
     "chunks_needed": "distinct chunks needed",
     "chunk_reads": "chunk decodes",
-    "role_reads": "chunk decodes of labels and targets",
+    "role_reads": "label and target decodes",
     "survey_reads": "chunk decodes of passes before",
     "read_amplification": "decodes a needed chunk",
     "bytes_read": "read",
@@ -63,19 +65,6 @@ def worded(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (key, _LABELS.get(key, key.replace("_", " ")), _text(key, value))
         for key, value in figures.items()
     ]
-
-
-def as_bytes(n: float) -> str:
-    """A number of bytes, at most four digits of it.
-
-    >>> as_bytes(812), as_bytes(5.5 * 2**20)
-    ('812 B', '5.5 MiB')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if n < 1024 or unit == "TiB":
-            break
-        n /= 1024
-    return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
 
 
 def _text(key: str, value: Any) -> str:

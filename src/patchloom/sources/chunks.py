@@ -26,12 +26,12 @@ from patchloom.grid import ChunkGrid
 from patchloom.image import ChunkReader, Ints, Reads
 from patchloom.location import Location
 
-__all__ = ["ArrayMetadata", "bare", "reader_for"]
+__all__ = ["GAP", "ArrayMetadata", "DirectReader", "bare", "reader_for"]
 
 Pixels = npt.NDArray[Any]
 Bytes = bytes | memoryview
 _ABSENT = np.uint64(2**64 - 1)
-_GAP = 64 * 1024
+GAP = 64 * 1024
 """Ranges of one object that lie closer than this are fetched as one."""
 
 
@@ -50,16 +50,37 @@ class ArrayMetadata:
         codecs = _described(self.document["codecs"])
         if len(codecs) == 1 and codecs[0][0] == "sharding_indexed":
             return tuple(codecs[0][1]["chunk_shape"])
-        return self._outer
+        return self.outer
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether an object holds chunks behind an index, be it one."""
+        if self.format == 2:
+            return False
+        codecs = _described(self.document["codecs"])
+        return len(codecs) == 1 and codecs[0][0] == "sharding_indexed"
 
     @property
     def shards(self) -> tuple[int, ...] | None:
         """Extent of a stored object that holds several chunks, if that is how it is stored."""
-        return self._outer if self.format == 3 and self._outer != self.chunks else None
+        return self.outer if self.format == 3 and self.outer != self.chunks else None
 
     @property
-    def _outer(self) -> tuple[int, ...]:
+    def outer(self) -> tuple[int, ...]:
+        """Extent of what one object holds."""
+        if self.format == 2:
+            return tuple(self.document["chunks"])
         return tuple(self.document["chunk_grid"]["configuration"]["chunk_shape"])
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of a shard's index; 0 without shards."""
+        if not self.is_sharded:
+            return 0
+        config = _described(self.document["codecs"])[0][1]
+        names = [name for name, _ in _described(config["index_codecs"])]
+        n = math.prod(o // c for o, c in zip(self.outer, self.chunks, strict=True))
+        return 16 * n + 4 * ("crc32c" in names)
 
     def parsed(self) -> Any:
         """zarr-python's own metadata object."""
@@ -239,6 +260,14 @@ class DirectReader:
                 found[position] = view[a - start : b - start]
         return list(zip(found, keys, strict=True))
 
+    def indices_of(self, shards: Sequence[tuple[int, ...]]) -> list[npt.NDArray[np.uint64] | None]:
+        """Where chunks lie in some shards, in one batch: (offset, length) of each, or None.
+
+        Absent chunks have the offset 2**64 - 1, and absent shards are None.
+        """
+        self._load_indices({shard: self._parsed.encode_chunk_key(shard) for shard in shards})
+        return [self._indices[shard] for shard in shards]
+
     def _load_indices(self, shards: dict[tuple[int, ...], str]) -> None:
         sharding = self._sharding
         assert sharding is not None
@@ -378,7 +407,7 @@ def _merged(
     """Join spans of one object that lie close together."""
     found: list[tuple[int, int, list[tuple[int, int, int]]]] = []
     for span in spans:
-        if found and span[0] - found[-1][1] <= _GAP:
+        if found and span[0] - found[-1][1] <= GAP:
             start, stop, parts = found[-1]
             found[-1] = (start, max(stop, span[1]), [*parts, span])
         else:

@@ -1,0 +1,112 @@
+"""Asked: what the readers of a run will ask of each array, in which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from patchloom.image import Image, Ints, Role
+from patchloom.planning.incidence import Patches, touches
+from patchloom.planning.plans import Plan
+from patchloom.run.blocks import arrivals, batch_blocks
+from patchloom.run.cutting import steps_of
+from patchloom.run.surveying import along_curve, batch_chunks, task_blocks
+
+__all__ = ["KINDS", "Asked", "Reading", "asked"]
+
+KINDS = ("image", "role", "survey", "mask", "live")
+"""Why an array is read: to be cut, by a pass before, for coverage, or live by one epoch."""
+
+
+@dataclass
+class Reading:
+    """What readers of one array are asked: for each one its blocks, in order."""
+
+    batch: int
+    """Chunks that are asked for together."""
+    queues: list[Ints] = field(default_factory=list)
+
+
+@dataclass
+class Asked:
+    """One array and what is asked of it, by kind."""
+
+    image: Image
+    readings: dict[str, Reading] = field(default_factory=dict)
+
+    def ask(self, kind: str, blocks: Ints, batch: int) -> None:
+        """One reader more."""
+        self.readings.setdefault(kind, Reading(batch)).queues.append(blocks)
+
+    def blocks(self) -> Ints:
+        """All distinct blocks."""
+        queues = [queue for reading in self.readings.values() for queue in reading.queues]
+        return np.unique(np.concatenate(queues)) if queues else np.zeros(0, np.int64)
+
+
+def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, str], Asked]:
+    """What an undisturbed run asks of every array, task by task."""
+    arrays: dict[tuple[int, str], Asked] = {}
+    for start, stop in plan.runs.rows():
+        for part in plan.patches(start, stop):
+            image = plan.images[part.image]
+            shard = part.row // plan.rows_per_shard
+            step = steps_of(part.cell, shard, plan)
+            for name, array in image.cut_arrays.items():
+                found = arrays.setdefault((part.image, name), Asked(array))
+                blocks = _queue(plan, array, part, step)
+                batch = batch_blocks(array) * array.layout.chunks_per_block
+                found.ask("image" if name == "image" else "role", blocks, batch)
+                if name == "image" and normalize is not None and over == "patches":
+                    found.ask("survey", blocks, batch)
+            if image.mask is not None:
+                mask = image.mask.image
+                found = arrays.setdefault((part.image, "mask"), Asked(mask))
+                for blocks in _under_mask(plan, image.mask, part, shard):
+                    found.ask("mask", blocks, 2**62)
+    for found in arrays.values():
+        for kind in {"image", "role"} & {*found.readings}:
+            taken = found.readings[kind]
+            found.ask("live", np.unique(np.concatenate(taken.queues)), taken.batch)
+    if over == "image":
+        for index, image in enumerate(plan.images):
+            found = arrays.setdefault((index, "image"), Asked(image))
+            for blocks in task_blocks(image):
+                found.ask("survey", along_curve(image, blocks), batch_chunks(image))
+    return arrays
+
+
+def _queue(plan: Plan, array: Image, part: Patches, step: Ints) -> Ints:
+    """The blocks of one array that a task reads, in its order."""
+    layout = array.layout
+    sample = part.sample if layout.n_samples > 1 else np.zeros_like(part.sample)
+    patch, block = touches(layout, sample, part.corner, plan.cut)
+    return arrivals(step[patch], block)[0]
+
+
+def _under_mask(plan: Plan, role: Role, part: Patches, shard: Ints) -> Iterator[Ints]:
+    """The blocks of a mask that the coverage of each shard's patches reads."""
+    layout, image = role.image.layout, plan.images[part.image]
+    axes = [image.axes.spatial.index(a) for a in role.axes]
+    corner = part.corner + np.asarray(plan.cut.context, np.int64)
+    extent = np.asarray(image.layout.space.shape, np.int64)
+    low = np.maximum(corner, 0)[:, axes]
+    high = np.minimum(corner + np.asarray(plan.cut.proper, np.int64), extent)[:, axes]
+    sample = part.sample if layout.n_samples > 1 else np.zeros_like(part.sample)
+    order = np.lexsort((sample, shard))
+    shard, sample, low, high = shard[order], sample[order], low[order], high[order]
+    change = (np.diff(shard, prepend=-1) != 0) | (np.diff(sample, prepend=-1) != 0)
+    begins = np.flatnonzero(change)
+    lows, highs = np.minimum.reduceat(low, begins), np.maximum.reduceat(high, begins)
+    for s, a, b in zip(sample[begins].tolist(), lows.tolist(), highs.tolist(), strict=True):
+        window = role.alignment.window(a, b, layout.space.shape)
+        if any(first >= last for first, last in window):
+            continue
+        ranges = [
+            np.arange(first // c, (last - 1) // c + 1)
+            for (first, last), c in zip(window, layout.space.chunks, strict=True)
+        ]
+        at = np.stack([m.ravel() for m in np.meshgrid(*ranges, indexing="ij")], -1)
+        yield np.unique(layout.blocks_of(np.full(len(at), s), at))
