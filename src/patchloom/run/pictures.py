@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["blend", "colour", "data_uri", "label_colours", "outline", "png"]
+__all__ = ["blend", "colour", "data_uri", "grey_levels", "label_colours", "outline", "png"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -132,6 +132,16 @@ def blend(
         out += (np.clip(level, 0, 1) ** gamma)[..., None] * np.asarray(tints[k % len(tints)])
     # Where bright channels meet, keep the hue instead of running into white.
     return _as_bytes(out / np.maximum(out.max(-1, keepdims=True), 1))
+
+
+def grey_levels(channel: npt.NDArray[Any]) -> tuple[float, float]:
+    """Grey levels of one channel that become black and full colour: its own percentiles."""
+    numbers = channel.astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
+        return 0.0, 1.0
+    low, high = np.percentile(numbers, (1, 99.8)).tolist()
+    return low, high
 
 
 def label_colours(labels: npt.NDArray[Any]) -> Pixels:
