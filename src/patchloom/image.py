@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +22,7 @@ from patchloom.table import html_table
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["ROLES", "ChunkReader", "Image", "Layout", "Reads", "Role", "Source"]
+__all__ = ["ROLES", "ChunkReader", "Image", "Layout", "Pyramid", "Reads", "Role", "Source"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,6 +35,7 @@ _HOMES = {
     "array": ("patchloom.sources.arrays", "ArraySource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
 }
+_PYRAMIDS = {"zarr": ("patchloom.sources.pyramids", "ZarrPyramid")}
 
 
 @dataclass
@@ -76,6 +77,16 @@ class Source(Protocol):
 
     def without_pixels(self) -> Source:
         """The same without what it holds in memory."""
+
+    def to_document(self) -> dict[str, Any]:
+        """What it is, for JSON, without credentials; `kind` names its home."""
+
+
+class Pyramid(Protocol):
+    """Where the coarser levels of an image are; small, and opened when they are asked for."""
+
+    def levels(self, image: Image) -> tuple[Role, ...]:
+        """The levels coarser than an opened one, fine to coarse."""
 
     def to_document(self) -> dict[str, Any]:
         """What it is, for JSON, without credentials; `kind` names its home."""
@@ -209,6 +220,11 @@ class Image:
     mask: Role | None = None
     labels: Role | None = None
     target: Role | None = None
+    pyramid: Pyramid | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        # What is derived is derived again: it need not travel.
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def ndim(self) -> int:
@@ -224,6 +240,11 @@ class Image:
             channels=self.grid.pick(axes.pick("c" if axes.has_channel else "")),
             space=self.grid.pick(axes.pick(axes.spatial)),
         )
+
+    @cached_property
+    def levels(self) -> tuple[Role, ...]:
+        """The coarser levels of an OME-Zarr image, fine to coarse; read when first asked for."""
+        return () if self.pyramid is None else self.pyramid.levels(self)
 
     @property
     def cut_arrays(self) -> dict[str, Image]:
@@ -314,6 +335,7 @@ class Image:
             "metadata": dict(self.metadata),
             "roles": roles,
             "source": self.source.to_document(),
+            "pyramid": None if self.pyramid is None else self.pyramid.to_document(),
         }
 
     @classmethod
@@ -329,11 +351,6 @@ class Image:
         options
             Storage options for its sources.
         """
-        kind = document["source"]["kind"]
-        if kind not in _HOMES:
-            raise SourceError(f"a source is one of {sorted(_HOMES)}, got {kind!r}")
-        module, name = _HOMES[kind]
-        home = getattr(importlib.import_module(module), name)
         roles = {
             role: Role(
                 cls.from_document(item["image"], options),
@@ -346,7 +363,7 @@ class Image:
             for role, item in document["roles"].items()
             if role in ROLES
         }
-        shards = document["shards"]
+        shards, pyramid = document["shards"], document.get("pyramid")
         return cls(
             id=document["id"],
             uri=document["uri"],
@@ -354,7 +371,7 @@ class Image:
             shape=tuple(document["shape"]),
             dtype=np.dtype(document["dtype"]),
             grid=ChunkGrid(tuple(document["shape"]), tuple(document["chunks"])),
-            source=home.from_document(document["source"], options or {}),
+            source=_restored(_HOMES, document["source"], options),
             shards=None if shards is None else tuple(shards),
             level=document["level"],
             spacing=document["spacing"],
@@ -362,6 +379,7 @@ class Image:
             unit=document["unit"],
             channels=tuple(document["channels"]),
             metadata=document["metadata"],
+            pyramid=_restored(_PYRAMIDS, pyramid, options) if pyramid else None,
             **roles,
         )
 
@@ -388,6 +406,18 @@ class Image:
             "uri": self.uri or "in memory",
         }
         return html_table(f"Image {self.id}", rows)
+
+
+def _restored(
+    homes: Mapping[str, tuple[str, str]],
+    document: Mapping[str, Any],
+    options: Mapping[str, Any] | None,
+) -> Any:
+    kind = document["kind"]
+    if kind not in homes:
+        raise SourceError(f"a source is one of {sorted(homes)}, got {kind!r}")
+    module, name = homes[kind]
+    return getattr(importlib.import_module(module), name).from_document(document, options or {})
 
 
 def overlap(

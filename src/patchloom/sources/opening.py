@@ -18,18 +18,18 @@ from patchloom.errors import (
     SourceError,
     SourceMissingError,
 )
-from patchloom.grid import ChunkGrid
 from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
+from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
 from patchloom.sources.ome_zarr import Level, label_names, levels_of
+from patchloom.sources.pyramids import ZarrPyramid
 from patchloom.sources.roles import join, role_axes
 from patchloom.sources.zarrs import Node, ZarrSource, open_node
 
 __all__ = ["open_images"]
 
 _MAGIC = set("*?[")
-_DIM_NAMES = {"time": "t", "channel": "c", "band": "c", "sample": "s"}
 
 
 def open_images(
@@ -180,11 +180,11 @@ def _from_array(array: Any, axes: str | None, name: str) -> Image:
             f"the extents of a Dask array are known, got chunks {data.chunks} in {name!r}; "
             "call compute_chunk_sizes() first"
         )
-    named = "".join(_DIM_NAMES.get(d.lower(), d.lower()) for d in dims)
-    parsed = _axes(axes, named if len(named) == len(dims) else "", data.ndim, name)
+    named = letters(dims)
+    parsed = axes_of(axes, named if len(named) == len(dims) else "", data.ndim, name)
     dtype = check_numeric(data.dtype, f"image {name!r}")
     chunks = regular_chunks(data, parsed.pick("c" if parsed.has_channel else ""))
-    return _image(
+    return image_of(
         name=name,
         uri="",
         axes=parsed,
@@ -213,116 +213,24 @@ def _from_node(node: Node, axes: str | None, level: int | str, name: str) -> Ima
                 f"level {chosen.path!r} of {node.location.shown!r} is listed in its metadata but "
                 "is no array; restore it, or open another level"
             )
-        return _from_array_node(inner, axes, name, chosen, index)
+        image = image_of_node(inner, axes, name, chosen, index)
+        coarser = ZarrPyramid(node.location) if index + 1 < len(levels) else None
+        return replace(image, pyramid=coarser)
     if level != 0:
         raise SourceError(
             f"only an OME-Zarr image has levels, but {node.location.shown!r} is none, got "
             f"level={level!r}; leave level out, or name the array itself"
         )
     if node.array is not None:
-        return _from_array_node(node, axes, name, None, 0)
+        return image_of_node(node, axes, name, None, 0)
     inside = _arrays_inside(node)
     if len(inside) == 1:
-        return _from_array_node(open_node(node.location / inside[0]), axes, name, None, 0)
+        return image_of_node(open_node(node.location / inside[0]), axes, name, None, 0)
     raise NotAnArrayError(
         f"an image is one array, but {node.location.shown!r} is a group without OME-Zarr metadata"
         + (f" that holds {inside[:20]}" if inside else " and without arrays")
         + "; name the array: its path below the group"
     )
-
-
-def _from_array_node(
-    node: Node, axes: str | None, name: str, level: Level | None, index: int
-) -> Image:
-    metadata = node.array
-    assert metadata is not None
-    document = metadata.document
-    shape = tuple(int(n) for n in document["shape"])
-    try:
-        dtype = metadata.parsed().dtype.to_native_dtype()
-    except Exception as error:
-        raise NotAnArrayError(
-            f"the data type of {node.location.shown!r} cannot be used: {error}"
-        ) from error
-    dims = document.get("dimension_names") or node.attributes.get("_ARRAY_DIMENSIONS") or ()
-    named = "".join(_DIM_NAMES.get(str(d).lower(), str(d).lower()) for d in dims)
-    if level is not None:
-        named = level.axes
-    elif len(named) != len(shape):
-        named = ""
-    parsed = _axes(axes, named, len(shape), node.location.shown)
-    spatial = parsed.spatial
-    places = dict(zip(parsed.names, range(len(shape)), strict=True))
-    described = level is not None and len(level.scale) == len(shape)
-    image = _image(
-        name=name,
-        uri=node.location.shown,
-        axes=parsed,
-        shape=shape,
-        dtype=check_numeric(dtype, repr(node.location.shown)),
-        chunks=metadata.chunks,
-        source=ZarrSource(node.location, metadata),
-        shards=metadata.shards,
-        level=index,
-        channels=level.channels if level is not None else (),
-    )
-    if not described or level is None:
-        return image
-    return replace(
-        image,
-        spacing={a: level.scale[places[a]] for a in spatial},
-        origin={a: level.translation[places[a]] for a in spatial},
-        unit={a: level.units[places[a]] for a in spatial if level.units[places[a]]},
-    )
-
-
-def _image(
-    *,
-    name: str,
-    uri: str,
-    axes: Axes,
-    shape: Sequence[int],
-    dtype: np.dtype[Any],
-    chunks: Sequence[int],
-    source: Any,
-    shards: tuple[int, ...] | None = None,
-    level: int = 0,
-    channels: tuple[str, ...] = (),
-) -> Image:
-    shape = tuple(int(n) for n in shape)
-    if any(n < 1 for n in shape):
-        raise SourceError(
-            f"every axis of an image has at least one pixel, got shape {shape} ({axes}) in "
-            f"{uri or name!r}; leave it out"
-        )
-    n_channels = shape[axes.names.index("c")] if axes.has_channel else 1
-    return Image(
-        id=name,
-        uri=uri,
-        axes=axes,
-        shape=shape,
-        dtype=dtype,
-        grid=ChunkGrid(shape, tuple(int(c) for c in chunks)),
-        source=source,
-        shards=shards,
-        level=level,
-        channels=channels if len(channels) == n_channels else (),
-    )
-
-
-def _axes(given: str | None, named: str, ndim: int, what: str) -> Axes:
-    if given is not None:
-        axes = Axes.parse(given)
-    elif named:
-        axes = Axes.parse(named)
-    else:
-        axes = Axes.guess(ndim)
-    if len(axes) != ndim:
-        raise AxesError(
-            f"axes name each dimension once, got {str(axes)!r} for {ndim} dimensions in {what}; "
-            "give one letter a dimension, in stored order"
-        )
-    return axes
 
 
 def _pick_level(levels: Sequence[Level], level: int | str, node: Node) -> int:
