@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["blend", "colour", "data_uri", "grey_levels", "label_colours", "outline", "png"]
+__all__ = ["blend", "colour", "data_uri", "grey_levels", "heat", "label_colours", "outline", "png"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -168,6 +168,14 @@ def colour(share: float) -> str:
     k = min(int(at), len(_VIRIDIS) - 2)
     red, green, blue = np.rint(_VIRIDIS[k] + (at - k) * (_VIRIDIS[k + 1] - _VIRIDIS[k])).astype(int)
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def heat(shares: npt.NDArray[np.float64]) -> Pixels:
+    """The colours of `colour` for many shares: uint8[..., 3]."""
+    at = np.clip(shares, 0, 1) * (len(_VIRIDIS) - 1)
+    steps = np.arange(len(_VIRIDIS))
+    found = np.stack([np.interp(at, steps, _VIRIDIS[:, k]) for k in range(3)], -1)
+    return np.rint(found).astype(np.uint8)
 
 
 def outline(

@@ -80,7 +80,6 @@ class MaskLook:
     """The image's spatial axes that it has."""
     is_exact: bool
     """Whether it is the mask itself, not a coarser level of it."""
-    nbytes: int
 
     def of_plane(self, plane: int | None) -> tuple[Flags, tuple[float, float, float, float]]:
         """bool[y, x] and where it begins and ends (y, x, y, x), in pixels of the image."""
@@ -154,12 +153,12 @@ def thumbnail(
     array = _in_memory(image)
     if array is not None:
         return _of_array(image, view, array, side), ""
-    whole = Alignment.of_shapes(image.layout.space.shape, image.layout.space.shape)
-    levels = [Role(image, whole, image.axes.spatial), *getattr(image, "levels", ())]
-    longest = [max(role.image.layout.space.shape[-2:]) for role in levels]
-    enough = [k for k, n in enumerate(longest) if n >= side]
     spent = 0
     try:
+        whole = Alignment.of_shapes(image.layout.space.shape, image.layout.space.shape)
+        levels = [Role(image, whole, image.axes.spatial), *image.levels]
+        longest = [max(role.image.layout.space.shape[-2:]) for role in levels]
+        enough = [k for k, n in enumerate(longest) if n >= side]
         for k in range(enough[-1] if enough else 0, len(levels)):
             look = _Look.of(levels[k], view)
             reader = look.image.source.reader()
@@ -184,8 +183,8 @@ def thumbnail(
 
 def mask_look(
     image: Image, view: PlaneView, nbytes: int = BUDGET // 3
-) -> tuple[MaskLook | None, str]:
-    """The mask over a view, read whole or not at all, and what to know about it in words.
+) -> tuple[MaskLook | None, str, int]:
+    """The mask over a view, read whole or not at all; what to know about it; bytes fetched.
 
     Parameters
     ----------
@@ -196,7 +195,7 @@ def mask_look(
     """
     role = image.mask
     if role is None:
-        return None, ""
+        return None, "", 0
     axes = tuple(image.axes.spatial.index(a) for a in role.axes)
     low, high = _over(image, view, axes)
     spent = 0
@@ -220,10 +219,11 @@ def mask_look(
                 covered[into] = part[0] != 0
             spent += 0 if free else reader.reads.nbytes
             origin = tuple(a for a, _ in window)
-            return MaskLook(covered, origin, one.alignment, axes, not k, spent), ""
+            return MaskLook(covered, origin, one.alignment, axes, not k), "", spent
     except PatchloomError as error:
-        return None, f"The mask is not drawn, it could not be read: {error}"
-    return None, "The mask is not drawn: it is more than may be read for a page"
+        # What came before the error is not known: the pixels get what is left for certain.
+        return None, f"The mask is not drawn, it could not be read: {error}", nbytes
+    return None, "The mask is not drawn: it is more than may be read for a page", spent
 
 
 # -- what lies under a view ---------------------------------------------------------------
@@ -293,7 +293,7 @@ def _over(image: Image, view: PlaneView, axes: Sequence[int]) -> tuple[list[int]
 def _mask_levels(role: Role) -> Iterator[Role]:
     yield role
     first = role.alignment
-    for level in getattr(role.image, "levels", ()):
+    for level in role.image.levels:
         second = level.alignment
         pairs = list(zip(first.scale, first.offset, second.scale, second.offset, strict=True))
         yield Role(
