@@ -105,7 +105,12 @@ def demo(output: str) -> None:
 @click.argument("job", metavar="JOB.yaml")
 @_json
 @click.option("--save", metavar="URL", help="Save the plan there; `inspect` shows it again.")
-def plan_command(job: str, as_json: bool, save: str | None) -> None:
+@click.option(
+    "--html",
+    metavar="PATH",
+    help="Write a page to look at it; reads less than 1 MB of each image that it shows.",
+)
+def plan_command(job: str, as_json: bool, save: str | None, html: str | None) -> None:
     """Plan a job and say what it will take: reads masks, but no pixel of an image."""
     from patchloom.config import load_job
     from patchloom.run.jobs import plan_of
@@ -114,6 +119,8 @@ def plan_command(job: str, as_json: bool, save: str | None) -> None:
     planned = plan_of(loaded)
     if save is not None:
         planned.save(save, storage_options=loaded.storage_options)
+    if html is not None:
+        planned.to_html(html, storage_options=loaded.storage_options)
     _show_plan(planned, as_json)
 
 

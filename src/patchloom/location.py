@@ -159,7 +159,7 @@ class Location:
             shown = f"{self.shown}/{name}" if name else self.shown
             raise WriteError(
                 f"every object of a store must be writable, but {shown} ({len(data):,} "
-                f" bytes) was refused: {self.describe(error)}; free space or "
+                f"bytes) was refused: {self.describe(error)}; free space or "
                 "mend the permission, then run the same call again: finished shards are kept"
             ) from error
 

@@ -88,22 +88,18 @@ def plan_page(
     n = len(plan.images)
     shown = range(n) if n <= MOST_IMAGES else (np.arange(MOST_IMAGES) * n // MOST_IMAGES).tolist()
     most = min(2_000, _PATCHES // max(1, len(shown)))
-    looks = [_look(plan, index, most) for index in shown]
+    side = 640 if len(shown) == 1 else 480 if len(shown) <= 6 else 320
+    looks = [_look(plan, index, most, side) for index in shown]
     heading = title or "Plan of training patches"
     figures = _figures(plan)
     parts = [
         _head(heading, plan),
         _tiles(plan, counts, figures),
         _images(plan, looks, counts),
-        '<div class="pair">',
-        _coverage(plan, looks),
-        _reasons(plan),
-        "</div>",
+        _pair(_coverage(plan, looks), _reasons(plan)),
         _classes(plan, counts),
-        '<div class="pair">',
-        _cost(figures if cost is None else cost, given=cost is not None),
-        _settings(plan),
-        "</div></main>",
+        _pair(_cost(figures if cost is None else cost, given=cost is not None), _settings(plan)),
+        "</main>",
         f"<footer>Plan fingerprint <code>{escape(plan.fingerprint)}</code>. At most "
         f"{as_bytes(BUDGET)} of each image were fetched for this page, which refers to nothing "
         "outside itself.</footer>",
@@ -120,6 +116,12 @@ def glance(plan: Plan) -> str:
     image = plan.images[0]
     drawn = view_drawing(plane_view(plan, 0, _GLANCE), image.id, plan.fingerprint[:8])
     more = f", the first of {len(plan.images):,} images" if len(plan.images) > 1 else ""
+    if len(plan.split_names) > 1:
+        more += "; " + ", ".join(
+            f'<span style="border-bottom:3px solid {SPLITS[k % len(SPLITS)][0]}">{escape(name)}'
+            "</span>"
+            for k, name in enumerate(plan.split_names)
+        )
     return (
         f'<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start">{shown}'
         f'<figure style="margin:0;width:320px;max-width:100%">{drawn}<figcaption>'
@@ -201,12 +203,12 @@ class _Look:
     """Stored bytes that came back."""
 
 
-def _look(plan: Plan, index: int, most: int) -> _Look:
+def _look(plan: Plan, index: int, most: int, side: int) -> _Look:
     image = plan.images[index]
     view = plane_view(plan, index, most)
     # The mask first: what it leaves goes to the pixels.
     mask, told_of_mask, spent = mask_look(image, view)
-    pixels, told = thumbnail(image, view, BUDGET - spent)
+    pixels, told = thumbnail(image, view, BUDGET - spent, side)
     share = None
     if mask is not None and mask.is_exact:
         share = mask.share(view.low, view.high, image.layout.space.shape)
@@ -251,7 +253,7 @@ def _tiles(plan: Plan, counts: _Counts, figures: Mapping[str, Any]) -> str:
             (
                 f"{figures['read_amplification']:.2f}",
                 "decodes a needed chunk",
-                f"{figures['chunk_reads']:,} decodes in {many(plan.n_tasks, 'task')}",
+                f"{many(figures['chunk_reads'], 'decode')} in {many(plan.n_tasks, 'task')}",
             )
         )
     else:
@@ -287,7 +289,8 @@ def _images(plan: Plan, looks: Sequence[_Look], counts: _Counts) -> str:
 
 def _legend(plan: Plan, looks: Sequence[_Look]) -> str:
     items = []
-    for k, name in enumerate(plan.split_names):
+    drawn = [look for look in looks if look.view.drawn]
+    for k, name in enumerate(plan.split_names if drawn else ()):
         colour, dashes = SPLITS[k % len(SPLITS)]
         broken = f' stroke-dasharray="{dashes}"' if dashes else ""
         items.append(
@@ -299,9 +302,9 @@ def _legend(plan: Plan, looks: Sequence[_Look]) -> str:
                 f"{name}, kept",
             )
         )
-    if any(not look.view.drawn for look in looks):
+    if len(drawn) < len(looks):
         items.append(("density", '<i class="heat"></i>', "kept, by chunk: few to many"))
-    if any(look.view.n_left for look in looks):
+    if any(look.view.n_left for look in drawn):
         items.append(
             (
                 "left",
@@ -319,8 +322,8 @@ def _legend(plan: Plan, looks: Sequence[_Look]) -> str:
     if any(look.pixels is not None for look in looks):
         items.append(("pixels", '<i class="swatch photo"></i>', "pixels"))
     boxes = "".join(
-        f'<label><input type="checkbox" class="show-{name}" checked>{drawn} {escape(text)}</label>'
-        for name, drawn, text in items
+        f'<label><input type="checkbox" class="show-{name}" checked>{sign} {escape(text)}</label>'
+        for name, sign, text in items
     )
     return f'<p class="layers">{boxes}</p>'
 
@@ -334,10 +337,11 @@ def _figure(plan: Plan, look: _Look, position: int, most: int) -> str:
     facts = [f"{image.axes} {times(image.shape)}"]
     if image.layout.n_samples > 1:
         facts.append(f"sample {view.sample:,} of {image.layout.n_samples:,}")
-    if view.plane is not None:
+    deep = view.plane is not None and image.layout.space.shape[0] > 1
+    if deep:
         facts.append(f"plane z = {view.plane:,} of {image.layout.space.shape[0]:,}")
     listed = int(view.kept.sum())
-    here = "" if view.plane is None and image.layout.n_samples == 1 else " here"
+    here = " here" if deep or image.layout.n_samples > 1 else ""
     if view.drawn:
         facts.append(f"{view.n_kept:,} kept{here}")
     else:
@@ -347,10 +351,12 @@ def _figure(plan: Plan, look: _Look, position: int, most: int) -> str:
         )
     if view.n_left:
         n = len(view.kept) - listed
-        part = f", {n:,} of them drawn" if n < view.n_left else ""
+        part = f", {n:,} of them drawn" if view.drawn and n < view.n_left else ""
         facts.append(f"{view.n_left:,} left out{here}{part}")
     if look.pixels is not None and look.pixels.level != image.level:
         facts.append(f"pixels of level {look.pixels.level}")
+    if look.mask is not None and not look.mask.is_exact:
+        facts.append("mask of a coarser level")
     if look.nbytes:
         facts.append(f"{as_bytes(look.nbytes)} fetched")
     notes = "".join(f'<span class="note">{escape(note)}.</span>' for note in look.notes)
@@ -389,13 +395,12 @@ def _by_image(plan: Plan, counts: _Counts) -> str:
 def _coverage(plan: Plan, looks: Sequence[_Look]) -> str:
     found = [(look.view.kept, look.share) for look in looks if look.share is not None]
     if not found:
-        why = (
-            "The images have no mask: coverage was not asked for."
-            if all(image.mask is None for image in plan.images)
-            else "The masks are larger than what may be read for a page; the manifest of the "
-            "store will hold the coverage of each patch."
+        if all(image.mask is None for image in plan.images):
+            return ""
+        return (
+            "<section><h2>Coverage</h2><p>The masks are larger than what may be read for a page; "
+            "the manifest of the store will hold the coverage of each patch.</p></section>"
         )
-        return f"<section><h2>Coverage</h2><p>{why}</p></section>"
     none = np.zeros(0)
     kept = np.concatenate([none, *(share[taken] for taken, share in found)])
     left = np.concatenate([none, *(share[~taken] for taken, share in found)])
@@ -452,9 +457,13 @@ def _classes(plan: Plan, counts: _Counts) -> str:
         parts.append(_bars("Splits", told, dict(zip(plan.split_names, sums, strict=True))))
     if plan.class_counts:
         parts.append(_bars("Classes", "Kept patches by class", plan.class_counts))
-    if not parts:
-        return ""
-    return f'<div class="pair">{"".join(parts)}</div>' if len(parts) > 1 else parts[0]
+    return _pair(*parts)
+
+
+def _pair(*sections: str) -> str:
+    """Sections side by side, where there is more than one."""
+    some = [section for section in sections if section]
+    return f'<div class="pair">{"".join(some)}</div>' if len(some) > 1 else "".join(some)
 
 
 def _bars(heading: str, caption: str, counts: Mapping[str, int]) -> str:

@@ -133,8 +133,8 @@ def thumbnail(
 ) -> tuple[Thumbnail | None, str]:
     """The plane of a view in few pixels, and what to know about it in words.
 
-    The coarsest level of a pyramid that still has `side` pixels is read, or a coarser one where
-    that is too dear. Of an image without, as many chunks as the bytes allow, spread evenly.
+    The coarsest level of a pyramid that still has about `side` pixels is read, or a coarser one
+    where that is too dear. Of an image without, as many chunks as the bytes allow, spread evenly.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def thumbnail(
         whole = Alignment.of_shapes(image.layout.space.shape, image.layout.space.shape)
         levels = [Role(image, whole, image.axes.spatial), *image.levels]
         longest = [max(role.image.layout.space.shape[-2:]) for role in levels]
-        enough = [k for k, n in enumerate(longest) if n >= side]
+        enough = [k for k, n in enumerate(longest) if 3 * n >= 2 * side]
         for k in range(enough[-1] if enough else 0, len(levels)):
             look = _Look.of(levels[k], view)
             reader = look.image.source.reader()

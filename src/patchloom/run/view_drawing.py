@@ -26,6 +26,8 @@ LEFT_COLOUR = "#c3c9ce"
 
 _LINES = 200
 """Chunk borders that are drawn along one axis."""
+_FEW_LINES = 80
+"""Chunk borders that are drawn strongly; more would hide what they divide."""
 _MASK_SIDE = 400
 """Pixels along the longer side of a mask that is drawn."""
 _OUTLINE = 60_000
@@ -78,7 +80,7 @@ def view_drawing(
         "" if pixels is None else _pixels(pixels, most),
         "" if mask is None else _mask(mask, view),
         "" if view.drawn else _density(view),
-        _left(view, key),
+        _left(view, key) if view.drawn else "",
         _grid(view),
         _kept(view) if view.drawn else "",
     ]
@@ -185,15 +187,16 @@ def _density(view: PlaneView) -> str:
 
 
 def _grid(view: PlaneView) -> str:
-    lines = []
+    lines: list[str] = []
     height, width = view.extent
     for axis, (extent, chunk) in enumerate(zip(view.extent, view.chunk, strict=True)):
         step = chunk * -(-(extent // chunk) // _LINES) or chunk
         ats = range(step, extent, step)
         lines += [f"M0 {at}H{width}" if axis == 0 else f"M{at} 0V{height}" for at in ats]
+    faint = ".42" if len(lines) <= _FEW_LINES else ".16"
     return (
         f'<path class="chunks" d="{"".join(lines)}" fill="none" stroke="#fff" '
-        'stroke-opacity=".42" stroke-width="1" vector-effect="non-scaling-stroke"/>'
+        f'stroke-opacity="{faint}" stroke-width="1" vector-effect="non-scaling-stroke"/>'
     )
 
 
@@ -221,7 +224,7 @@ def _kept(view: PlaneView) -> str:
         broken = f' stroke-dasharray="{dashes}"' if dashes else ""
         found.append(
             f'<path class="kept split-{split}" d="{_path(boxes)}" fill="{colour}" '
-            f'fill-opacity=".13" stroke="{colour}" stroke-width="1.4"{broken} '
+            f'fill-opacity=".09" stroke="{colour}" stroke-width="1.4"{broken} '
             'vector-effect="non-scaling-stroke"/>'
         )
     return "".join(found)

@@ -33,8 +33,6 @@ Bytes = bytes | memoryview
 _ABSENT = np.uint64(2**64 - 1)
 _GAP = 64 * 1024
 """Ranges of one object that lie closer than this are fetched as one."""
-_AT_ONCE = 8
-"""Sizes that are asked for at the same time."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ class DirectReader:
                 self._location.inside(self._root, self._parsed.encode_chunk_key(row))
                 for row in rows
             ]
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
+            with ThreadPoolExecutor(8) as pool:
                 return np.array(list(pool.map(self._size, paths)), np.int64)
         shards, slots = self._split(rows)
         self._load_indices({s: self._parsed.encode_chunk_key(s) for s in shards})
