@@ -115,8 +115,13 @@ def demo(output: str) -> None:
     help="Threads that work at a time.",
 )
 @click.option("--prices", metavar="FILE", help="Prices and speeds, as YAML; see docs/cost.md.")
+@click.option(
+    "--html",
+    metavar="PATH",
+    help="Write a page to look at it; reads less than 1 MB of each image that it shows.",
+)
 def plan_command(
-    job: str, as_json: bool, save: str | None, workers: int, prices: str | None
+    job: str, as_json: bool, save: str | None, workers: int, prices: str | None, html: str | None
 ) -> None:
     """Plan a job and say what it will take: reads masks, but no pixel of an image."""
     from patchloom.config import load_job
@@ -128,6 +133,8 @@ def plan_command(
     planned = plan_of(loaded, progress=not as_json)
     if save is not None:
         planned.save(save, storage_options=loaded.storage_options)
+    if html is not None:
+        planned.to_html(html, storage_options=loaded.storage_options)
     _show_plan(planned, as_json, loaded, workers=workers, prices=table)
 
 

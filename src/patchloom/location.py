@@ -141,7 +141,7 @@ class Location:
         return data
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Write one whole object: it exists entirely or not at all.
+        """Write one whole object, without a name the location itself: entirely or not at all.
 
         Raises
         ------
@@ -149,16 +149,17 @@ class Location:
             If the target refuses (disk full, permission, network); what stood there stays.
         """
         fs, root = self.open()
-        path = self.inside(root, name)
+        path = self.inside(root, name) if name else root
         try:
             if isinstance(fs, LocalFileSystem):
                 _write_local(path, data)
             else:
                 fs.pipe_file(path, bytes(data))
         except Exception as error:  # each file system has errors of its own
+            shown = f"{self.shown}/{name}" if name else self.shown
             raise WriteError(
-                f"every object of a store must be writable, but {self.shown}/{name} "
-                f"({len(data):,} bytes) was refused: {self.describe(error)}; free space or "
+                f"every object of a store must be writable, but {shown} ({len(data):,} "
+                f"bytes) was refused: {self.describe(error)}; free space or "
                 "mend the permission, then run the same call again: finished shards are kept"
             ) from error
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
@@ -36,7 +38,6 @@ from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.splits import Splits
 from patchloom.randomness import digest, digest_of, key_of
 from patchloom.scores import Score, parse_scores
-from patchloom.table import html_table
 
 __all__ = ["FORMAT", "Plan", "identity_of", "patching_of"]
 
@@ -49,6 +50,8 @@ _CANDIDATES = 2**18
 """Candidates that are looked at together where only some are kept."""
 _BATCH = 2**20
 """Patches that a pass over a whole plan looks at together."""
+_PAGE = "patchloom.run.plan_page"
+"""What draws a plan, found by its name: planning itself reads no pixel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -602,6 +605,11 @@ class Plan:
             **settings,
         )
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, ready for JSON."""
+        return self._settings()
+
     def _settings(self) -> dict[str, Any]:
         return {
             "patching": self.config.model_dump(),
@@ -630,7 +638,41 @@ class Plan:
         )
 
     def _repr_html_(self) -> str:
-        return html_table("Plan", self.summary())
+        shown: str = importlib.import_module(_PAGE).glance(self)
+        return shown
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str | None = None,
+        cost: Mapping[str, object] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write one self-contained HTML page to look at this plan.
+
+        It shows coarse pixels of at most 24 images with mask, chunk grid, patches and what is
+        left out; coverage, counts, cost and settings. Reads less than 1 MB of each image.
+
+        Parameters
+        ----------
+        path
+            Path or any fsspec URL; what stands there is replaced.
+        title
+            Its heading.
+        cost
+            Figures to show as its cost, by name; by default those of `summary`.
+        storage_options
+            For the path.
+
+        Raises
+        ------
+        WriteError
+            If the target refuses.
+        """
+        importlib.import_module(_PAGE).write_plan_page(
+            self, path, title=title, cost=cost, storage_options=storage_options
+        )
 
     def refine(self, keep: npt.ArrayLike, *, reason: str = "refined") -> Plan:
         """The same plan with only some of its patches; reads nothing.

@@ -24,6 +24,7 @@ from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.split_config import SplitConfig, parse_split
+from patchloom.run.auto_masks import with_plain_masks
 from patchloom.run.centers import check_labels, goes_by_class
 from patchloom.run.mask_survey import survey_masks
 from patchloom.run.placing import placed
@@ -154,6 +155,7 @@ def plan(
         rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
     asks = _asks(images, filters, scores, split, balance, quota)
     coverage = _check(images, min_coverage, edge, pad_mode, order, window)
+    images = with_plain_masks(images, progress=progress)
     config, places, left = placed(images, patching)
     config, rows_per_shard = aligned(
         align,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 import numpy as np
+import numpy.typing as npt
 
 from patchloom.run.pictures import blend, colour, data_uri, outline
 from patchloom.run.scene import Scene
@@ -60,20 +61,22 @@ def coverage_legend() -> str:
     )
 
 
-def histogram_drawing(scene: Scene, threshold: float) -> str:
+def histogram_drawing(
+    kept_shares: npt.NDArray[np.float64], left_shares: npt.NDArray[np.float64], threshold: float
+) -> str:
     """How many candidates have which coverage; bars of what is left out are hollow.
 
     Parameters
     ----------
-    scene
-        Whose candidates are counted.
+    kept_shares, left_shares
+        Coverage of what is kept and of what is left out: float64[n], in [0, 1].
     threshold
         The plan's ``min_coverage``; a line marks it.
     """
     edges = np.linspace(0, 1, _BINS + 1)
     # Coverage of exactly 1 belongs to the last bin, as in numpy.histogram.
-    kept = np.histogram(scene.coverage[scene.kept], edges)[0]
-    left = np.histogram(scene.coverage[~scene.kept], edges)[0]
+    kept = np.histogram(kept_shares, edges)[0]
+    left = np.histogram(left_shares, edges)[0]
     tallest = max(1, int((kept + left).max()))
     width, high, foot, top = 600, 150, 28, 22
     step = width / _BINS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from patchloom.run.drawing import (
     histogram_drawing,
     plan_drawing,
 )
-from patchloom.run.pictures import blend, data_uri, label_colours
+from patchloom.run.markup import document, many, named, table, tiles, times
+from patchloom.run.pictures import blend, data_uri, grey_levels, label_colours
 from patchloom.run.scene import Scene, decodes_patch_by_patch, scene_of
 from patchloom.run.wording import as_bytes, worded
 from patchloom.store.patch_store import PatchStore
@@ -71,15 +71,7 @@ def page(
         _statistics_section(store),
         _next_section(store, job),
     ]
-    style = (files("patchloom.run") / "page.css").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="generator" content="patchloom">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} - patchloom</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
+    return document(title, parts)
 
 
 def _head(title: str, plan: Plan, store: PatchStore) -> str:
@@ -88,7 +80,7 @@ def _head(title: str, plan: Plan, store: PatchStore) -> str:
         f'<header><p class="brand">patchloom {escape(str(store.attributes["patchloom_version"]))}'
         f"</p><h1>{escape(title)}</h1><p>{plan.n_patches:,} patches of {size} "
         f"({escape(store.attributes['axes'])}, {escape(plan.dtype.name)}) from "
-        f"{_many(len(plan.images), 'image')}, in "
+        f"{many(len(plan.images), 'image')}, in "
         f"<code>{escape(store.url)}</code></p></header><main>"
     )
 
@@ -121,24 +113,19 @@ def _tiles(plan: Plan, scene: Scene, reports: Sequence[Mapping[str, Any]]) -> st
             (
                 as_bytes(did["bytes_written"]),
                 "written",
-                f"{_many(did['n_shards'], 'shard')}; {as_bytes(did['bytes_read'])} read in "
-                f"{_many(did['requests'], 'request')}",
+                f"{many(did['n_shards'], 'shard')}; {as_bytes(did['bytes_read'])} read in "
+                f"{many(did['requests'], 'request')}",
             ),
-            (f"{did['seconds']:.2f} s", "for the run", _many(did["n_tasks"], "Dask task")),
+            (f"{did['seconds']:.2f} s", "for the run", many(did["n_tasks"], "Dask task")),
         ]
-    tiles = "".join(
-        f"<li><strong>{escape(big)}</strong><span>{escape(what)}</span>"
-        f"<small>{escape(more)}</small></li>"
-        for big, what, more in shown
-    )
-    return f'<ul class="tiles" aria-label="Key figures">{tiles}</ul>'
+    return tiles(shown)
 
 
 def _image_section(scene: Scene, limits: Limits, credit: str) -> str:
     image = scene.image
     facts = [
-        f"axes {image.axes}, {_times(image.shape)} pixels",
-        f"{image.dtype.name}, chunks of {_times(image.grid.chunks)}",
+        f"axes {image.axes}, {times(image.shape)} pixels",
+        f"{image.dtype.name}, chunks of {times(image.grid.chunks)}",
     ]
     if image.spacing:
         facts.append(
@@ -149,7 +136,7 @@ def _image_section(scene: Scene, limits: Limits, credit: str) -> str:
     if scene.plane is not None:
         facts.append(f"plane z = {scene.plane}")
     if scene.mask is not None:
-        scale = _times([f"{v:g}" for v in scene.mask.scale])
+        scale = times([f"{v:g}" for v in scene.mask.scale])
         facts.append(f"one mask pixel covers {scale} image pixels")
     note = f'<p class="credit">{escape(credit)}</p>' if credit else ""
     masked = scene.mask is not None
@@ -162,7 +149,7 @@ def _image_section(scene: Scene, limits: Limits, credit: str) -> str:
 
 
 def _plan_section(plan: Plan, scene: Scene) -> str:
-    size = _times(plan.patch_size)
+    size = times(plan.patch_size)
     unread = int((~scene.needed).sum())
     layers = (
         ("kept", f"kept ({int(scene.kept.sum()):,})"),
@@ -180,13 +167,18 @@ def _plan_section(plan: Plan, scene: Scene) -> str:
         f"{plan_drawing(scene)}"
         f'<figcaption><p class="layers">{boxes}</p><p>One dot a patch, in the colour of its '
         f"coverage {coverage_legend()}; hollow ones are left out. A patch is {size} pixels, a "
-        f"chunk {_times(scene.chunk)}. Hatched: {unread:,} chunks that no kept patch needs; they "
+        f"chunk {times(scene.chunk)}. Hatched: {unread:,} chunks that no kept patch needs; they "
         "are never fetched.</p></figcaption></figure></section></div>"
-        f"<section><h2>Coverage</h2><figure>{histogram_drawing(scene, float(plan.min_coverage))}"
+        f"<section><h2>Coverage</h2><figure>{_histogram(plan, scene)}"
         f"<figcaption>How much of each patch the mask covers, over {counted}; computed exactly, "
         "at the mask's own resolution. The line is the least that is kept, hollow bars are left "
         "out.</figcaption></figure></section>"
     )
+
+
+def _histogram(plan: Plan, scene: Scene) -> str:
+    kept, left = scene.coverage[scene.kept], scene.coverage[~scene.kept]
+    return histogram_drawing(kept, left, float(plan.min_coverage))
 
 
 def _patch_section(store: PatchStore, scene: Scene) -> str:
@@ -225,14 +217,14 @@ def _figures_section(plan: Plan, reports: Sequence[Mapping[str, Any]]) -> str:
     head = ["", *(f"run {first + k}" for k in range(len(last)))] if len(last) > 1 else []
     columns = [worded({k: v for k, v in report.items() if k != "url"}) for report in last]
     runs = [
-        [_label(key, label), *(c[k][2] for c in columns)] for k, (key, label, _) in _first(columns)
+        [named(key, label), *(c[k][2] for c in columns)] for k, (key, label, _) in _first(columns)
     ]
-    planned = [[_label(key, label), value] for key, label, value in worded(plan.summary())]
+    planned = [[named(key, label), value] for key, label, value in worded(plan.summary())]
     return (
         '<div class="pair"><section><h2>The plan</h2>'
-        f"{_table('What it takes and what it will cost, known before any pixel is read', planned)}"
+        f"{table('What it takes and what it will cost, known before any pixel is read', planned)}"
         "</section><section><h2>The run</h2>"
-        f"{_table('What happened, counted on the workers', runs, head)}</section></div>"
+        f"{table('What happened, counted on the workers', runs, head)}</section></div>"
     )
 
 
@@ -261,7 +253,7 @@ def _statistics_section(store: PatchStore) -> str:
             )
     exact = "exact" if found.attrs["exact"] else "within the stated relative error"
     caption = f"Over {over[str(found.attrs['over'])]}, {exact}, from the pass that cut the patches"
-    return f"<section><h2>Statistics</h2>{_table(caption, rows, head)}</section>"
+    return f"<section><h2>Statistics</h2>{table(caption, rows, head)}</section>"
 
 
 def _next_section(store: PatchStore, job: str) -> str:
@@ -285,23 +277,14 @@ def _limits(store: PatchStore, scene: Scene) -> Limits:
     """Grey levels to stretch the image between: the store's percentiles, else its own."""
     if len(store) and store.statistics.sizes["quantile"]:
         return _ends(store, scene.image.id)
-    return [_own(channel) for channel in scene.pixels]
-
-
-def _own(channel: np.ndarray[Any, Any]) -> tuple[float, float]:
-    numbers = channel.astype(np.float64)
-    numbers = numbers[np.isfinite(numbers)]
-    if not numbers.size:
-        return 0.0, 1.0
-    low, high = np.percentile(numbers, (1, 99.8)).tolist()
-    return low, high
+    return [grey_levels(channel) for channel in scene.pixels]
 
 
 def _limits_of(store: PatchStore, image: str, pixels: np.ndarray[Any, Any]) -> Limits:
     normalize = store.attributes["job"]["normalize"]
     if normalize is None:
         known = store.statistics.sizes["quantile"]
-        return _ends(store, image) if known else [_own(channel) for channel in pixels]
+        return _ends(store, image) if known else [grey_levels(channel) for channel in pixels]
     # Stored pixels were scaled already.
     ends = (0.0, 1.0) if normalize == "percentile" else (-2.0, 4.0)
     return [ends] * len(pixels)
@@ -327,34 +310,3 @@ def _middle(patch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _img(pixels: np.ndarray[Any, Any], alt: str) -> str:
     height, width = pixels.shape[:2]
     return f'<img src="{data_uri(pixels)}" width="{width}" height="{height}" alt="{escape(alt)}">'
-
-
-def _label(key: str, label: str) -> str:
-    return f'{escape(label)} <code class="key">{escape(key)}</code>'
-
-
-def _table(caption: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """A table; the first cell of a row is its heading and HTML already."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in rows
-    )
-    # Not a <caption>: where a wide table is scrolled, its text would be scrolled away.
-    return (
-        f'<p>{escape(caption)}</p><div class="scroll" tabindex="0">'
-        f'<table aria-label="{escape(caption)}"{" class=numbers" if head else ""}>'
-        f"{f'<thead><tr>{top}</tr></thead>' if head else ''}<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(text: str) -> str:
-    # A number and its unit stay on one line.
-    return f"<td>{escape(text if len(text) > 12 else text.replace(' ', chr(160)))}</td>"
-
-
-def _many(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _times(extents: Sequence[object]) -> str:
-    return " x ".join(str(n) for n in extents)

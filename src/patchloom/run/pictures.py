@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["blend", "colour", "data_uri", "label_colours", "outline", "png"]
+__all__ = ["blend", "colour", "data_uri", "grey_levels", "heat", "label_colours", "outline", "png"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -134,6 +134,16 @@ def blend(
     return _as_bytes(out / np.maximum(out.max(-1, keepdims=True), 1))
 
 
+def grey_levels(channel: npt.NDArray[Any]) -> tuple[float, float]:
+    """Grey levels of one channel that become black and full colour: its own percentiles."""
+    numbers = channel.astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
+        return 0.0, 1.0
+    low, high = np.percentile(numbers, (1, 99.8)).tolist()
+    return low, high
+
+
 def label_colours(labels: npt.NDArray[Any]) -> Pixels:
     """Label numbers as distinct colours; 0 is nearly black: uint8[y, x, 3]."""
     # Steps of the golden angle keep neighbouring numbers apart on the colour circle.
@@ -158,6 +168,14 @@ def colour(share: float) -> str:
     k = min(int(at), len(_VIRIDIS) - 2)
     red, green, blue = np.rint(_VIRIDIS[k] + (at - k) * (_VIRIDIS[k + 1] - _VIRIDIS[k])).astype(int)
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def heat(shares: npt.NDArray[np.float64]) -> Pixels:
+    """The colours of `colour` for many shares: uint8[..., 3]."""
+    at = np.clip(shares, 0, 1) * (len(_VIRIDIS) - 1)
+    steps = np.arange(len(_VIRIDIS))
+    found = np.stack([np.interp(at, steps, _VIRIDIS[:, k]) for k in range(3)], -1)
+    return np.rint(found).astype(np.uint8)
 
 
 def outline(

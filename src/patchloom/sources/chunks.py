@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -185,6 +186,45 @@ class DirectReader:
             self._finish(row, data, key) for row, (data, key) in zip(rows, fetched, strict=True)
         ]
 
+    def stored(self, chunks: Ints) -> Ints:
+        """Stored bytes of chunks, -1 where the store does not tell: int64[n].
+
+        Asks for sizes of objects, and reads the index of a shard, but no chunk.
+        """
+        rows = [tuple(row) for row in np.asarray(chunks).tolist()]
+        if self._sharding is None:
+            paths = [
+                self._location.inside(self._root, self._parsed.encode_chunk_key(row))
+                for row in rows
+            ]
+            with ThreadPoolExecutor(8) as pool:
+                return np.array(list(pool.map(self._size, paths)), np.int64)
+        shards, slots = self._split(rows)
+        self._load_indices({s: self._parsed.encode_chunk_key(s) for s in shards})
+        found = []
+        for shard, slot in zip(shards, slots, strict=True):
+            index = self._indices[shard]
+            absent = index is None or index[slot, 0] == _ABSENT
+            found.append(0 if index is None or absent else int(index[slot, 1]))
+        return np.array(found, np.int64)
+
+    def _size(self, path: str) -> int:
+        try:
+            size = self._fs.info(path).get("size")
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        except Exception:  # each file system has errors of its own
+            return -1
+        return -1 if size is None else int(size)
+
+    def _split(self, rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
+        """The shard of each chunk, and its place in it."""
+        assert self._sharding is not None
+        counts = self._sharding.counts
+        split = [tuple(divmod(i, n) for i, n in zip(row, counts, strict=True)) for row in rows]
+        shards = [tuple(q for q, _ in pair) for pair in split]
+        return shards, [int(np.ravel_multi_index([r for _, r in pair], counts)) for pair in split]
+
     def _finish(self, row: tuple[int, ...], data: Bytes | None, key: str) -> Pixels:
         start, stop = self._grid.box(row)
         extent = tuple(b - a for a, b in zip(start, stop, strict=True))
@@ -229,13 +269,7 @@ class DirectReader:
         return list(zip(self._get([(key, None, None) for key in keys]), keys, strict=True))
 
     def _fetch_shards(self, rows: Sequence[tuple[int, ...]]) -> list[tuple[Bytes | None, str]]:
-        sharding = self._sharding
-        assert sharding is not None
-        split = [
-            tuple(divmod(i, n) for i, n in zip(row, sharding.counts, strict=True)) for row in rows
-        ]
-        shards = [tuple(q for q, _ in pair) for pair in split]
-        inner = [int(np.ravel_multi_index([r for _, r in pair], sharding.counts)) for pair in split]
+        shards, inner = self._split(rows)
         keys = [self._parsed.encode_chunk_key(shard) for shard in shards]
         self._load_indices(dict(zip(shards, keys, strict=True)))
         wanted: dict[str, list[tuple[int, int, int]]] = {}
