@@ -602,7 +602,7 @@ def test_a_thumbnail_is_the_mean_of_pixels(tmp_path: Path, shape: tuple[int, ...
     zarr.create_array(path, shape=shape, chunks=chunks, dtype="u2")[...] = pixels
     [image] = patchloom.open_images(path, axes="cyx" if len(shape) == 3 else "czyx")
     assert isinstance(image, Image)
-    plan = patchloom.plan([image], {"name": "sequential", "patch_size": [8] * (len(shape) - 1)})
+    plan = patchloom.plan([image], {"name": "sequential", "patch_size": [4] * (len(shape) - 1)})
     look, told = thumbnail(image, plane_view(plan, 0), nbytes=10**9, side=60)
     assert look is not None
     assert told == ""
