@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from patchloom.run.aligning import alternatives as alternatives
     from patchloom.run.drafting import plan as plan
     from patchloom.run.materializing import materialize as materialize
+    from patchloom.run.pricing import price as price
     from patchloom.run.reports import RunReport as RunReport
     from patchloom.run.scoring import survey as survey
     from patchloom.run.surveying import statistics as statistics
@@ -52,6 +53,7 @@ _HOME = {
     "plan": "patchloom.run.drafting",
     "read_points": "patchloom.sources.points",
     "statistics": "patchloom.run.surveying",
+    "price": "patchloom.run.pricing",
     "survey": "patchloom.run.scoring",
 }
 _ROOMS = {"errors", "patching"}

@@ -661,7 +661,7 @@ class Plan:
         title
             Its heading.
         cost
-            Figures to show as its cost, by name; by default those of `summary`.
+            Figures to show as its cost, by name; by default its price on one worker.
         storage_options
             For the path.
 

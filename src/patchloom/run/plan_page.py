@@ -16,6 +16,7 @@ from patchloom.planning.plans import Plan
 from patchloom.planning.views import PlaneView, plane_view
 from patchloom.run.drawing import histogram_drawing
 from patchloom.run.markup import document, many, named, table, tiles, times
+from patchloom.run.pricing import price
 from patchloom.run.thumbnails import (
     BUDGET,
     MaskLook,
@@ -59,6 +60,8 @@ def write_plan_page(
     WriteError
         If the target refuses.
     """
+    if cost is None and plan.n_patches <= _COUNT:
+        cost = {label: text for _, label, text in price(plan).rows()}
     made = plan_page(plan, title=title, cost=cost)
     Location.of(path, storage_options).write("", made.encode())
 
