@@ -22,7 +22,8 @@ from patchloom.patching.protocol import EDGES, Edge, GridPatching, Patching
 from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
-from patchloom.planning.runs import borders, pack, shard_rows
+from patchloom.planning.rows import ORDERS
+from patchloom.planning.runs import borders, pack, shard_rows, window_rows
 from patchloom.run.centers import check_classes
 from patchloom.run.placing import placed
 from patchloom.run.selecting import Selection
@@ -43,6 +44,7 @@ def plan(
     seed: int = 0,
     rows_per_shard: int | None = None,
     window: int | None = None,
+    group_by: str | None = None,
     memory: str | int = "1 GiB",
 ) -> Plan:
     """Decide which patches to take. Masks are read; pixels of images are not.
@@ -72,13 +74,21 @@ def plan(
         What patches show beyond the image, as `numpy.pad` names it: ``"constant"`` (0),
         ``"edge"``, ``"reflect"`` or ``"symmetric"``.
     order
-        ``"spatial"``: along a locality-keeping curve of chunks.
+        ``"spatial"``: along a locality-keeping curve of chunks, image by image; ``"grouped"``:
+        by the values of a column, and along the curve inside; ``"shuffled"``: groups of
+        neighbouring chunks are dealt out at random to windows, and the patches of each window
+        are mixed, so that any run of rows is a fair sample while chunks are still read once a
+        window. docs/orders.md draws all of them.
     seed
         Fixes every random draw.
     rows_per_shard
         Patches of one output shard; by default near 32 MiB before compression.
     window
-        Reserved for shuffled orders; must be None for ``"spatial"``.
+        Groups that are mixed with one another under ``"shuffled"``, about: one task holds
+        them. By default as many as fit into the memory.
+    group_by
+        What ``"grouped"`` goes by, ascending and what has no value last: ``"image_id"``,
+        ``"split"``, a metadata column of the images or a column of a table of points.
     memory
         Bytes that one task may use, as a number or text such as ``"512 MiB"``.
 
@@ -96,7 +106,7 @@ def plan(
     PlanError
         If the images cannot stand in one store.
     BudgetError
-        If one shard does not fit into the memory.
+        If one shard, or window, does not fit into the memory.
 
     Examples
     --------
@@ -110,7 +120,10 @@ def plan(
     min_pixels = _whole("min_pixels", min_pixels, least=0)
     if rows_per_shard is not None:
         rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
-    coverage = _check(images, min_coverage, edge, pad_mode, order, window)
+    if window is not None:
+        window = _whole("window", window, least=1)
+    _check_order(order, window, group_by)
+    coverage = _check(images, min_coverage, edge, pad_mode)
     config, places, left = placed(images, patching)
     if not isinstance(config, Sized):
         _check_whole(images, edge)
@@ -149,6 +162,7 @@ def plan(
         order=order,
         seed=seed,
         window=window,
+        group_by=group_by,
         memory=_bytes(memory),
         rejected=reasons,
         places=places,
@@ -156,12 +170,46 @@ def plan(
     units = cells.unit_begins(images)
     patch_bytes = math.prod(found.patch_shape) * found.dtype.itemsize
     rows = rows_per_shard or shard_rows(patch_bytes, cells.unit_sizes(units))
-    if found.is_aligned:
+    if found.is_aligned and order == "spatial":
         cells = _packed(cells, units, rows)
     found = replace(found, cells=cells, rows_per_shard=rows)
+    if order == "shuffled":
+        found = replace(found, window_rows=_window_rows(found))
     # Dealing out the shards also checks the memory: what cannot fit says so now.
     _ = found.runs
     return found
+
+
+def _window_rows(plan: Plan) -> int:
+    """Rows of a window of a shuffled plan: whole shards."""
+    rows, groups = plan.rows_per_shard, plan.groups
+    if plan.window is not None:
+        if plan.window >= len(groups):
+            return max(1, plan.n_shards) * rows
+        return max(1, round(plan.window * groups.mean_rows / rows)) * rows
+    aligned = plan.is_aligned
+    return window_rows(
+        plan.images,
+        plan.cells,
+        plan.cut,
+        rows,
+        plan.memory,
+        lambda n: groups.rows(plan.images, plan.cells, plan.seed, n, packed=aligned),
+        aligned=aligned,
+        sticks_out=plan.patching.may_stick_out or any(plan.cut.context),
+    )
+
+
+def _check_order(order: str, window: int | None, group_by: str | None) -> None:
+    if order not in ORDERS:
+        raise ConfigError(f"order= is one of {list(ORDERS)}, got {order!r}")
+    if window is not None and order != "shuffled":
+        raise ConfigError(f"window= belongs to order='shuffled', got {window!r} for {order!r}")
+    if (group_by is None) == (order == "grouped"):
+        raise ConfigError(
+            f"group_by= names the column of order='grouped', and belongs to no other order; got "
+            f"{group_by!r} for {order!r}"
+        )
 
 
 def _packed(cells: Cells, units: Ints | None, rows: int) -> Cells:
@@ -187,8 +235,6 @@ def _check(
     min_coverage: float | Fraction,
     edge: str,
     pad_mode: str,
-    order: str,
-    window: int | None,
 ) -> Fraction:
     if not images or not all(isinstance(image, Image) for image in images):
         raise PlanError("a plan is over at least one Image; open them with open_images")
@@ -202,10 +248,6 @@ def _check(
         raise ConfigError(f"edge= is one of {list(EDGES)}, got {edge!r}")
     if pad_mode not in PADDINGS:
         raise ConfigError(f"pad_mode= is one of {list(PADDINGS)}, got {pad_mode!r}")
-    if order != "spatial":
-        raise ConfigError(f"order= is 'spatial' in this version, got {order!r}")
-    if window is not None:
-        raise ConfigError(f"window= belongs to shuffled orders, got {window!r} for 'spatial'")
     try:
         coverage = Fraction(str(min_coverage))
     except (ValueError, ZeroDivisionError):

@@ -84,11 +84,15 @@ class _Ids:
 
 
 def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:
-    found, at = {}, 0
+    found: dict[ArrayKey, Supplied] = {}
+    at = 0
     for key, chunks, fresh in zip(ids.arrays, ids.chunks, ids.fresh, strict=True):
         mine = blocks[at : at + len(chunks)]
         at += len(chunks)
         pixels = {c: np.asarray(b) for c, b in zip(chunks, mine, strict=True)}
+        if (before := found.get(key)) is not None:
+            # A task that comes by an image twice.
+            pixels, fresh = {**before.chunks, **pixels}, before.fresh | fresh
         found[key] = Supplied(pixels, fresh)
     return found
 
@@ -125,9 +129,7 @@ def _supplies(
     keys: list[Any] = []
     if not lazies:
         return _Ids((), (), ()), []
-    start = shards[0] * plan.rows_per_shard
-    stop = min((shards[-1] + 1) * plan.rows_per_shard, plan.n_patches)
-    for patches in plan.patches(start, stop):
+    for patches in plan.tour(shards):
         image = plan.images[patches.image]
         for name in ("image", "labels", "target"):
             lazy = lazies.get((patches.image, name))

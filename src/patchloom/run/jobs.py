@@ -41,6 +41,7 @@ def plan_of(job: Job) -> Plan:
         seed=job.seed,
         rows_per_shard=job.rows_per_shard,
         window=job.window,
+        group_by=job.group_by,
         memory=job.memory,
     )
 
