@@ -308,8 +308,11 @@ class Plan:
         """
         rows, sequence = self.rows_per_shard, self.sequence
         if not sequence.is_mixed:
-            spans = [(k * rows, min((k + 1) * rows, self.n_patches)) for k in shards]
-            return joined([part for span in spans for part in self.visits(*span)])
+            found = []
+            for some in np.split(shards, np.flatnonzero(np.diff(shards) != 1) + 1):
+                stop = min((int(some[-1]) + 1) * rows, self.n_patches)
+                found += self.visits(int(some[0]) * rows, stop)
+            return joined(found)
         wanted = np.zeros(self.n_shards, np.bool_)
         wanted[list(shards)] = True
         found = []
