@@ -298,7 +298,7 @@ def test_bytes_do_not_depend_on_who_works(stored: list[Path], tmp_path: Path) ->
     assert found[0] == found[1] == found[2]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), kind=st.sampled_from(["manifest", "summary", "images/c"]))
 def test_resume_writes_the_same_bytes(
     data: st.DataObject, kind: str, stored: list[Path], tmp_path_factory: Any
@@ -445,8 +445,8 @@ def test_a_chunk_that_cannot_be_read_costs_its_shards(stored: list[Path], tmp_pa
     with dask.config.set(scheduler="synchronous"):
         report = patchloom.materialize(plan, out, progress=False, on_error="skip")
         assert not report.complete
-        # Four patches in as many shards at most, and the shard that counts the chunk.
-        assert 1 <= len(report.skipped) <= 5
+        # Four patches in as many shards at most, and the shards of their turns.
+        assert 1 <= len(report.skipped) <= 7
         chunk.write_bytes(good)
         assert patchloom.materialize(plan, out, progress=False).complete
         patchloom.materialize(plan, whole, progress=False)
