@@ -152,14 +152,16 @@ class Job(BaseModel):
     align: Literal["none", "chunk", "shard", "auto"] = "none"
     """How patches lie to what is stored: as they are placed, inside chunks, inside shards, or where
     the fewest bytes are decoded."""
-    order: Literal["spatial"] = "spatial"
+    order: Literal["spatial", "grouped", "shuffled"] = "spatial"
     """Order of the patches in the store."""
     seed: Whole = 0
     """Fixes every random draw."""
     rows_per_shard: AtLeastOne | None = None
     """Patches of one output shard; by default near 32 MiB."""
     window: AtLeastOne | None = None
-    """Reserved for shuffled orders."""
+    """Groups of chunks that are mixed under `shuffled`; by default as many as memory admits."""
+    group_by: str | None = None
+    """What `grouped` goes by: `image_id`, `split` or a column."""
     memory: str | AtLeastOne = "1 GiB"
     """Bytes that one task may use, as a number or text such as `512 MiB`."""
 

@@ -44,10 +44,10 @@ def _ids(image: Image, size: Sequence[int], patches: Patches, occurrence: Ints |
 
 
 def _occurrence(plan: Plan, patches: Patches) -> Ints:
-    """How often the same box was drawn before, in row order."""
+    """How often the same box was drawn before, along the curve: in every order of rows the same."""
     # Equal boxes have the same owner, so looking at whole cells is enough.
-    [full] = plan.owned_by(np.unique(patches.cell))
-    keys = (full.row, *full.corner.T, full.cell)
+    [full] = plan.along(np.unique(patches.cell))
+    keys = (full.rank, *full.corner.T, full.cell)
     order = np.lexsort(keys)
     same = np.ones(len(order), np.bool_)
     for column in keys[1:]:
@@ -56,4 +56,4 @@ def _occurrence(plan: Plan, patches: Patches) -> Ints:
     begin = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order)) - begin
-    return rank[np.searchsorted(full.row, patches.row)]
+    return rank[np.searchsorted(full.rank, patches.rank)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from patchloom.image import Layout
 
-__all__ = ["PADDINGS", "Cut", "Padding", "Patches", "touches"]
+__all__ = ["PADDINGS", "Cut", "Padding", "Patches", "joined", "touches"]
 
 Ints = npt.NDArray[np.int64]
 Padding = Literal["constant", "edge", "reflect", "symmetric"]
@@ -85,7 +86,9 @@ class Patches:
 
     image: int
     row: Ints
-    """Row of the plan: int64[n]."""
+    """Row of the plan, or from `Plan.along` its rank: int64[n]."""
+    rank: Ints
+    """Its number along the curve, in every order of rows the same: int64[n]."""
     sample: Ints
     """Flat sample of the image: int64[n]."""
     corner: Ints
@@ -103,11 +106,31 @@ class Patches:
         return Patches(
             self.image,
             self.row[where],
+            self.rank[where],
             self.sample[where],
             self.corner[where],
             self.cell[where],
             None if self.place is None else self.place[where],
         )
+
+
+def joined(parts: Sequence[Patches]) -> list[Patches]:
+    """Parts one after another, neighbours of one image as one."""
+    images = np.array([part.image for part in parts])
+    cuts = np.flatnonzero(np.diff(images)) + 1
+    found = []
+    for same in np.split(np.arange(len(parts)), cuts):
+        some = [parts[k] for k in same.tolist()]
+        if len(some) > 1:
+            places = [part.place for part in some if part.place is not None]
+            row, rank, sample, corner, cell = (
+                np.concatenate([getattr(part, name) for part in some])
+                for name in ("row", "rank", "sample", "corner", "cell")
+            )
+            place = np.concatenate(places) if places else None
+            some = [Patches(some[0].image, row, rank, sample, corner, cell, place)]
+        found += some
+    return found
 
 
 def touches(layout: Layout, sample: Ints, corner: Ints, cut: Cut) -> tuple[Ints, Ints]:

@@ -29,11 +29,14 @@ from patchloom.patching.listed import ListedPatching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import AnyFilter, parse_filters
-from patchloom.planning.incidence import Cut, Padding, Patches, touches
+from patchloom.planning.grouping import by_image, by_patch, codes_of, codes_of_column
+from patchloom.planning.groups import Groups
+from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
-from patchloom.planning.runs import Runs, arrange, pack_units, shard_rows
+from patchloom.planning.rows import Rows
+from patchloom.planning.runs import Runs, arrange, pack_units, shard_rows, window_rows
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.splits import Splits
 from patchloom.randomness import digest, digest_of, key_of
@@ -73,10 +76,16 @@ class Plan:
     min_pixels: int = 0
     """Pixels of a patch that its mask must cover."""
     order: str = "spatial"
+    """``"spatial"``, ``"grouped"`` or ``"shuffled"``."""
+    group_by: str | None = None
+    """What grouped rows go by: ``"image_id"``, ``"split"`` or a column."""
     seed: int = 0
     rows_per_shard: int = 1
     """Patches of one output shard; the last one may hold fewer."""
     window: int | None = None
+    """Groups that a window of shuffled rows holds, as it was asked for; None: as many as fit."""
+    window_rows: int = 0
+    """Rows of a window of shuffled rows."""
     memory: int = 2**30
     """Bytes that one task may use."""
     rejected: Mapping[str, int] = field(default_factory=dict)
@@ -150,6 +159,44 @@ class Plan:
             self.memory,
             aligned=self.is_aligned,
             sticks_out=self.patching.may_stick_out or any(self.cut.context),
+            order=self.sequence,
+        )
+
+    @cached_property
+    def groups(self) -> Groups:
+        """What a shuffled plan deals out to its windows."""
+        return Groups.of(self.images, self.cells, alone=self.is_aligned)
+
+    @cached_property
+    def sequence(self) -> Rows:
+        """In which order the patches stand."""
+        if self.order == "shuffled":
+            packed = self.is_aligned
+            window = self.window_rows
+            return self.groups.rows(self.images, self.cells, self.seed, window, packed=packed)
+        if self.order == "grouped":
+            return self._grouped()
+        return Rows.straight(self.n_patches)
+
+    def _grouped(self) -> Rows:
+        name = self.group_by or "image_id"
+        known = [image.metadata for image in self.images]
+        if name == "image_id":
+            return by_image(self.cells, codes_of(name, [image.id for image in self.images]))
+        if any(name in metadata for metadata in known):
+            return by_image(self.cells, codes_of(name, [row.get(name) for row in known]))
+        if name == "split":
+            split = codes_of(name, self.split_names)
+            return by_patch(self._all_along(), lambda part: split[self.split_of(part)])
+        listed = [] if self.places is None else self.places.columns.column_names
+        if name in listed:
+            assert self.places is not None
+            place = codes_of_column(name, self.places.columns[name])
+            return by_patch(self._all_along(), lambda part: place[part.place])
+        columns = sorted({"image_id", "split", *listed, *(key for row in known for key in row)})
+        raise ConfigError(
+            f"group_by= names a column that is known before pixels are read, one of {columns}; "
+            f"got {name!r}"
         )
 
     @property
@@ -212,24 +259,103 @@ class Plan:
             patch_size=tuple(size[0].tolist()),
         )
 
-    def get_patch_indices(self, data_idx: int) -> range:
-        """The rows of one image's patches: a range."""
+    def get_patch_indices(self, data_idx: int) -> Sequence[int] | Ints:
+        """The rows of one image's patches, ascending: a range, or int64[n] if they are apart."""
         low, high = self.cells.rows_of(self.cells.span(data_idx)).tolist()
-        return range(low, high)
+        sequence = self.sequence
+        if sequence.is_straight or low == high:
+            return range(low, high)
+        rows = np.sort(sequence.rows_of(sequence.turns_of(np.arange(low, high))))
+        first, last = rows[[0, -1]].tolist()
+        return range(first, last + 1) if last - first + 1 == len(rows) else rows
+
+    def n_patches_of(self, data_idx: int) -> int:
+        """Patches of one image."""
+        low, high = self.cells.rows_of(self.cells.span(data_idx)).tolist()
+        return int(high - low)
 
     def patches(self, start: int, stop: int) -> list[Patches]:
-        """The patches of rows [start, stop), image by image."""
+        """The patches of rows [start, stop), image by image.
+
+        In shuffled plans they stand along the curve, and `Patches.row` is not ascending.
+        """
+        if not self.sequence.is_mixed:
+            return self.visits(start, stop)
         if start >= stop:
             return []
-        low, last = self.cells.positions_of([start, stop - 1]).tolist()
-        found = []
-        for part in self.owned_by(np.arange(low, last + 1)):
-            inside = (part.row >= start) & (part.row < stop)
-            found.append(part if inside.all() else part.take(inside))
+        sequence = self.sequence
+        ranks = sequence.ranks_of(sequence.turns_of_rows(np.arange(start, stop)))
+        order = np.argsort(ranks)
+        ranks, found = ranks[order], []
+        for part in self.along(np.unique(self.cells.positions_of(ranks))):
+            place = np.minimum(np.searchsorted(ranks, part.rank), len(ranks) - 1)
+            here = np.flatnonzero(ranks[place] == part.rank)
+            found.append(replace(part.take(here), row=start + order[place[here]]))
         return found
+
+    def visits(self, start: int, stop: int) -> list[Patches]:
+        """The patches of turns [start, stop) in the order in which a task goes, image by image.
+
+        Turns are rows, except that shuffled plans mix the turns of each window.
+        """
+        if start >= stop:
+            return []
+        sequence = self.sequence
+        if sequence.is_straight:
+            low, last = self.cells.positions_of([start, stop - 1]).tolist()
+            found = []
+            for part in self.along(np.arange(low, last + 1)):
+                inside = (part.row >= start) & (part.row < stop)
+                found.append(part if inside.all() else part.take(inside))
+            return found
+        rows = sequence.rows_of(np.arange(start, stop))
+        begin, end = sequence.pieces(start, stop)
+        low, high = self.cells.positions_of(begin), self.cells.positions_of(end - 1) + 1
+        image = self.cells.image_of(low)
+        found, upto = [], start
+        for some in np.split(np.arange(len(low)), np.flatnonzero(np.diff(image)) + 1):
+            n = int((end[some] - begin[some]).sum())
+            [part] = self.along(np.unique(_ranges(low[some], high[some])))
+            turn = sequence.turns_of(part.rank)
+            here = np.flatnonzero((turn >= upto) & (turn < upto + n))
+            here = here[np.argsort(turn[here], kind="stable")]
+            found.append(replace(part.take(here), row=rows[turn[here] - start]))
+            upto += n
+        return found
+
+    def tour(self, shards: Sequence[int]) -> list[Patches]:
+        """What a task goes over that writes some shards (ascending), in its order.
+
+        The patches of these shards, and those of their turns: a block is counted for the shard
+        of the first turn that touches it. Both are the same unless some shards of a window of
+        a shuffled plan are written without the others.
+        """
+        rows, sequence = self.rows_per_shard, self.sequence
+        if not sequence.is_mixed:
+            found = []
+            for some in np.split(shards, np.flatnonzero(np.diff(shards) != 1) + 1):
+                stop = min((int(some[-1]) + 1) * rows, self.n_patches)
+                found += self.visits(int(some[0]) * rows, stop)
+            return joined(found)
+        wanted = np.zeros(self.n_shards, np.bool_)
+        wanted[list(shards)] = True
+        found = []
+        for window in np.unique(np.asarray(shards) * rows // sequence.window).tolist():
+            start = window * sequence.window
+            for part in self.visits(start, min(start + sequence.window, self.n_patches)):
+                mine = wanted[part.row // rows] | wanted[sequence.turns_of(part.rank) // rows]
+                found.append(part if mine.all() else part.take(mine))
+        return joined([part for part in found if len(part)])
 
     def owned_by(self, positions: Ints) -> list[Patches]:
         """The patches of some cells (ascending positions in the plan), image by image."""
+        parts, sequence = self.along(positions), self.sequence
+        if sequence.is_straight:
+            return parts
+        return [replace(p, row=sequence.rows_of(sequence.turns_of(p.rank))) for p in parts]
+
+    def along(self, positions: Ints) -> list[Patches]:
+        """Like `owned_by`, but `Patches.row` is the rank: free of cost in every order."""
         images = self.cells.image_of(positions)
         cuts = np.flatnonzero(np.diff(images)) + 1
         return [self._of_image(part) for part in np.split(positions, cuts) if len(part)]
@@ -246,7 +372,7 @@ class Plan:
         """The extents that its patches have, ascending; one unless under ``edge="shrink"``."""
         if self.edge != "shrink":
             return [self.cut.size]
-        found = [np.unique(self.sizes(patches), axis=0) for patches in self.walk()]
+        found = [np.unique(self.sizes(patches), axis=0) for patches in self._all_along()]
         if not found:
             return []
         return [tuple(row) for row in np.unique(np.concatenate(found), axis=0).tolist()]
@@ -297,9 +423,11 @@ class Plan:
         place = np.concatenate(places) if places else None
         kept = cells.kept[positions].astype(np.int64)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(kept) - kept, kept)
+        rank = cells.rows_of(positions)[owner] + within
         return Patches(
             image,
-            cells.rows_of(positions)[owner] + within,
+            rank,
+            rank,
             (ids // self.images[image].layout.space.n_chunks)[owner],
             corners - np.asarray(self.cut.context, np.int64),
             positions[owner],
@@ -417,7 +545,7 @@ class Plan:
         found = [0] * len(self.images)
         shared: dict[int, list[Ints]] = {}
         for start, stop in self.runs.rows():
-            for patches in self.patches(start, stop):
+            for patches in self.visits(start, stop):
                 array = self.images[patches.image].cut_arrays.get(name)
                 if array is None:
                     continue
@@ -436,7 +564,20 @@ class Plan:
         return found
 
     def walk(self) -> Iterator[Patches]:
-        """All patches in row order, a bounded number of one image at a time."""
+        """All patches in row order, a bounded number of one image at a time.
+
+        Of a shuffled plan window by window, and inside a window along the curve.
+        """
+        sequence = self.sequence
+        if sequence.is_straight:
+            yield from self._all_along()
+            return
+        step = sequence.window or _BATCH
+        for start in range(0, self.n_patches, step):
+            yield from self.visits(start, min(start + step, self.n_patches))
+
+    def _all_along(self) -> Iterator[Patches]:
+        """All patches along the curve, a bounded number of one image at a time."""
         for index in range(len(self.images)):
             yield from self.walk_image(index)
 
@@ -477,7 +618,20 @@ class Plan:
             "bytes_output": self.n_patches * size,
             "peak_memory": self.runs.peak_memory,
             "memory": self.memory,
+            **(self._windows() if self.order == "shuffled" else {}),
             "fingerprint": self.fingerprint,
+        }
+
+    def _windows(self) -> dict[str, int]:
+        """What a window of a shuffled plan holds, and how many there are."""
+        rows = min(self.window_rows, self.n_patches)
+        nbytes = math.prod(self.patch_shape) * self.dtype.itemsize
+        groups = min(len(self.groups), max(1, round(rows / max(1.0, self.groups.mean_rows))))
+        return {
+            "window_groups": groups,
+            "window_rows": rows,
+            "window_bytes": rows * nbytes,
+            "n_windows": -(-self.n_patches // self.window_rows) if rows else 0,
         }
 
     # -- saving -------------------------------------------------------------------------
@@ -622,6 +776,9 @@ class Plan:
             "rows_per_shard": self.rows_per_shard,
             "window": self.window,
             "memory": self.memory,
+            # Spatial plans keep the fingerprints that they had before there were other orders.
+            **({"window_rows": self.window_rows} if self.order == "shuffled" else {}),
+            **({"group_by": self.group_by} if self.order == "grouped" else {}),
             "filters": [item.model_dump() for item in self.filters],
             "scores": [score.to_document() for score in self.scores],
             "balance": None if self.balance is None else self.balance.model_dump(),
@@ -716,16 +873,45 @@ class Plan:
         units = self.cells.unit_begins(self.images)
         patch_bytes = math.prod(self.patch_shape) * self.dtype.itemsize
         rows = rows_per_shard or shard_rows(patch_bytes, self.cells.unit_sizes(units))
-        order = pack_units(self.cells, units, rows) if self.is_aligned else None
+        order = None
+        if self.is_aligned and self.order == "spatial":
+            order = pack_units(self.cells, units, rows)
         cells = self.cells if order is None else self.cells.take(order)
         found = replace(self, cells=cells, rows_per_shard=rows)
+        if self.order == "shuffled":
+            found = replace(found, window_rows=found._rows_of_window())
         # Dealing out the shards also checks the memory: what cannot fit says so now.
         _ = found.runs
         return found
 
+    def _rows_of_window(self) -> int:
+        """Rows of a window of shuffled rows: whole shards."""
+        rows, groups = self.rows_per_shard, self.groups
+        if self.window is not None:
+            if self.window >= len(groups):
+                return max(1, self.n_shards) * rows
+            return max(1, round(self.window * groups.mean_rows / rows)) * rows
+        aligned = self.is_aligned
+        return window_rows(
+            self.images,
+            self.cells,
+            self.cut,
+            rows,
+            self.memory,
+            lambda n: groups.rows(self.images, self.cells, self.seed, n, packed=aligned),
+            aligned=aligned,
+            sticks_out=self.patching.may_stick_out or any(self.cut.context),
+        )
+
     def with_images(self, images: Sequence[Image]) -> Plan:
         """The same plan over other handles of the same images."""
         return replace(self, images=tuple(images))
+
+
+def _ranges(low: Ints, high: Ints) -> Ints:
+    """All numbers of some ranges [low, high), one range after another."""
+    n = high - low
+    return np.repeat(low - (np.cumsum(n) - n), n) + np.arange(int(n.sum()))
 
 
 def patching_of(

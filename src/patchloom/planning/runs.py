@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from patchloom.grid import ChunkGrid
 from patchloom.image import Image, Layout
 from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Cut
+from patchloom.planning.rows import Rows
 from patchloom.summaries import DISTINCT
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "pack",
     "pack_units",
     "shard_rows",
+    "window_rows",
 ]
 
 Ints = npt.NDArray[np.int64]
@@ -56,6 +58,8 @@ _ROW_BYTES = 64
 """Bytes that a patch costs beside its pixels: headers, checksum, entry in the shard's index."""
 _TASK_BYTES = 256 * 1024
 """Small things of a task that are not worth counting one by one."""
+_MIXED_BYTES = 320
+"""Bytes that a patch of a window costs besides: its columns, and the permutation of the window."""
 _COUNT_BYTES = 24
 """Bytes a pixel while it is counted: a wide copy for the histogram and the union's mask."""
 
@@ -232,6 +236,7 @@ def arrange(
     *,
     aligned: bool,
     sticks_out: bool,
+    order: Rows,
 ) -> Runs:
     """Deal the shards of a plan out to tasks: as long runs as memory and parallelism allow.
 
@@ -250,25 +255,31 @@ def arrange(
         chunk is read by two of them.
     sticks_out
         Whether what is cut may lie partly outside the image.
+    order
+        The rows of the plan. Where they are mixed, each window is a task.
 
     Raises
     ------
     BudgetError
-        If not even one shard fits into the memory.
+        If not even one shard, or window, fits into the memory.
     """
     n = cells.n_rows
     if not n:
         return Runs(0, rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
     n_shards = -(-n // rows)
+    if order.is_mixed:
+        bounds = np.append(np.arange(0, n_shards, order.window // rows), n_shards)
+        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
+        return Runs(n, rows, bounds, _fitting(needs, memory, rows, cut, order))
     clean = np.ones(n_shards + 1, np.bool_)
-    if aligned:
+    if aligned and order.is_straight:
         clean = borders(cells.unit_sizes(cells.unit_begins(images)), rows)
     shard_bytes = rows * _patch_bytes(images, cut)
     longest = max(1, min(n_shards // MIN_TASKS, RUN_BYTES // max(1, shard_bytes)))
     length = 1 << (longest.bit_length() - 1)
     while True:
         bounds = _bounds(clean, length)
-        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out)
+        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
         if length == 1 or needs.max() <= memory:
             break
         length //= 2
@@ -280,6 +291,58 @@ def arrange(
             f"({rows:,}) or the patch size {list(cut.size)}"
         )
     return Runs(n, rows, bounds, needs)
+
+
+def window_rows(
+    images: Sequence[Image],
+    cells: Cells,
+    cut: Cut,
+    rows: int,
+    memory: int,
+    deal: Callable[[int], Rows],
+    *,
+    aligned: bool,
+    sticks_out: bool,
+) -> int:
+    """Rows of the widest windows that fit into the memory of a task, all about as wide.
+
+    Parameters
+    ----------
+    images, cells, cut, rows, memory, aligned, sticks_out
+        As for `arrange`.
+    deal
+        From the rows of a window to the rows of the plan.
+    """
+    n_shards = -(-cells.n_rows // rows)
+    one = rows * _mixed_bytes(images, cut)
+    fixed = _fixed_bytes(images, cut, rows, rows)
+    n = max(1, min(n_shards, (memory - fixed) // one))
+    while True:
+        # As many windows as before, but even ones.
+        n = -(-n_shards // -(-n_shards // n)) if n_shards else 1
+        bounds = np.append(np.arange(0, n_shards, n), n_shards)
+        order = deal(n * rows)
+        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
+        over = int(needs.max(initial=0)) - memory
+        if over <= 0 or n == 1:
+            return int(n * rows)
+        n = max(1, min(n - 1, n - -(-over // one)))
+
+
+def _fitting(needs: Ints, memory: int, rows: int, cut: Cut, order: Rows) -> Ints:
+    worst = int(needs.max())
+    if worst > memory:
+        out = (
+            f"take a smaller window= (windows here have {order.window // rows:,} shards)"
+            if order.window > rows
+            else f"lower rows_per_shard ({rows:,}) or the patch size {list(cut.size)}"
+        )
+        raise BudgetError(
+            f"one window of shuffled rows must fit into memory={memory:,} bytes, but window "
+            f"{int(needs.argmax())} of {order.window:,} patches needs {worst:,}; raise memory, or "
+            f"{out}"
+        )
+    return needs
 
 
 def _bounds(clean: npt.NDArray[np.bool_], length: int) -> Ints:
@@ -304,8 +367,16 @@ def _project(
     bounds: Ints,
     aligned: bool,
     sticks_out: bool,
+    order: Rows,
 ) -> Ints:
     """An upper bound of each task's memory, from cells alone."""
+    if not order.is_straight:
+        live = _live_in_pieces(images, cells, cut, rows, bounds, aligned, sticks_out, order)
+        made = order.window or rows
+        # The last window may be a narrow one.
+        n = np.diff(np.minimum(bounds * rows, cells.n_rows)) if order.is_mixed else made
+        less = (made - np.maximum(n, rows)) * _mixed_bytes(images, cut)
+        return np.asarray(_fixed_bytes(images, cut, rows, made) + live - less, np.int64)
     lows = cells.positions_of(bounds[:-1] * rows)
     highs = cells.positions_of(np.minimum(bounds[1:] * rows, cells.n_rows) - 1) + 1
     worst = np.zeros(len(lows), np.int64)
@@ -316,13 +387,58 @@ def _project(
             parts = np.maximum(lows[some], low), np.minimum(highs[some], high)
             held = _live(image, cells, cut, *parts, np.diff(bounds)[some], aligned, sticks_out)
             worst[some] = np.maximum(worst[some], held)
+    return _fixed_bytes(images, cut, rows, rows) + worst
+
+
+def _fixed_bytes(images: Sequence[Image], cut: Cut, rows: int, made: int) -> int:
+    """What a task holds besides blocks and counts, while it makes `made` rows at once."""
     patch = _patch_bytes(images, cut)
     # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
     fixed = (
-        _TASK_BYTES + 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), rows * patch)
+        _TASK_BYTES + 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), made * patch)
     )
-    needs: Ints = fixed + worst
-    return needs
+    return fixed + (made - rows) * _mixed_bytes(images, cut)
+
+
+def _mixed_bytes(images: Sequence[Image], cut: Cut) -> int:
+    """Bytes of a row of a window."""
+    return _patch_bytes(images, cut) + _ROW_BYTES + _MIXED_BYTES
+
+
+def _live_in_pieces(
+    images: Sequence[Image],
+    cells: Cells,
+    cut: Cut,
+    rows: int,
+    bounds: Ints,
+    aligned: bool,
+    sticks_out: bool,
+    order: Rows,
+) -> Ints:
+    """Like `_live` of all tasks, whose cells are those of several pieces each."""
+    borders = np.minimum(bounds * rows, cells.n_rows)
+    turn = np.unique(np.concatenate([order.turn[:-1], borders[:-1]]))
+    rank = order.ranks_of(turn)
+    task = np.searchsorted(borders, turn, side="right") - 1
+    low = cells.positions_of(rank)
+    high = cells.positions_of(rank + np.diff(np.append(turn, cells.n_rows)) - 1) + 1
+    image = cells.image_of(low)
+    by_image = np.argsort(image, kind="stable")
+    worst, none = np.zeros(len(bounds) - 1, np.int64), np.zeros(0, np.uint8)
+    for some in np.split(by_image, np.flatnonzero(np.diff(image[by_image])) + 1):
+        n = high[some] - low[some]
+        ends = np.cumsum(n)
+        at = np.repeat(low[some] - (ends - n), n) + np.arange(int(ends[-1]))
+        # The cells of one image in the order of its turns: then those of a task are a stretch.
+        own = Cells(np.array([0, len(at)]), cells.cell[at], none, none, none)
+        tasks, first = np.unique(task[some], return_index=True)
+        lows = (ends - n)[first]
+        highs = np.append(lows[1:], ends[-1])
+        of = images[int(image[some[0]])]
+        n_shards = np.diff(bounds)[tasks]
+        held = _live(of, own, cut, lows, highs, n_shards, aligned, sticks_out)
+        worst[tasks] = np.maximum(worst[tasks], held)
+    return worst
 
 
 def _patch_bytes(images: Sequence[Image], cut: Cut) -> int:

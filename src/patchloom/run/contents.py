@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,9 @@ import pyarrow.parquet as pq
 from patchloom.planning.classes import ClassCounts
 from patchloom.planning.incidence import Cut
 from patchloom.planning.plans import Plan
-from patchloom.planning.quotas import BalanceConfig
 from patchloom.scores import Score
 
-__all__ = ["Contents", "Counted", "fraction_column"]
+__all__ = ["Contents", "Counted", "fraction_column", "named"]
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[Any]
@@ -38,6 +36,20 @@ class Contents:
     def of(cls, plan: Plan) -> Contents:
         """What the manifest of a plan tells."""
         return cls(plan.scores, bool(plan.classes))
+
+    def of_batch(self, plan: Plan, array: str, pixels: Pixels) -> dict[str, Pixels]:
+        """What some patches show in one array, by columns of the manifest: [n] each.
+
+        The class is its position in ``plan.classes``; -1 is none of them.
+        """
+        proper = _proper(pixels, plan.cut)
+        if array == "image":
+            return {score.column: score.of(proper) for score in self.scores}
+        if array != "labels" or not self.classes or plan.balance is None:
+            return {}
+        counts = ClassCounts.of(proper[:, 0])
+        found: dict[str, Pixels] = {"class": counts.assigned(plan.classes, plan.balance)}
+        return found | {fraction_column(k): counts.fraction(k) for k in sorted(plan.classes)}
 
     @property
     def is_asked(self) -> bool:
@@ -61,8 +73,7 @@ class Counted:
 
     def add(self, contents: Contents, array: str, pixels: Pixels, cut: Cut) -> None:
         """Count the next batch: [n, channels, *space] of one array."""
-        inside = tuple(slice(c, c + p) for c, p in zip(cut.context, cut.proper, strict=True))
-        proper = pixels[(slice(None), slice(None), *inside)]
+        proper = _proper(pixels, cut)
         if array == "image":
             for score in contents.scores:
                 self.columns.setdefault(score.column, []).append(score.of(proper))
@@ -72,17 +83,6 @@ class Counted:
     def scores(self) -> dict[str, Floats]:
         """One column a score: float64[n]."""
         return {name: np.concatenate(parts) for name, parts in self.columns.items()}
-
-    def named(self, classes: Sequence[int], balance: BalanceConfig | None) -> dict[str, Any]:
-        """The columns of a manifest: scores, the class of each patch and the share of each."""
-        found: dict[str, Any] = dict(self.scores())
-        if classes and balance is not None and self.classes:
-            counts = ClassCounts.join(self.classes)
-            place = counts.assigned(classes, balance)
-            values = np.asarray(classes, np.int64)
-            found["class"] = pa.array(values[place], mask=place < 0)
-            found |= {fraction_column(k): counts.fraction(k) for k in sorted(classes)}
-        return found
 
     def to_bytes(self) -> bytes:
         """As Parquet: one row a patch, classes as lists."""
@@ -121,3 +121,19 @@ class Counted:
 def fraction_column(value: int) -> str:
     """The manifest's column with the share of a class."""
     return f"fraction_{value}"
+
+
+def named(columns: dict[str, Pixels], plan: Plan) -> dict[str, Any]:
+    """What a shard was told, with the classes of balanced plans by their names."""
+    if not plan.classes or "class" not in columns:
+        return columns
+    place = columns["class"]
+    values = np.asarray(plan.classes, np.int64)
+    return {**columns, "class": pa.array(values[place], mask=place < 0)}
+
+
+def _proper(pixels: Pixels, cut: Cut) -> Pixels:
+    """Patches without their context."""
+    inside = tuple(slice(c, c + p) for c, p in zip(cut.context, cut.proper, strict=True))
+    proper: Pixels = pixels[(slice(None), slice(None), *inside)]
+    return proper

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numcodecs.blosc
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ChunkError
-from patchloom.image import Image, Layout, Reads
+from patchloom.image import ChunkReader, Image, Layout, Reads
 from patchloom.location import Location
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
@@ -21,7 +21,7 @@ from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
-from patchloom.run.contents import Contents, Counted
+from patchloom.run.contents import Contents, named
 from patchloom.run.masks import covered_share
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
@@ -32,7 +32,7 @@ from patchloom.store.schema import ArraySpec, manifest_name, shard_name, summary
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 
-__all__ = ["Job", "cut_run", "score_run", "steps_of", "write_run"]
+__all__ = ["Job", "cut_run", "steps_of", "write_run"]
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -51,25 +51,13 @@ class Job:
     scaling: Scaling | None = None
     skip: bool = False
     """Whether a chunk that cannot be read costs its shards instead of the run."""
-    contents: Contents | None = None
-    """What a survey of contents asks of each patch."""
-    folder: Location | None = None
-    """Where such a survey keeps what it finds; None hands it back."""
-    names: Mapping[int, str] = field(default_factory=dict)
-    """The name there of each piece."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
         if self.target is not None:
             return image.cut_arrays
         # A survey of statistics looks at the image alone.
-        wanted = {"image"} if self.contents is None else self.contents.arrays
-        return {name: array for name, array in image.cut_arrays.items() if name in wanted}
-
-    @property
-    def cuts(self) -> bool:
-        """Whether pixels of patches are wanted, and not only blocks."""
-        return self.target is not None or self.contents is not None
+        return {"image": image}
 
 
 @dataclass
@@ -77,14 +65,24 @@ class _Shard:
     """A shard in the making."""
 
     number: int
-    parts: list[Patches]
     builders: dict[str, ShardBuilder]
+    parts: list[Patches] = field(default_factory=list)
+    """Its patches, image by image."""
     tallies: dict[tuple[int, int], Tally] = field(default_factory=dict)
     summaries: dict[tuple[int, int], Summary] = field(default_factory=dict)
-    classes: list[Pixels] = field(default_factory=list)
-    """Classes of the centre pixels, where the plan goes by them."""
-    counted: Counted = field(default_factory=Counted)
+    told: dict[str, Pixels] = field(default_factory=dict)
+    """What was found of each row beside its pixels, by columns of the manifest."""
     left: int = 0
+    """Rows that are not stored yet."""
+    due: int = 0
+    """Turns to come of those whose blocks are counted here."""
+
+    def tell(self, slots: Ints, columns: Mapping[str, Pixels]) -> None:
+        """Set columns of some rows."""
+        for name, values in columns.items():
+            if name not in self.told:
+                self.told[name] = np.zeros(sum(len(part) for part in self.parts), values.dtype)
+            self.told[name][slots] = values
 
     def settle(self, meter: Meter, image: int | None = None) -> None:
         """Turn tallies (of one image) into summaries, which are small."""
@@ -100,13 +98,22 @@ class _Run:
 
     plan: Plan
     job: Job
-    supplied: Mapping[ArrayKey, Supplied]
+    supplied: dict[ArrayKey, Supplied]
     meter: Meter = field(default_factory=Meter)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             ("chunk_reads", "role_reads", "bytes_read", "requests", "bytes_written"), 0
         )
     )
+
+    def reader(self, image: int, name: str, array: Image) -> ChunkReader:
+        """A reader of the chunks of an array."""
+        supplied = self.supplied.get((image, name))
+        if supplied is None:
+            return array.source.reader()
+        # Chunks that were handed over are counted once, however often the task comes by.
+        self.supplied[image, name] = replace(supplied, fresh=frozenset())
+        return supplied.reader()
 
 
 def write_run(
@@ -145,10 +152,9 @@ def cut_run(
     plan: Plan, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied] | None = None
 ) -> tuple[dict[tuple[int, int], Summary], Reads]:
     """Summarize the pixels of some shards' patches, each once, without writing."""
-    run = _Run(plan, Job(None), supplied or {})
+    run = _Run(plan, Job(None), dict(supplied or {}))
     found: dict[tuple[int, int], Summary] = {}
-    for shard in _walk(run, _shards(plan, shards)):
-        shard.settle(run.meter)
+    for shard in _walk(run, shards):
         for key, summary in shard.summaries.items():
             found[key] = found.get(key, Summary.empty()) + summary
         shard.summaries.clear()
@@ -156,50 +162,21 @@ def cut_run(
     return found, Reads(counts["chunk_reads"], counts["requests"], counts["bytes_read"])
 
 
-def score_run(
-    plan: Plan,
-    job: Job,
-    pieces: Mapping[int, tuple[int, int]],
-    supplied: Mapping[ArrayKey, Supplied] | None = None,
-) -> tuple[dict[int, bytes], Reads]:
-    """What the patches of some pieces (rows [start, stop) by number) show.
-
-    Each piece as `Counted.to_bytes`; none of it if the job has a folder, which then holds it.
-    """
-    contents, run = job.contents, _Run(plan, job, supplied or {})
-    assert contents is not None
-    found: dict[int, bytes] = {}
-    for shard in _walk(run, {k: plan.patches(*rows) for k, rows in pieces.items()}):
-        if contents.coverage:
-            shares = [covered_share(plan, part) for part in shard.parts]
-            shard.counted.columns["coverage"] = shares
-        data = shard.counted.to_bytes()
-        shard.counted = Counted()
-        if job.folder is None:
-            found[shard.number] = data
-        else:
-            job.folder.write(job.names[shard.number], data)
-    counts = run.counts
-    reads = counts["chunk_reads"] + counts["role_reads"]
-    return found, Reads(reads, counts["requests"], counts["bytes_read"])
-
-
 def _attempt(
     plan: Plan, job: Job, shards: list[int], supplied: Mapping[ArrayKey, Supplied]
 ) -> dict[str, Any]:
-    run = _Run(plan, job, supplied)
+    run = _Run(plan, job, dict(supplied))
     done: list[int] = []
     skipped: list[tuple[int, int, str]] = []
     try:
-        for shard in _walk(run, _shards(plan, shards)):
+        for shard in _walk(run, shards):
             _commit(run, shard)
             done.append(shard.number)
     except ChunkError as error:
         if not job.skip:
             raise
         if len(shards) == 1:
-            rows = sum(len(part) for part in _rows_of(plan, shards[0]))
-            skipped.append((shards[0], rows, str(error)))
+            skipped.append((shards[0], _n_rows(plan, shards[0]), str(error)))
         else:
             # One at a time: only the shards that need the chunk are left out.
             for number in [n for n in shards if n not in done]:
@@ -209,7 +186,7 @@ def _attempt(
                     run.counts[name] += more[name]
                 done += [number] * more["n_shards"]
                 run.meter.peak = max(run.meter.peak, more["peak_memory"])
-    n_patches = sum(len(part) for number in done for part in _rows_of(plan, number))
+    n_patches = sum(_n_rows(plan, number) for number in done)
     return {
         **run.counts,
         "n_patches": n_patches,
@@ -219,48 +196,41 @@ def _attempt(
     }
 
 
-def _rows_of(plan: Plan, shard: int) -> list[Patches]:
-    start = shard * plan.rows_per_shard
-    return plan.patches(start, min(start + plan.rows_per_shard, plan.n_patches))
+def _n_rows(plan: Plan, shard: int) -> int:
+    return min(plan.rows_per_shard, plan.n_patches - shard * plan.rows_per_shard)
 
 
-def _shards(plan: Plan, shards: Sequence[int]) -> dict[int, list[Patches]]:
-    return {number: _rows_of(plan, number) for number in shards}
-
-
-def _walk(run: _Run, shards: Mapping[int, list[Patches]]) -> Iterator[_Shard]:
-    """Cut the shards (their patches by number) in order, yielding each as soon as it is full."""
-    job = run.job
+def _walk(run: _Run, shards: Sequence[int]) -> Iterator[_Shard]:
+    """Cut the shards, yielding each as soon as it is full and all it counts was counted."""
+    plan, job = run.plan, run.job
     begun: dict[int, _Shard] = {}
-    groups: list[tuple[int, list[tuple[int, Patches]]]] = []
-    for number, parts in shards.items():
-        builders = {
-            name: ShardBuilder(spec, sum(len(part) for part in parts))
-            for name, spec in job.specs.items()
-        }
-        begun[number] = _Shard(number, parts, builders, left=sum(len(part) for part in parts))
-        for part in parts:
-            if not groups or groups[-1][0] != part.image:
-                groups.append((part.image, []))
-            groups[-1][1].append((number, part))
-    for image, pieces in groups:
-        yield from _cut_image(run, image, pieces, begun)
+    for number in shards:
+        n = _n_rows(plan, number)
+        builders = {name: ShardBuilder(spec, n) for name, spec in job.specs.items()}
+        begun[number] = _Shard(number, builders, left=n, due=n)
+    tour = plan.tour(shards)
+    for part in tour:
+        shard = part.row // plan.rows_per_shard
+        order = np.argsort(shard, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
+            found = begun.get(int(shard[some[0]]))
+            if found is not None:
+                found.parts.append(part.take(some))
+    for part in tour:
+        yield from _cut_image(run, part, begun)
 
 
-def _cut_image(
-    run: _Run, index: int, pieces: Sequence[tuple[int, Patches]], begun: dict[int, _Shard]
-) -> Iterator[_Shard]:
-    """Cut the patches that some shards take from one image."""
-    plan, image = run.plan, run.plan.images[index]
-    shard = np.concatenate([np.full(len(part), number) for number, part in pieces])
-    sample = np.concatenate([part.sample for _, part in pieces])
-    corner = np.concatenate([part.corner for _, part in pieces])
-    cell = np.concatenate([part.cell for _, part in pieces])
-    step = steps_of(cell, shard, plan)
-    by_class = goes_by_class(plan.config)
-    place = np.concatenate([part.place for _, part in pieces]) if by_class else None
-    arrays = run.job.arrays(image)
-    contents = run.job.contents or Contents.of(plan)
+def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_Shard]:
+    """Cut patches of one image into the shards that they go to."""
+    plan, index = run.plan, part.image
+    image, sample, corner = plan.images[index], part.sample, part.corner
+    rows = plan.rows_per_shard
+    turn = plan.sequence.turns_of(part.rank)
+    shard, slot = np.divmod(part.row, rows)
+    asked = np.isin(shard, [*begun])
+    step = steps_of(part.cell, turn // rows, plan)
+    place = part.place if goes_by_class(plan.config) else None
+    arrays, contents = run.job.arrays(image), Contents.of(plan)
     # Labels or a target without samples of their own are the same for all samples.
     samples = {
         name: sample if array.layout.n_samples > 1 else np.zeros_like(sample)
@@ -269,35 +239,53 @@ def _cut_image(
     caches: dict[str, BlockCache] = {}
     for name, array in arrays.items():
         patch, block = touches(array.layout, samples[name], corner, plan.cut)
-        counted = name == "image" and run.job.contents is None
-        counter = _counter(run, index, image, np.unique(block), begun) if counted else None
-        supplied = run.supplied.get((index, name))
-        reader = supplied.reader() if supplied is not None else array.source.reader()
+        counter = None
+        if name == "image":
+            span = int(turn[0]), int(turn[-1])
+            counter = _counter(run, index, image, np.unique(block), span, begun)
+        reader = run.reader(index, name, array)
         caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter)
     bounds = np.flatnonzero(np.diff(step)) + 1
     starts = np.concatenate([[0], bounds])
     stops = np.concatenate([bounds, [len(step)]])
     try:
         for k, (a, b) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-            current = begun[int(shard[a])]
+            some = a + np.flatnonzero(asked[a:b])
+            into = [(begun[int(shard[some[which[0]]])], which) for which in _equal(shard[some])]
             for name, cache in caches.items():
                 cache.enter(k)
-                if run.job.cuts:
-                    pixels = cache.windows(int(samples[name][a]), corner[a:b], plan.cut)
-                    current.counted.add(contents, name, pixels, plan.cut)
-                if run.job.target is not None:
+                if run.job.target is not None and len(some):
+                    pixels = cache.windows(int(samples[name][a]), corner[some], plan.cut)
+                    shown = contents.of_batch(plan, name, pixels)
+                    for current, which in into:
+                        current.tell(slot[some[which]], {k: v[which] for k, v in shown.items()})
                     if place is not None and name == "labels":
-                        current.classes.append(_classes(image, pixels, corner[a:b], place[a:b]))
-                    _store(run, current, name, index, pixels)
+                        classes = _classes(image, pixels, corner[some], place[some])
+                        for current, which in into:
+                            current.tell(slot[some[which]], {"class": classes[which]})
+                    _store(run, into, slot[some], name, index, pixels)
                 cache.leave(k)
-            current.left -= b - a
-            if not current.left:
+            for current, which in into:
+                current.left -= len(which)
+            counted = begun.get(int(turn[a]) // rows)
+            if counted is not None:
+                counted.due -= b - a
+                if not counted.due:
+                    _conclude(run, counted)
+            ready = {current.number: current for current, _ in into}
+            if counted is not None:
+                ready[counted.number] = counted
+            for number in sorted(ready):
+                current = ready[number]
+                if current.left or current.due:
+                    continue
                 yield current
                 for builder in current.builders.values():
                     run.meter.give(builder.nbytes)
                 current.builders.clear()
     except ChunkError as error:
-        cost = ", ".join(f"{n}" for n in sorted({number for number, _ in pieces}))
+        waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
+        cost = ", ".join(f"{number}" for number in waiting if number in begun)
         raise ChunkError(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
             "it; on_error='skip' goes on without the shards that need it)"
@@ -310,6 +298,14 @@ def _cut_image(
             run.counts["chunk_reads" if name == "image" else "role_reads"] += reads.chunks
             run.counts["bytes_read"] += reads.nbytes
             run.counts["requests"] += reads.requests
+
+
+def _equal(values: Ints) -> list[Ints]:
+    """Positions of equal values, value by value."""
+    if not len(values):
+        return []
+    order = np.argsort(values, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
 
 
 def _classes(image: Image, labels: Pixels, corner: Ints, place: Ints) -> Pixels:
@@ -333,41 +329,58 @@ def steps_of(cell: Ints, shard: Ints, plan: Plan) -> Ints:
     return np.cumsum(change) - 1
 
 
-def _store(run: _Run, shard: _Shard, name: str, image: int, pixels: Pixels) -> None:
+def _store(
+    run: _Run,
+    into: Sequence[tuple[_Shard, Ints]],
+    slot: Ints,
+    name: str,
+    image: int,
+    pixels: Pixels,
+) -> None:
+    """Put patches into the shards that they go to."""
     if name == "image" and run.job.scaling is not None:
         pixels = run.job.scaling.apply(image, pixels)
     run.meter.take(pixels.nbytes)
-    builder = shard.builders[_ARRAY_NAMES[name]]
-    before = builder.nbytes
-    builder.add(pixels)
-    run.meter.take(builder.nbytes - before)
+    for shard, which in into:
+        builder = shard.builders[_ARRAY_NAMES[name]]
+        before = builder.nbytes
+        builder.put(slot[which], (pixels[k] for k in which.tolist()))
+        run.meter.take(builder.nbytes - before)
     run.meter.give(pixels.nbytes)
 
 
 def _counter(
-    run: _Run, index: int, image: Image, blocks: Ints, begun: dict[int, _Shard]
+    run: _Run,
+    index: int,
+    image: Image,
+    blocks: Ints,
+    span: tuple[int, int],
+    begun: dict[int, _Shard],
 ) -> Callable[[int, Pixels], None]:
     """A function that counts a block's pixels when it arrives, each pixel once.
 
-    A block belongs to the shard of the first row that touches it, wherever that row is
-    written; only that shard's task counts it, over the union of all patches of the plan.
+    A block belongs to the shard of the first turn that touches it, wherever that turn is
+    written; only that shard's task counts it, when it comes by in that turn, over the union
+    of all patches of the plan.
     """
     plan = run.plan
     layout = image.layout
-    [patches] = plan.owned_by(plan.touching(index, blocks))
+    [patches] = plan.along(plan.touching(index, blocks))
+    turn = plan.sequence.turns_of(patches.rank)
     patch, block = touches(layout, patches.sample, patches.corner, plan.cut)
-    order = np.lexsort((patch, block))
+    order = np.lexsort((turn[patch], block))
     patch, block = patch[order], block[order]
     begin = np.searchsorted(block, blocks)
     end = np.searchsorted(block, blocks, side="right")
-    # Rows ascend with the position of a patch, so the first of each block is its first row.
-    owner = patches.row[patch[begin]] // plan.rows_per_shard
+    owner = turn[patch[begin]]
+    here = (owner >= span[0]) & (owner <= span[1])
+    owner //= plan.rows_per_shard
     place = {int(b): k for k, b in enumerate(blocks)}
 
     def count(flat: int, pixels: Pixels) -> None:
         k = place[flat]
         shard = begun.get(int(owner[k]))
-        if shard is None:
+        if shard is None or not here[k]:
             return
         members = patch[begin[k] : end[k]]
         _tally(run, shard, index, layout, flat, pixels, patches.take(members))
@@ -406,7 +419,7 @@ def _tally(
 
 
 def _commit(run: _Run, shard: _Shard) -> None:
-    """Write a full shard: pixels, its part of the statistics, then the manifest part."""
+    """Write a full shard whose part of the statistics is written: pixels, then the manifest."""
     plan, job = run.plan, run.job
     target = job.target
     assert target is not None
@@ -416,14 +429,20 @@ def _commit(run: _Run, shard: _Shard) -> None:
         target.write(shard_name(job.specs[name], shard.number), data)
         run.counts["bytes_written"] += len(data)
         run.meter.give(len(data))
+    # The part of the manifest comes last: it says that all the others are there.
+    data = manifest_bytes(_manifest(plan, shard))
+    target.write(manifest_name(shard.number), data)
+    run.counts["bytes_written"] += len(data)
+
+
+def _conclude(run: _Run, shard: _Shard) -> None:
+    """Write what a shard adds to the statistics: nothing more will be counted for it."""
     shard.settle(run.meter)
-    for name, data in (
-        (summary_name(shard.number), summary_bytes(shard.summaries)),
-        (manifest_name(shard.number), manifest_bytes(_manifest(plan, shard))),
-    ):
-        target.write(name, data)
+    if run.job.target is not None:
+        data = summary_bytes(shard.summaries)
+        run.job.target.write(summary_name(shard.number), data)
         run.counts["bytes_written"] += len(data)
-    shard.summaries.clear()
+        shard.summaries.clear()
 
 
 def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
@@ -445,11 +464,11 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         splits += [plan.split_names[k] for k in plan.split_of(part).tolist()]
         for name in names:
             metadata[name] += [image.metadata.get(name)] * len(part)
-        if (columns := columns_of(plan, part)) is not None:
-            known.append(columns)
+        if (table := columns_of(plan, part)) is not None:
+            known.append(table)
     corner = np.concatenate([part.corner for part in parts])
     row = np.concatenate([part.row for part in parts])
-    return {
+    columns = {
         "patch_id": ids,
         "image_id": image_ids,
         "sample": np.concatenate([part.sample for part in parts]),
@@ -458,11 +477,14 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         "split": splits,
         "row": row,
         **metadata,
-        **({"class": np.concatenate(shard.classes)} if shard.classes else {}),
-        **shard.counted.named(plan.classes, plan.balance),
+        **named({name: column[row - row.min()] for name, column in shard.told.items()}, plan),
         **{
-            name: table[name].combine_chunks()
-            for table in ([pa.concat_tables(known)] if known else [])
-            for name in table.column_names
+            name: whole[name].combine_chunks()
+            for whole in ([pa.concat_tables(known)] if known else [])
+            for name in whole.column_names
         },
     }
+    if (np.diff(row) > 0).all():
+        return columns
+    table = pa.table(columns).take(pa.array(np.argsort(row)))
+    return {name: table[name] for name in table.column_names}

@@ -23,6 +23,7 @@ from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
 from patchloom.planning.plans import Plan, patching_of
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
+from patchloom.planning.rows import ORDERS
 from patchloom.planning.split_config import SplitConfig, parse_split
 from patchloom.run.auto_masks import with_plain_masks
 from patchloom.run.centers import check_labels, goes_by_class
@@ -50,6 +51,7 @@ def plan(
     seed: int = 0,
     rows_per_shard: int | None = None,
     window: int | None = None,
+    group_by: str | None = None,
     memory: str | int = "1 GiB",
     filters: Sequence[Mapping[str, Any] | BaseModel] = (),
     scores: Sequence[str | Mapping[str, Any]] = (),
@@ -93,13 +95,21 @@ def plan(
         per pixel that patches cover, and none is lost; see `patchloom.planning.alignment.aligned`
         for the rule, `alternatives` for what each costs. The plan's ``config`` says what was done.
     order
-        ``"spatial"``: along a locality-keeping curve of chunks.
+        ``"spatial"``: along a locality-keeping curve of chunks, image by image; ``"grouped"``:
+        by the values of a column, and along the curve inside; ``"shuffled"``: groups of
+        neighbouring chunks are dealt out at random to windows, and the patches of each window
+        are mixed, so that any run of rows is a fair sample while chunks are still read once a
+        window. docs/orders.md draws all of them.
     seed
         Fixes every random draw.
     rows_per_shard
         Patches of one output shard; by default near 32 MiB before compression.
     window
-        Reserved for shuffled orders; must be None for ``"spatial"``.
+        Groups that are mixed with one another under ``"shuffled"``, about: one task holds
+        them. By default as many as fit into the memory.
+    group_by
+        What ``"grouped"`` goes by, ascending and what has no value last: ``"image_id"``,
+        ``"split"``, a metadata column of the images or a column of a table of points.
     memory
         Bytes that one task may use, as a number or text such as ``"512 MiB"``.
     filters
@@ -139,7 +149,7 @@ def plan(
     PlanError
         If the images cannot stand in one store.
     BudgetError
-        If one shard does not fit into the memory.
+        If one shard, or window, does not fit into the memory.
 
     Examples
     --------
@@ -154,7 +164,10 @@ def plan(
     if rows_per_shard is not None:
         rows_per_shard = _whole("rows_per_shard", rows_per_shard, least=1)
     asks = _asks(images, filters, scores, split, balance, quota)
-    coverage = _check(images, min_coverage, edge, pad_mode, order, window)
+    if window is not None:
+        window = _whole("window", window, least=1)
+    _check_order(order, window, group_by)
+    coverage = _check(images, min_coverage, edge, pad_mode)
     images = with_plain_masks(images, progress=progress)
     config, places, left = placed(images, patching)
     config, rows_per_shard = aligned(
@@ -208,6 +221,7 @@ def plan(
         order=order,
         seed=seed,
         window=window,
+        group_by=group_by,
         memory=_bytes(memory),
         rejected=reasons,
         places=places,
@@ -219,6 +233,18 @@ def plan(
     if split is not None or balance is not None or quota is not None or filters:
         found = _refined(found, survey, storage_options, progress)
     return found.laid_out(rows_per_shard)
+
+
+def _check_order(order: str, window: int | None, group_by: str | None) -> None:
+    if order not in ORDERS:
+        raise ConfigError(f"order= is one of {list(ORDERS)}, got {order!r}")
+    if window is not None and order != "shuffled":
+        raise ConfigError(f"window= belongs to order='shuffled', got {window!r} for {order!r}")
+    if (group_by is None) == (order == "grouped"):
+        raise ConfigError(
+            f"group_by= names the column of order='grouped', and belongs to no other order; got "
+            f"{group_by!r} for {order!r}"
+        )
 
 
 def _asks(
@@ -279,8 +305,6 @@ def _check(
     min_coverage: float | Fraction,
     edge: str,
     pad_mode: str,
-    order: str,
-    window: int | None,
 ) -> Fraction:
     if not images or not all(isinstance(image, Image) for image in images):
         raise PlanError("a plan is over at least one Image; open them with open_images")
@@ -294,10 +318,6 @@ def _check(
         raise ConfigError(f"edge= is one of {list(EDGES)}, got {edge!r}")
     if pad_mode not in PADDINGS:
         raise ConfigError(f"pad_mode= is one of {list(PADDINGS)}, got {pad_mode!r}")
-    if order != "spatial":
-        raise ConfigError(f"order= is 'spatial' in this version, got {order!r}")
-    if window is not None:
-        raise ConfigError(f"window= belongs to shuffled orders, got {window!r} for 'spatial'")
     try:
         coverage = Fraction(str(min_coverage))
     except (ValueError, ZeroDivisionError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 from dask.highlevelgraph import HighLevelGraph
 
 from patchloom.image import Image
-from patchloom.planning.incidence import touches
+from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
-from patchloom.run.cutting import ArrayKey, Job, cut_run, score_run, write_run
+from patchloom.run.cutting import ArrayKey, Job, cut_run, write_run
+from patchloom.run.showing import Look, show_run
 
 __all__ = ["Graph", "light", "run_graph", "survey_graph"]
 
@@ -55,9 +56,9 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
         if not wanted:
             continue
         key = (name, task)
-        start = wanted[0] * plan.rows_per_shard
-        stop = min((wanted[-1] + 1) * plan.rows_per_shard, plan.n_patches)
-        ids, dependencies = _supplies(plan, start, stop, lazies, counted)
+        # What is not asked for is not gone through.
+        parts = plan.tour(wanted) if lazies else []
+        ids, dependencies = _supplies(plan, parts, lazies, counted)
         if job is None:
             layer[key] = (_count, plan_key, wanted, ids, dependencies)
         else:
@@ -68,21 +69,19 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
 
 
 def survey_graph(
-    plan: Plan, job: Job, tasks: Sequence[Mapping[int, tuple[int, int]]], token: str
+    plan: Plan, look: Look, tasks: Sequence[Mapping[int, tuple[int, int]]], token: str
 ) -> Graph:
     """The graph of a survey of contents: each task looks at some pieces (rows by number)."""
     name, plan_key = f"patchloom-score-{token}", f"patchloom-plan-{token}"
     layer: dict[Any, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
-    lazies = _lazy_arrays(plan, job)
+    lazies = _lazy_arrays(plan, look)
     keys: list[tuple[str, int]] = []
     counted: set[Any] = set()
     for task, pieces in enumerate(tasks):
-        rows = pieces.values()
-        ids, dependencies = _supplies(
-            plan, min(a for a, _ in rows), max(b for _, b in rows), lazies, counted
-        )
+        parts = [part for rows in pieces.values() for part in plan.patches(*rows)] if lazies else []
+        ids, dependencies = _supplies(plan, parts, lazies, counted)
         # Each task gets only its own names.
-        mine = replace(job, names={k: job.names[k] for k in pieces if k in job.names})
+        mine = replace(look, names={k: look.names[k] for k in pieces if k in look.names})
         layer[name, task] = (_score, plan_key, _Wrapped(mine, dict(pieces)), ids, dependencies)
         keys.append((name, task))
     graph = HighLevelGraph.from_collections(name, layer, dependencies=list(lazies.values()))
@@ -93,12 +92,12 @@ def survey_graph(
 class _Wrapped:
     """What a task of a survey does: an opaque value, so that Dask does not look inside."""
 
-    job: Job
+    look: Look
     pieces: dict[int, tuple[int, int]]
 
 
 def _score(plan: Plan, work: _Wrapped, ids: Any, blocks: list[Any]) -> Any:
-    return score_run(plan, work.job, work.pieces, _supplied(ids, blocks))
+    return show_run(plan, work.look, work.pieces, _supplied(ids, blocks))
 
 
 def _write(plan: Plan, job: Job, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
@@ -120,11 +119,15 @@ class _Ids:
 
 
 def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:
-    found, at = {}, 0
+    found: dict[ArrayKey, Supplied] = {}
+    at = 0
     for key, chunks, fresh in zip(ids.arrays, ids.chunks, ids.fresh, strict=True):
         mine = blocks[at : at + len(chunks)]
         at += len(chunks)
         pixels = {c: np.asarray(b) for c, b in zip(chunks, mine, strict=True)}
+        if (before := found.get(key)) is not None:
+            # A task that comes by an image twice.
+            pixels, fresh = {**before.chunks, **pixels}, before.fresh | fresh
         found[key] = Supplied(pixels, fresh)
     return found
 
@@ -141,7 +144,7 @@ def light(image: Image) -> Image:
     return replace(image, source=image.source.without_pixels())
 
 
-def _lazy_arrays(plan: Plan, job: Job | None) -> dict[ArrayKey, Any]:
+def _lazy_arrays(plan: Plan, job: Job | Look | None) -> dict[ArrayKey, Any]:
     """The Dask arrays of everything that a worker cannot read by itself."""
     return {
         (index, name): array.source.lazy(array)
@@ -152,16 +155,17 @@ def _lazy_arrays(plan: Plan, job: Job | None) -> dict[ArrayKey, Any]:
 
 
 def _supplies(
-    plan: Plan, start: int, stop: int, lazies: Mapping[ArrayKey, Any], counted: set[Any]
+    plan: Plan,
+    parts: Iterable[Patches],
+    lazies: Mapping[ArrayKey, Any],
+    counted: set[Any],
 ) -> tuple[_Ids, list[Any]]:
-    """The chunks that the rows of a task need of the lazy arrays, and their keys."""
+    """The chunks that the patches of a task need of the lazy arrays, and their keys."""
     arrays: list[ArrayKey] = []
     chunks: list[tuple[tuple[int, ...], ...]] = []
     fresh: list[frozenset[tuple[int, ...]]] = []
     keys: list[Any] = []
-    if not lazies:
-        return _Ids((), (), ()), []
-    for patches in plan.patches(start, stop):
+    for patches in parts:
         image = plan.images[patches.image]
         for name in ("image", "labels", "target"):
             lazy = lazies.get((patches.image, name))

@@ -50,6 +50,7 @@ def plan_of(job: Job, *, progress: bool = False) -> Plan:
         seed=job.seed,
         rows_per_shard=job.rows_per_shard,
         window=job.window,
+        group_by=job.group_by,
         memory=job.memory,
         filters=job.filters,
         scores=job.scores,

@@ -25,9 +25,9 @@ from patchloom.planning.runs import pack_units, shard_rows
 from patchloom.randomness import digest
 from patchloom.run.centers import check_labels
 from patchloom.run.contents import Contents, Counted
-from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.graph import survey_graph
+from patchloom.run.showing import Look
 from patchloom.scores import Score, parse_scores
 
 __all__ = ["Survey", "survey", "survey_contents"]
@@ -184,7 +184,15 @@ def survey_contents(
     rows = min(_PIECE, shard_rows(patch_bytes, cells.unit_sizes(units)))
     # Pieces begin anew in each image, so that they are the same whatever else is in the plan.
     order = _packed(cells, units, rows) if plan.is_aligned else np.arange(len(cells))
-    laid = replace(plan, cells=cells.take(order), rows_per_shard=rows)
+    laid = replace(
+        plan,
+        cells=cells.take(order),
+        rows_per_shard=rows,
+        order="spatial",
+        window=None,
+        window_rows=0,
+        group_by=None,
+    )
     firsts = laid.cells.rows_of(laid.cells.bounds).tolist()
     pieces = [
         (start, min(start + rows, stop))
@@ -196,9 +204,9 @@ def survey_contents(
         names = {k: _name(laid, contents, *rows) for k, rows in enumerate(pieces)}
         there = folder.list()
         missing = [k for k in missing if not there.get(names[k])]
-    job = Job(None, contents=contents, folder=folder, names=names)
+    look = Look(contents, folder, names)
     tasks = _tasks({k: pieces[k] for k in missing}, max(1, _PER_TASK // max(1, patch_bytes)))
-    graph = survey_graph(laid, job, tasks, uuid.uuid4().hex)
+    graph = survey_graph(laid, look, tasks, uuid.uuid4().hex)
     reads, found = Reads(), dict[int, bytes]()
     for some, counted in execute(graph, progress=progress, label="survey"):
         found |= some

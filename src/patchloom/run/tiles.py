@@ -42,7 +42,7 @@ def tile_columns(
 
 def columns_of(plan: Plan, part: Patches) -> pa.Table | None:
     """What a plan knows of some patches of one image besides where they are; None if nothing."""
-    total = len(plan.get_patch_indices(part.image))
+    total = plan.n_patches_of(part.image)
     if isinstance(plan.patching, TiledPatching):
         context = np.asarray(plan.cut.context, np.int64)
         crop, size, stitch = plan.patching.crops(part.image, part.corner + context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import google_crc32c
@@ -34,7 +34,7 @@ def encoder(spec: ArraySpec) -> Encode:
 
 
 class ShardBuilder:
-    """Collects the patches of one shard in row order and makes the object.
+    """Collects the patches of one shard and makes the object.
 
     Every row is stored, blank ones too: an object that is too short is damaged, never sparse.
     """
@@ -43,15 +43,15 @@ class ShardBuilder:
         self._spec = spec
         self._n_rows = n_rows
         self._encode = encoder(spec)
-        self._bodies: list[bytes] = []
+        self._bodies: dict[int, bytes] = {}
         self.nbytes = 0
 
-    def add(self, patches: npt.NDArray[Any]) -> None:
-        """Append the next rows: [n, channels, *space]."""
-        for patch in patches:
+    def put(self, slots: npt.NDArray[np.int64], patches: Iterable[npt.NDArray[Any]]) -> None:
+        """Set some rows of the shard, in any order: int64[n], n of [channels, *space]."""
+        for slot, patch in zip(slots.tolist(), patches, strict=True):
             # Each patch is one chunk of the output: one call of the codec, as the format has it.
             body = self._encode(patch)
-            self._bodies.append(body)
+            self._bodies[slot] = body
             self.nbytes += len(body)
 
     def finish(self) -> bytes:
@@ -61,8 +61,9 @@ class ShardBuilder:
                 f"a shard is written whole: {self._n_rows} rows, got {len(self._bodies)}"
             )
         index = np.full((self._spec.rows_per_shard, 2), _ABSENT, "<u8")
-        lengths = np.array([len(body) for body in self._bodies], "<u8")
+        bodies = [self._bodies[slot] for slot in range(self._n_rows)]
+        lengths = np.array([len(body) for body in bodies], "<u8")
         index[: self._n_rows, 0] = np.cumsum(lengths) - lengths
         index[: self._n_rows, 1] = lengths
         tail = index.tobytes()
-        return b"".join([*self._bodies, tail, google_crc32c.value(tail).to_bytes(4, "little")])
+        return b"".join([*bodies, tail, google_crc32c.value(tail).to_bytes(4, "little")])
