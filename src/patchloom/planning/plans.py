@@ -265,7 +265,7 @@ class Plan:
         sequence = self.sequence
         if sequence.is_straight or low == high:
             return range(low, high)
-        rows = np.sort(sequence.rows_of(sequence.turns_of(np.arange(low, high))))
+        rows = np.sort(self.rows_along(np.arange(low, high)))
         first, last = rows[[0, -1]].tolist()
         return range(first, last + 1) if last - first + 1 == len(rows) else rows
 
@@ -352,7 +352,12 @@ class Plan:
         parts, sequence = self.along(positions), self.sequence
         if sequence.is_straight:
             return parts
-        return [replace(p, row=sequence.rows_of(sequence.turns_of(p.rank))) for p in parts]
+        return [replace(p, row=self.rows_along(p.rank)) for p in parts]
+
+    def rows_along(self, ranks: Ints) -> Ints:
+        """The rows of the patches of some numbers along the curve: int64[n]."""
+        sequence = self.sequence
+        return ranks if sequence.is_straight else sequence.rows_of(sequence.turns_of(ranks))
 
     def along(self, positions: Ints) -> list[Patches]:
         """Like `owned_by`, but `Patches.row` is the rank: free of cost in every order."""
@@ -853,7 +858,7 @@ class Plan:
                 f"{flags.dtype}{list(flags.shape)}"
             )
         narrowing = Narrowing(self.images, self.patching, self.cells)
-        narrowing.add(flags)
+        narrowing.add(flags[self.rows_along(np.arange(self.n_patches))])
         left_out = {reason: int((~flags).sum())} if not flags.all() else {}
         more = {k: self.rejected.get(k, 0) + n for k, n in left_out.items()}
         cells = narrowing.cells()[0]

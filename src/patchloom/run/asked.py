@@ -49,11 +49,12 @@ class Asked:
 def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, str], Asked]:
     """What an undisturbed run asks of every array, task by task."""
     arrays: dict[tuple[int, str], Asked] = {}
-    for start, stop in plan.runs.rows():
-        for part in plan.patches(start, stop):
+    for task in range(plan.n_tasks):
+        for part in plan.tour(plan.runs.shards(task)):
             image = plan.images[part.image]
             shard = part.row // plan.rows_per_shard
-            step = steps_of(part.cell, shard, plan)
+            turn = plan.sequence.turns_of(part.rank)
+            step = steps_of(part.cell, turn // plan.rows_per_shard, plan)
             for name, array in image.cut_arrays.items():
                 found = arrays.setdefault((part.image, name), Asked(array))
                 blocks = _queue(plan, array, part, step)

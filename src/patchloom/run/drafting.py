@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -193,6 +194,11 @@ def plan(
     _check_fits(images, size, strategy)
     if goes_by_class(config):
         check_labels(images)
+        if balance is not None:
+            raise ConfigError(
+                "classes are those of centre pixels (patching 'pixels' with classes=) or those of "
+                "whole patches (balance=), got both; leave one out"
+            )
     selection = Selection(strategy, config, coverage, min_pixels, seed)
     rejected = Counter(left)
     if places is not None:
@@ -218,10 +224,7 @@ def plan(
         padding=pad_mode,
         min_coverage=coverage,
         min_pixels=min_pixels,
-        order=order,
         seed=seed,
-        window=window,
-        group_by=group_by,
         memory=_bytes(memory),
         rejected=reasons,
         places=places,
@@ -232,6 +235,7 @@ def plan(
         found.splits.check(images, found.patch_size)
     if split is not None or balance is not None or quota is not None or filters:
         found = _refined(found, survey, storage_options, progress)
+    found = replace(found, order=order, window=window, group_by=group_by)
     return found.laid_out(rows_per_shard)
 
 

@@ -258,7 +258,7 @@ class _Refining:
         if plan.split is None:
             return found
         arrived = plan.n_patches - sum(rejected[item.reason] for item in plan.filters)
-        kept = 1.0 - rejected[_BORDER] / arrived if arrived else 1.0
+        kept = (arrived - rejected[_BORDER]) / arrived if arrived else 1.0
         return replace(found, split_report=_split_report(found, kept))
 
 

@@ -160,7 +160,7 @@ def _where(plan: Plan, found: Survey, parts: Sequence[Patches]) -> dict[str, Any
         images += [plan.images[part.image].id] * len(part)
         splits += [names[k] for k in plan.split_of(part).tolist()]
         begin = plan.cells.rows_of(found.order[part.cell])
-        rows.append(begin + part.row - laid.cells.rows_of(part.cell))
+        rows.append(plan.rows_along(begin + part.row - laid.cells.rows_of(part.cell)))
     corner = np.concatenate([part.corner for part in parts])
     return {
         "patch_id": ids,
