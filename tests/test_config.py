@@ -107,7 +107,15 @@ min_coverage: 1
 min_pixels: 9
 edge: shift
 pad_mode: edge
+align: none
+filters: [{name: shannon, threshold: 3.5}, {name: range, score: std, min: 1}]
+scores: [focus, {name: mean, channel: 1}]
+split: {by: blocks, block_size: 512, guard: 32}
+balance: {classes: {0: 1, 3: 2}}
+quota: {n_patches: 50, per_image: 30}
+survey: survey
 order: spatial
+group_by: null
 seed: 7
 rows_per_shard: 16
 window: null
@@ -141,7 +149,7 @@ codec: zstd
             ["line 6: 'edge' should be 'drop', 'shift', 'pad' or 'shrink', got 'shfit'"],
         ),
         ("overlap: [1]\n", ["line 6: unknown key 'overlap'; did you mean 'overlaps' under"]),
-        ("zzz: 1\n", ["line 6: unknown key 'zzz'; the keys are axes, codec, edge,"]),
+        ("zzz: 1\n", ["line 6: unknown key 'zzz'; the keys are align, axes, balance,"]),
         ("seed: yes\n", ["line 6: 'seed' should be a whole number, got True"]),
         ("percentiles: [1, 101]\n", ["line 6: 'percentiles[1]' should be less than or equal to"]),
         ("memory: 0\n", ["line 6: 'memory' should be greater than or equal to 1, got 0"]),

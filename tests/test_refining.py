@@ -294,18 +294,18 @@ def test_a_survey_is_resumed_and_extended(tmp_path: Path) -> None:
         )
 
     first = planned(2, 30)
-    assert first.survey_reads == 2 * 2 * 16, "each chunk of images and labels once"
+    assert first.planning_reads == 2 * 2 * 16, "each chunk of images and labels once"
     again = planned(2, 50)
-    assert again.survey_reads == 0
+    assert again.planning_reads == 0
     assert again.n_patches < first.n_patches
     assert planned(2, 30).fingerprint == first.fingerprint
     parts = sorted((tmp_path / "survey").iterdir())
     for part in parts[::2]:
         part.unlink()
     mended = planned(2, 30)
-    assert 0 < mended.survey_reads <= first.survey_reads
+    assert 0 < mended.planning_reads <= first.planning_reads
     assert mended.fingerprint == first.fingerprint
-    assert planned(3, 30).survey_reads == 2 * 16
+    assert planned(3, 30).planning_reads == 2 * 16
     assert planned(2, 30).fingerprint == first.fingerprint
 
 

@@ -63,6 +63,8 @@ _SECRET = ("storage_options", "output_options")
 
 _TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
+_INT = "tag:yaml.org,2002:int"
+
 _PLAIN = {
     "a valid dictionary or object to extract fields from": "a mapping",
     "a valid dictionary": "a mapping",
@@ -292,13 +294,15 @@ def _nodes(root: yaml.Node) -> Iterator[tuple[_Path, yaml.MappingNode | yaml.Seq
 
 def _check_keys(root: yaml.Node, shown: str) -> None:
     """Refuse keys that are no text, or stand twice."""
-    for _, node in _nodes(root):
+    for path, node in _nodes(root):
         if not isinstance(node, yaml.MappingNode):
             continue
+        # Classes are numbers.
+        allowed = (*_TEXT, _INT) if path[:1] == ("balance",) else _TEXT
         first: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if key.tag not in _TEXT:
+            if key.tag not in allowed:
                 got = f"got {key.value!r}; quote it" if isinstance(key, yaml.ScalarNode) else ""
                 raise ConfigError(f"{shown}, line {line}: a key is text, {got or 'not a list'}")
             if key.value in first:

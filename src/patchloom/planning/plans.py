@@ -105,7 +105,7 @@ class Plan:
     split: SplitConfig | None = None
     split_report: Mapping[str, Any] = field(default_factory=dict)
     """The share that guard bands leave, and how far apart splits are, in pixels."""
-    survey_reads: int = 0
+    planning_reads: int = 0
     """Chunks of masks, labels and images that were decoded to plan it."""
 
     def __getstate__(self) -> dict[str, object]:
@@ -608,7 +608,7 @@ class Plan:
             "n_candidates": self.n_patches + sum(self.rejected.values()),
             "n_patches": self.n_patches,
             "rejected": dict(self.rejected),
-            "survey_reads": self.survey_reads,
+            "planning_reads": self.planning_reads,
             **(
                 {"split": {"patches": self.split_counts, **self.split_report}} if self.split else {}
             ),
@@ -659,7 +659,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "settings": self._settings(),
             "rejected": dict(self.rejected),
-            "survey_reads": self.survey_reads,
+            "planning_reads": self.planning_reads,
             "split_report": dict(self.split_report),
             "class_counts": dict(self.class_counts),
             "places": self.places is not None,
@@ -757,7 +757,7 @@ class Plan:
             quota=_model(QuotaConfig, settings.pop("quota")),
             split=_model(SplitConfig, settings.pop("split")),
             rejected=document["rejected"],
-            survey_reads=document["survey_reads"],
+            planning_reads=document["planning_reads"],
             split_report=document["split_report"],
             class_counts=document["class_counts"],
             places=None if places is None else Places.from_bytes(places),
@@ -781,9 +781,8 @@ class Plan:
             "rows_per_shard": self.rows_per_shard,
             "window": self.window,
             "memory": self.memory,
-            # Spatial plans keep the fingerprints that they had before there were other orders.
-            **({"window_rows": self.window_rows} if self.order == "shuffled" else {}),
-            **({"group_by": self.group_by} if self.order == "grouped" else {}),
+            "window_rows": self.window_rows,
+            "group_by": self.group_by,
             "filters": [item.model_dump() for item in self.filters],
             "scores": [score.to_document() for score in self.scores],
             "balance": None if self.balance is None else self.balance.model_dump(),

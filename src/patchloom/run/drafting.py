@@ -228,7 +228,7 @@ def plan(
         memory=_bytes(memory),
         rejected=reasons,
         places=places,
-        survey_reads=reads.chunks,
+        planning_reads=reads.chunks,
         **asks,
     )
     if found.splits is not None:

@@ -247,13 +247,13 @@ class _Refining:
             image = np.repeat(np.arange(len(plan.images)), np.diff(cells.bounds))
             cells = cells.take(np.lexsort((stood, image)))
         reasons = {k: v for k, v in rejected.items() if v or k in plan.rejected}
-        reads = plan.survey_reads + (0 if self.survey is None else self.survey.reads.chunks)
+        reads = plan.planning_reads + (0 if self.survey is None else self.survey.reads.chunks)
         found = replace(
             plan,
             cells=cells,
             rejected=reasons,
             class_counts={str(k): by_class[str(k)] for k in sorted(plan.classes)},
-            survey_reads=reads,
+            planning_reads=reads,
         )
         if plan.split is None:
             return found
