@@ -33,7 +33,9 @@ def tiles(figures: Sequence[tuple[str, str, str]]) -> str:
 
 
 def named(key: str, text: str) -> str:
-    """A figure's name in words, and its key."""
+    """A figure's name in words, and its key where that is another."""
+    if key == text:
+        return escape(text)
     return f'{escape(text)} <code class="key">{escape(key)}</code>'
 
 
