@@ -60,7 +60,7 @@ def main() -> None:
         decode = decoded / (run_seconds(reading, folder) - reading.n_shards * shard)
 
         whole = patchloom.plan(images, {"name": "sequential", "patch_size": [256, 256]})
-        output = whole.summary()["bytes_output"]
+        output = whole.figures()["bytes_output"]
         seconds = run_seconds(whole, folder) - whole.n_shards * shard
         encode = output / (seconds - whole.chunk_reads * 512 * 512 * 2 / decode)
     print("speed:")

@@ -279,4 +279,4 @@ def test_an_empty_random_plan_says_why() -> None:
     """Zero patches asked for is a reason too."""
     images = patchloom.open_images(np.zeros((16, 16), "uint8"))
     plan = patchloom.plan(images, {"name": "random", "patch_size": [8, 8], "n_patches": 0})
-    assert plan.summary()["rejected"]
+    assert plan.figures()["rejected"]

@@ -420,7 +420,7 @@ def test_an_empty_plan_makes_an_empty_store(tmp_path: Path) -> None:
     [image] = patchloom.open_images(np.ones((20, 20), "uint8"), mask=np.zeros((20, 20), bool))
     plan = patchloom.plan(image, {"name": "sequential", "patch_size": [5, 5]}, min_coverage=0.5)
     assert plan.n_patches == 0
-    assert plan.summary()["rejected"] == {"outside the mask": 16}
+    assert plan.figures()["rejected"] == {"outside the mask": 16}
     report = patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
     store = patchloom.open_patches(tmp_path / "out.zarr")
     assert (report.n_tasks, len(store), store.complete) == (0, 0, True)

@@ -330,7 +330,7 @@ def test_small_images_among_others_are_named() -> None:
     images = patchloom.open_images([np.zeros((64, 64)), np.zeros((16, 64))], ids=["big", "small"])
     plan = patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]})
     assert plan.n_patches == 4
-    assert any("small" in reason for reason in plan.summary()["rejected"])
+    assert any("small" in reason for reason in plan.figures()["rejected"])
 
 
 def test_damaged_chunks_stop_the_run_or_are_skipped(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def _show_plan(plan: Plan, as_json: bool, job: Job | None = None, **more: Any) -
 
     if job is not None:
         more |= {"output_url": job.output, "normalize": job.normalize, "over": job.over}
-    cost, summary = price(plan, **more), plan.summary()
+    cost, summary = price(plan, **more), plan.figures()
     if as_json:
         click.echo(json.dumps({**cost.to_dict(), **summary}, indent=1))
         return

@@ -158,7 +158,7 @@ class Cost:
         Parameters
         ----------
         figures
-            `Plan.summary()`.
+            `Plan.figures()`.
         run
             What images, labels, targets and surveys move.
         masks

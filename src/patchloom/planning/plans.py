@@ -53,7 +53,7 @@ _CANDIDATES = 2**18
 """Candidates that are looked at together where only some are kept."""
 _BATCH = 2**20
 """Patches that a pass over a whole plan looks at together."""
-_PAGE = "patchloom.run.plan_page"
+_PAGE, _PRICE = "patchloom.run.plan_page", "patchloom.run.pricing"
 """What draws a plan, found by its name: planning itself reads no pixel."""
 
 
@@ -599,8 +599,35 @@ class Plan:
             yield self._of_image(np.arange(low, stop))
             low = stop
 
-    def summary(self) -> dict[str, Any]:
-        """What it takes and what it will cost, in the words of `RunReport`. Reads nothing."""
+    def cost(self, **how: Any) -> Any:
+        """What it costs; see `patchloom.price`, whose arguments it takes.
+
+        Asks stores how large their objects are, and reads no pixel.
+        """
+        return importlib.import_module(_PRICE).price(self, **how)
+
+    def summary(self, **how: Any) -> dict[str, Any]:
+        """What it takes and what it will cost: `figures` and the `cost` on one worker.
+
+        Parameters
+        ----------
+        **how
+            Arguments of `cost`, such as ``workers=8`` or ``prices="prices.yaml"``.
+
+        Returns
+        -------
+        dict
+            What stores that cannot be reached would have told is left out, and ``not_priced``
+            says why.
+        """
+        try:
+            cost = self.cost(**how).to_dict()
+        except (SourceError, OSError) as error:
+            cost = {"not_priced": str(error)}
+        return {**cost, **self.figures()}
+
+    def figures(self) -> dict[str, Any]:
+        """What it takes, in the words of `RunReport`. Asks no store."""
         size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
         needed, reads = self.chunks_needed, self.chunk_reads
         return {

@@ -219,7 +219,7 @@ def _figures_section(plan: Plan, reports: Sequence[Mapping[str, Any]]) -> str:
     runs = [
         [named(key, label), *(c[k][2] for c in columns)] for k, (key, label, _) in _first(columns)
     ]
-    planned = [[named(key, label), value] for key, label, value in worded(plan.summary())]
+    planned = [[named(key, label), value] for key, label, value in worded(plan.figures())]
     return (
         '<div class="pair"><section><h2>The plan</h2>'
         f"{table('What it takes and what it will cost, known before any pixel is read', planned)}"

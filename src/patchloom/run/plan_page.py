@@ -61,9 +61,17 @@ def write_plan_page(
         If the target refuses.
     """
     if cost is None and plan.n_patches <= _COUNT:
-        cost = {label: text for _, label, text in price(plan).rows()}
+        cost = _priced(plan)
     made = plan_page(plan, title=title, cost=cost)
     Location.of(path, storage_options).write("", made.encode())
+
+
+def _priced(plan: Plan) -> dict[str, str] | None:
+    """What a plan costs, in words; None if its stores cannot be asked now."""
+    try:
+        return {label: text for _, label, text in price(plan).rows()}
+    except (SourceError, OSError):
+        return None
 
 
 def plan_page(
@@ -80,7 +88,7 @@ def plan_page(
     title
         Its heading.
     cost
-        Figures to show as its cost, by name; by default those of ``plan.summary()``.
+        Figures to show as its cost, by name; by default those of ``plan.figures()``.
 
     Returns
     -------
@@ -172,7 +180,7 @@ def _counts(plan: Plan) -> _Counts:
 def _figures(plan: Plan, count: bool = True) -> Mapping[str, Any]:
     """What is known of a plan at the cost of its chunks, not of its patches."""
     if count and plan.n_patches <= _COUNT:
-        return plan.summary()
+        return plan.figures()
     size = int(np.prod(plan.patch_shape)) * plan.dtype.itemsize if plan.images else 0
     return {
         "n_images": len(plan.images),
@@ -488,7 +496,7 @@ def _cost(figures: Mapping[str, object], given: bool) -> str:
     rows = [[named(key, words), text] for key, words, text in worded(_unfolded(figures))]
     told = "What it will take, known before any pixel is read"
     if not given and "chunks_needed" not in figures:
-        told += "; plan.summary() also counts chunks and decodes"
+        told += "; plan.figures() also counts chunks and decodes"
     return f"<section><h2>Cost</h2>{table(told, rows)}</section>"
 
 

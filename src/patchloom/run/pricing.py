@@ -72,10 +72,9 @@ def price(
     Examples
     --------
     >>> import numpy as np, patchloom
-    >>> from patchloom.run.pricing import price
     >>> images = patchloom.open_images(np.ones((64, 64), "uint8"))
     >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]})
-    >>> cost = price(plan)
+    >>> cost = patchloom.price(plan)
     >>> cost.n_patches, cost.bytes_read, cost.money.egress
     (4, 4096, 0.0)
     """
@@ -95,7 +94,7 @@ def price(
         paid=paid,
     )
     return Cost.of(
-        plan.summary(),
+        plan.figures(),
         run=total["image"] + total["role"] + total["survey"],
         masks=total["mask"],
         live=total["live"],

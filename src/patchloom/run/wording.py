@@ -53,7 +53,7 @@ def worded(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     Parameters
     ----------
     figures
-        `Plan.summary()` or `RunReport.to_dict()`.
+        `Plan.figures()` or `RunReport.to_dict()`.
 
     Examples
     --------
