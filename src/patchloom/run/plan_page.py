@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patchloom.errors import SourceError
 from patchloom.location import Location
 from patchloom.planning.plans import Plan
 from patchloom.planning.views import PlaneView, plane_view
