@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.coverage import threshold
+from patchloom.errors import PlanError
 from patchloom.planning.quotas import BalanceConfig
 
 __all__ = ["ClassCounts"]
@@ -37,8 +38,19 @@ class ClassCounts:
 
     @classmethod
     def of(cls, labels: npt.NDArray[Any]) -> ClassCounts:
-        """Count label patches: integers[n, *space]."""
+        """Count label patches: integers[n, *space].
+
+        Raises
+        ------
+        PlanError
+            If a value is 2**63 or more, which no class can be called.
+        """
         n = len(labels)
+        if labels.dtype == np.uint64 and n and int(labels.max()) >= 2**63:
+            raise PlanError(
+                f"classes are numbers below 2**63, but the labels show {int(labels.max())}; "
+                "number them anew"
+            )
         flat = labels.reshape(n, -1)
         values, which = np.unique(flat, return_inverse=True)
         key = which.reshape(flat.shape) + np.arange(n)[:, None] * len(values)

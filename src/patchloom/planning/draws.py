@@ -56,9 +56,11 @@ class Draw:
         """
         flags = np.zeros(len(strata), np.bool_)
         order = np.argsort(strata, kind="stable")
-        bounds = np.searchsorted(strata[order], np.arange(len(self._available) + 1))
-        for stratum in np.flatnonzero(np.diff(bounds)).tolist():
-            members = order[bounds[stratum] : bounds[stratum + 1]]
+        # Only those that are here: there may be as many strata as images.
+        here, begins = np.unique(strata[order], return_index=True)
+        for stratum, members in zip(here.tolist(), np.split(order, begins[1:]), strict=True):
+            if stratum < 0:
+                continue
             number = self._passed[stratum] + np.arange(len(members))
             self._passed[stratum] += len(members)
             flags[members] = self._drawn(stratum, number)

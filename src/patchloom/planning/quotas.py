@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from patchloom.configs import Strict
 from patchloom.errors import ConfigError, PlanError
@@ -20,6 +21,8 @@ __all__ = ["BalanceConfig", "QuotaConfig", "class_quotas", "image_quotas"]
 
 Ints = npt.NDArray[np.int64]
 _Count = Annotated[int, Field(strict=True, ge=1)]
+_Class = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Frequency = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class QuotaConfig(Strict):
@@ -38,12 +41,12 @@ class QuotaConfig(Strict):
 
 
 class BalanceConfig(Strict):
-    """Classes in given proportions: the largest plan in which they hold exactly."""
+    """Classes in given proportions: the largest plan in which they hold."""
 
-    classes: Literal["equal"] | list[int] | dict[int, Annotated[float, Field(gt=0)]] = "equal"
+    classes: Literal["equal"] | list[_Class] | dict[_Class, _Frequency] = "equal"
     """Values of the labels: all that occur, or those of a list, in equal numbers; or each with
     its relative frequency."""
-    counts: dict[int, _Count] | None = None
+    counts: dict[_Class, _Count] | None = None
     """So many patches of each class; instead of `classes`."""
     rule: Literal["rarest", "dominant"] = "rarest"
     """Of which class a patch with several is: of the one that the fewest patches have, or of the
@@ -51,7 +54,17 @@ class BalanceConfig(Strict):
     min_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of a patch that a class must cover to count; 0 means one pixel."""
     splits: list[str] | None = None
-    """Splits that are balanced, the others stay as they are; by default all."""
+    """Splits that are balanced, by default all. The others stay as they are, and `n_patches` of a
+    quota does not count them."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.counts is not None and "classes" in self.model_fields_set:
+            raise ValueError("classes and counts say the same thing twice; leave one out")
+        named = self.listed
+        if named is not None and (not named or len(set(named)) < len(named)):
+            raise ValueError(f"classes are at least one, each named once, got {named}")
+        return self
 
     @property
     def listed(self) -> list[int] | None:
@@ -109,7 +122,8 @@ def _groups(column: str, images: Sequence[Image]) -> list[Ints]:
     """The images of each value of a metadata column."""
     found: dict[Any, list[int]] = {}
     for position, image in enumerate(images):
-        if column not in image.metadata:
+        # A missing number is no value that images could share.
+        if column not in image.metadata or image.metadata[column] != image.metadata[column]:
             raise ConfigError(
                 f"group= is a metadata column that all images have, but {image.id!r} has "
                 f"{sorted(image.metadata)} and not {column!r}; give it with sample="
@@ -131,7 +145,8 @@ def class_quotas(
     available
         Patches of each class that may be taken.
     total
-        Patches in all; None takes the most that the proportions allow.
+        Patches in all, rounded by largest remainders; None takes the most for which the
+        proportions hold exactly, or the most of all where whole patches cannot hold them.
 
     Raises
     ------
@@ -164,6 +179,10 @@ def class_quotas(
         return {}
     whole = sum(shares.values())
     most = min(int(available[key] * whole / share) for key, share in shares.items())
+    # Of so many, or a multiple, each class has a whole number.
+    exact = math.lcm(*((share / whole).denominator for share in shares.values()))
+    if total is None and most >= exact:
+        most -= most % exact
     if total is not None and total > most:
         _check_enough(
             apportion(shares, total), available, f"take n_patches={most:,} at most, or other shares"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from patchloom.planning.classes import ClassCounts
 from patchloom.planning.incidence import Cut
 from patchloom.planning.plans import Plan
+from patchloom.randomness import digest, digest_of
 from patchloom.scores import Score
 
 __all__ = ["Contents", "Counted", "fraction_column", "named"]
@@ -93,14 +95,20 @@ class Counted:
             for name, values in (("value", counts.value), ("pixels", counts.pixels)):
                 columns[f"/{name}"] = pa.ListArray.from_arrays(begins, pa.array(values))
             columns["/volume"] = np.full(counts.n, counts.volume)
-        sink = io.BytesIO()
-        pq.write_table(pa.table(columns), sink, compression="zstd")
+        table, sink = pa.table(columns), io.BytesIO()
+        table = table.replace_schema_metadata({b"check": _check(table)})
+        pq.write_table(table, sink, compression="zstd")
         return sink.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Counted:
-        """Inverse of `to_bytes`."""
-        table = pq.read_table(io.BytesIO(data))
+    def from_bytes(cls, data: bytes) -> Counted | None:
+        """Inverse of `to_bytes`; None if it is damaged."""
+        try:
+            table = pq.read_table(io.BytesIO(data))
+            if (table.schema.metadata or {})[b"check"] != _check(table):
+                return None
+        except Exception:  # a damaged file fails in many ways
+            return None
         names = [name for name in table.column_names if not name.startswith("/")]
         found = cls({name: [table[name].to_numpy().astype(np.float64)] for name in names})
         if "/value" in table.column_names and table.num_rows:
@@ -137,3 +145,16 @@ def _proper(pixels: Pixels, cut: Cut) -> Pixels:
     inside = tuple(slice(c, c + p) for c, p in zip(cut.context, cut.proper, strict=True))
     proper: Pixels = pixels[(slice(None), slice(None), *inside)]
     return proper
+
+
+def _check(table: pa.Table) -> bytes:
+    """What fixes the values of a piece."""
+    whole = blake2b(digest_size=16)
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if pa.types.is_list(column.type):
+            whole.update(digest_of(column.value_lengths().to_numpy()))
+            column = column.flatten()
+        whole.update(digest(name, len(column)))
+        whole.update(digest_of(column.to_numpy(zero_copy_only=False)))
+    return whole.hexdigest().encode()

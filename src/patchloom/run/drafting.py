@@ -231,6 +231,7 @@ def plan(
         planning_reads=reads.chunks,
         **asks,
     )
+    _check_told(found)
     if found.splits is not None:
         found.splits.check(images, found.patch_size)
     if split is not None or balance is not None or quota is not None or filters:
@@ -264,13 +265,6 @@ def _asks(
     ndim = len(images[0].axes.spatial) if images else 2
     every = [score for item in parsed for score in item.scores(ndim)] + [*parse_scores(scores)]
     columns = tuple(dict.fromkeys(every))
-    names = ", ".join(c.column for c in columns)
-    taken = sorted({c.column for c in columns} & {k for i in images for k in i.metadata})
-    if taken:
-        raise ConfigError(
-            f"scores become columns of the manifest ({names}), but images have metadata called "
-            f"{taken}; rename these"
-        )
     bare = [image.id for image in images if image.mask is None]
     if bare and any(not item.scores(ndim) for item in parsed):
         raise ConfigError(
@@ -291,6 +285,26 @@ def _asks(
         "balance": parsed_as(BalanceConfig, "balance", balance),
         "quota": parsed_as(QuotaConfig, "quota", quota),
     }
+
+
+def _check_told(found: Plan) -> None:
+    """Refuse names that the manifest uses for what patches show, and sizes that differ."""
+    if found.edge == "shrink" and (found.scores or found.balance is not None):
+        raise ConfigError(
+            "scores and classes are of patches of one size, got edge='shrink'; plan with "
+            "edge='pad', 'shift' or 'drop'"
+        )
+    names = {name for image in found.images for name in image.metadata}
+    names |= set() if found.places is None else {*found.places.columns.column_names}
+    own = {score.column for score in found.scores}
+    taken = sorted(names & own)
+    if found.balance is not None:
+        taken += sorted(n for n in names if n == "class" or n.startswith("fraction_"))
+    if taken:
+        raise ConfigError(
+            f"what patches show becomes columns of the manifest, but the images or points have "
+            f"columns called {taken}; rename these"
+        )
 
 
 def _refined(

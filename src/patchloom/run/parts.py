@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.errors import PlanError
 from patchloom.image import Image, Reads
 from patchloom.location import Location
 from patchloom.patching.listed import ListedPatching
@@ -20,7 +21,7 @@ from patchloom.planning.cells import Cells
 from patchloom.randomness import digest, digest_of
 from patchloom.run.selecting import Selection
 
-__all__ = ["Found", "load_parts", "piece_digest", "save_parts", "settings_digest"]
+__all__ = ["Found", "listed", "load_parts", "piece_digest", "save_parts", "settings_digest"]
 
 _FORMAT = 1
 """Version of what a part holds, and of what its name covers."""
@@ -83,9 +84,26 @@ def save_parts(folder: Location, found: Mapping[str, Found]) -> None:
     folder.write(f"{digest(*found).hex()}.parquet", sink.getbuffer())
 
 
+def listed(folder: Location) -> dict[str, int]:
+    """What lies in the folder of a survey.
+
+    Raises
+    ------
+    PlanError
+        If it cannot be reached.
+    """
+    try:
+        return folder.list()
+    except Exception as error:  # each file system fails in its own way
+        raise PlanError(
+            f"a survey is kept in a folder that can be reached, but {folder.shown!r} cannot: "
+            f"{folder.describe(error)}; give another URL or storage_options"
+        ) from None
+
+
 def load_parts(folder: Location) -> dict[str, Found]:
     """All pieces that are saved in a folder, by their digests; what is damaged is left out."""
-    names = [name for name in folder.list() if name.endswith(".parquet") and "/" not in name]
+    names = [name for name in listed(folder) if name.endswith(".parquet") and "/" not in name]
     found: dict[str, Found] = {}
     with ThreadPoolExecutor(_TOGETHER) as pool:
         for data in pool.map(folder.read, names):

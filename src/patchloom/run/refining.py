@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patchloom.errors import ConfigError
 from patchloom.planning.classes import ClassCounts
 from patchloom.planning.distance import split_distance
 from patchloom.planning.draws import Draw
@@ -89,6 +90,7 @@ class _Refining:
 
     def done(self) -> Plan:
         plan = self.plan
+        _check_splits(plan)
         for k, item in enumerate(plan.filters):
             self.rules.append((item.reason, partial(self._filtered, k)))
         if plan.split is not None:
@@ -189,7 +191,8 @@ class _Refining:
         assert quota is not None
         available = np.zeros(len(plan.images), np.int64)
         for batch, flags in self.left():
-            available += np.bincount(batch.image[flags], minlength=len(available))
+            here, n = np.unique(batch.image[flags], return_counts=True)
+            available[here] += n
         shared = plan.balance is None
         taken = image_quotas(quota, plan.images, available, plan.seed, shared=shared)
         keys = [("image", key) for key in plan.patching.keys]
@@ -257,9 +260,19 @@ class _Refining:
         )
         if plan.split is None:
             return found
-        arrived = plan.n_patches - sum(rejected[item.reason] for item in plan.filters)
+        arrived = plan.n_patches - sum(rejected[why] for why in {f.reason for f in plan.filters})
         kept = (arrived - rejected[_BORDER]) / arrived if arrived else 1.0
         return replace(found, split_report=_split_report(found, kept))
+
+
+def _check_splits(plan: Plan) -> None:
+    named = [] if plan.balance is None else plan.balance.splits or []
+    unknown = sorted({*named} - {*plan.split_names})
+    if unknown:
+        raise ConfigError(
+            f"balance.splits names splits of the plan, which are {list(plan.split_names)}, got "
+            f"{unknown}"
+        )
 
 
 def _split_report(plan: Plan, kept: float) -> dict[str, Any]:

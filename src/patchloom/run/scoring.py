@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
@@ -15,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ConfigError, PlanError
-from patchloom.image import Reads
+from patchloom.image import Image, Reads
 from patchloom.location import Location
 from patchloom.planning.cells import Cells
 from patchloom.planning.identity import patch_ids
@@ -27,6 +29,7 @@ from patchloom.run.centers import check_labels
 from patchloom.run.contents import Contents, Counted
 from patchloom.run.executing import execute
 from patchloom.run.graph import survey_graph
+from patchloom.run.parts import listed
 from patchloom.run.showing import Look
 from patchloom.scores import Score, parse_scores
 
@@ -35,8 +38,14 @@ __all__ = ["Survey", "survey", "survey_contents"]
 Ints = npt.NDArray[np.int64]
 _PIECE = 2**16
 """Most patches of one piece of a survey."""
-_PER_TASK = 64 * 2**20
-"""Bytes of patches that one task looks at, about."""
+_PER_TASK = 2
+"""Whole pieces that one task looks at, about."""
+_LEAST = 1 / 16
+"""What a piece is worth at least, however few its patches are."""
+_DECODED = 2**22
+"""Patches of which all that was found is held while a plan is made; more are decoded anew."""
+_TOGETHER = 16
+"""Parts that are asked for at the same time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +62,7 @@ class Survey:
     """The rows [start, stop) of each piece."""
     _found: Mapping[int, bytes]
     _kept: tuple[Location, Mapping[int, str]] | None
+    _decoded: dict[int, Counted] = field(default_factory=dict, repr=False)
 
     def piece(self, number: int) -> Counted:
         """What one piece shows.
@@ -62,16 +72,22 @@ class Survey:
         PlanError
             If it was kept in a folder and is gone.
         """
-        if self._kept is None:
-            return Counted.from_bytes(self._found[number])
-        folder, names = self._kept
-        data = folder.read(names[number])
-        if data is None:
+        if number in self._decoded:
+            return self._decoded[number]
+        data = self._found.get(number)
+        if data is None and self._kept is not None:
+            data = self._kept[0].read(self._kept[1][number])
+        found = None if data is None else Counted.from_bytes(data)
+        if found is None:
+            assert self._kept is not None
             raise PlanError(
-                f"the parts of a survey stay until the plan is made, but {names[number]!r} in "
-                f"{folder.shown!r} is gone; make the same call again"
+                f"the parts of a survey stay until the plan is made, but "
+                f"{self._kept[1][number]!r} in {self._kept[0].shown!r} is gone or was changed; "
+                "make the same call again"
             )
-        return Counted.from_bytes(data)
+        if self.plan.n_patches <= _DECODED:
+            self._decoded[number] = found
+        return found
 
     def walk(self) -> Iterator[tuple[list[Patches], Counted]]:
         """The patches of each piece and what they show."""
@@ -104,8 +120,9 @@ def survey(
     coverage
         Whether to add the share of each patch that its mask covers.
     url
-        A folder that keeps what is found. The same call again, also after an interruption or
-        with images added, reads only what is missing.
+        A folder that keeps what is found of images that do not lie in memory. The same call
+        again, also after an interruption or with images added, reads only what is missing.
+        Images are known by their place and metadata: empty it if pixels change where they lie.
     storage_options
         For fsspec, to reach `url`.
     progress
@@ -140,11 +157,20 @@ def survey(
     folder = None if url is None else Location.of(url, storage_options)
     contents = Contents(parse_scores(scores), coverage=coverage)
     found = survey_contents(plan, contents, folder=folder, progress=progress)
-    tables = []
+    tables = [_nothing(plan, contents)]
     for parts, counted in found.walk():
         tables.append(pa.table({**_where(plan, found, parts), **counted.scores()}))
-    table = pa.concat_tables(tables) if tables else pa.table({})
-    return table.sort_by("row") if tables else table
+    return pa.concat_tables(tables).sort_by("row")
+
+
+def _nothing(plan: Plan, contents: Contents) -> pa.Table:
+    """The columns of a survey without a row."""
+    text, whole = pa.string(), pa.int64()
+    kinds = {"patch_id": text, "image_id": text, "sample": whole}
+    kinds |= {f"start_{a}": whole for a in plan.spatial}
+    kinds |= {"split": text, "row": whole}
+    names = [score.column for score in contents.scores] + ["coverage"] * contents.coverage
+    return pa.schema([*kinds.items(), *((name, pa.float64()) for name in names)]).empty_table()
 
 
 def _where(plan: Plan, found: Survey, parts: Sequence[Patches]) -> dict[str, Any]:
@@ -182,6 +208,7 @@ def survey_contents(
     units = cells.unit_begins(plan.images)
     patch_bytes = math.prod(plan.patch_shape) * plan.dtype.itemsize
     rows = min(_PIECE, shard_rows(patch_bytes, cells.unit_sizes(units)))
+    steps = [_rows_of_piece(plan, index, rows, patch_bytes) for index in range(len(plan.images))]
     # Pieces begin anew in each image, so that they are the same whatever else is in the plan.
     order = _packed(cells, units, rows) if plan.is_aligned else np.arange(len(cells))
     laid = replace(
@@ -196,16 +223,19 @@ def survey_contents(
     firsts = laid.cells.rows_of(laid.cells.bounds).tolist()
     pieces = [
         (start, min(start + rows, stop))
-        for first, stop in pairwise(firsts)
+        for (first, stop), rows in zip(pairwise(firsts), steps, strict=True)
         for start in range(first, stop, rows)
     ]
     names, missing = dict[int, str](), [*range(len(pieces))]
     if folder is not None:
-        names = {k: _name(laid, contents, *rows) for k, rows in enumerate(pieces)}
-        there = folder.list()
-        missing = [k for k in missing if not there.get(names[k])]
+        names = _names(laid, contents, pieces)
+        there = listed(folder)
+        whole = _whole(folder, {k: name for k, name in names.items() if there.get(name)})
+        missing = [k for k in missing if k not in whole]
     look = Look(contents, folder, names)
-    tasks = _tasks({k: pieces[k] for k in missing}, max(1, _PER_TASK // max(1, patch_bytes)))
+    image_of = laid.cells.image_of(laid.cells.positions_of([start for start, _ in pieces]))
+    shares = [(b - a) / steps[i] for (a, b), i in zip(pieces, image_of.tolist(), strict=True)]
+    tasks = _tasks({k: pieces[k] for k in missing}, shares)
     graph = survey_graph(laid, look, tasks, uuid.uuid4().hex)
     reads, found = Reads(), dict[int, bytes]()
     for some, counted in execute(graph, progress=progress, label="survey"):
@@ -221,33 +251,83 @@ def _packed(cells: Cells, units: Ints | None, rows: int) -> Ints:
     begins = np.arange(len(cells)) if units is None else units
     order = [np.zeros(0, np.int64)]
     for image, (low, high) in enumerate(pairwise(cells.bounds.tolist())):
-        inside = begins[(begins >= low) & (begins < high)] - low
+        inside = begins[slice(*np.searchsorted(begins, [low, high]).tolist())] - low
         some = pack_units(cells.only(image), inside, rows)
         order.append(low + (np.arange(high - low) if some is None else some))
     return np.concatenate(order)
 
 
-def _tasks(pieces: Mapping[int, tuple[int, int]], rows: int) -> list[dict[int, tuple[int, int]]]:
-    """Consecutive pieces together, about so many rows a task."""
+def _rows_of_piece(plan: Plan, index: int, rows: int, patch_bytes: int) -> int:
+    """Rows of an image's pieces: so many that about as much is read as a shard holds."""
+    layout = plan.images[index].layout
+    low, high = plan.cells.span(index)
+    n = int(np.diff(plan.cells.rows_of([low, high]))[0])
+    block = math.prod(layout.block_shape()) * plan.images[index].dtype.itemsize
+    # Of sparse candidates blocks are more than patches.
+    dear = max(1.0, (high - low) * block / max(1, n * patch_bytes))
+    return max(1, int(rows / dear))
+
+
+def _tasks(
+    pieces: Mapping[int, tuple[int, int]], shares: Sequence[float]
+) -> list[dict[int, tuple[int, int]]]:
+    """Consecutive pieces together; a task is worth about two whole ones."""
     found: list[dict[int, tuple[int, int]]] = []
-    n = rows
-    for number, (start, stop) in pieces.items():
-        if n >= rows:
+    worth = float(_PER_TASK)
+    for number, rows in pieces.items():
+        if worth >= _PER_TASK:
             found.append({})
-            n = 0
-        found[-1][number] = (start, stop)
-        n += stop - start
+            worth = 0.0
+        found[-1][number] = rows
+        worth += max(shares[number], _LEAST)
     return found
 
 
-def _name(plan: Plan, contents: Contents, start: int, stop: int) -> str:
+def _whole(folder: Location, names: Mapping[int, str]) -> set[int]:
+    """Which pieces are there and not damaged."""
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        read = pool.map(lambda name: folder.read(name), names.values())
+        return {
+            number
+            for number, data in zip(names, read, strict=True)
+            if data is not None and Counted.from_bytes(data) is not None
+        }
+
+
+def _names(plan: Plan, contents: Contents, pieces: Sequence[tuple[int, int]]) -> dict[int, str]:
+    """The names of all pieces that can be kept: what lies in memory has no place to know it by."""
+    found: dict[int, str] = {}
+    places: dict[int, str | None] = {}
+    for number, (start, stop) in enumerate(pieces):
+        parts = plan.patches(start, stop)
+        index = parts[0].image
+        if index not in places:
+            places[index] = _place(plan.images[index], contents)
+        place = places[index]
+        if place is not None:
+            found[number] = _name(plan, contents, place, parts)
+    return found
+
+
+def _place(image: Image, contents: Contents) -> str | None:
+    """What an image is, and where the arrays lie that are looked at; None if in memory."""
+    arrays = {name: array for name, array in image.cut_arrays.items() if name in contents.arrays}
+    if contents.coverage and image.mask is not None:
+        arrays["mask"] = image.mask.image
+    if not all(array.source.addressable for array in arrays.values()):
+        return None
+    documents = {name: array.source.to_document() for name, array in arrays.items()}
+    return json.dumps([identity_of(image), documents], sort_keys=True)
+
+
+def _name(plan: Plan, contents: Contents, place: str, parts: Sequence[Patches]) -> str:
     """A name fixed by all that a piece depends on, whatever else is in the plan."""
     whole = blake2b(digest_size=16)
     cut, asked = plan.cut, [score.to_document() for score in contents.scores]
     settings = (plan.edge, cut.size, cut.context, cut.padding, asked, contents.classes)
-    whole.update(digest("contents", 1, *settings, contents.coverage))
-    for part in plan.patches(start, stop):
-        whole.update(digest(identity_of(plan.images[part.image]), len(part)))
+    whole.update(digest("contents", 1, *settings, contents.coverage, place))
+    for part in parts:
+        whole.update(digest(len(part)))
         whole.update(np.ascontiguousarray(part.sample, "<i8").data)
         whole.update(np.ascontiguousarray(part.corner, "<i8").data)
     return f"contents-{whole.hexdigest()}.parquet"

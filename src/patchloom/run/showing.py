@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -59,20 +59,22 @@ def show_run(
     Returns
     -------
     dict, Reads
-        Each piece as `Counted.to_bytes`, unless it was kept in a folder; what was read.
+        Each piece as `Counted.to_bytes`, unless it has a name in the folder; what was read.
     """
-    found, reads = {number: Counted() for number in pieces}, Reads()
+    found: dict[int, bytes] = {}
+    reads = Reads()
     numbers = np.array([*pieces])
     starts = np.array([start for start, _ in pieces.values()])
     for part in joined([part for rows in pieces.values() for part in plan.patches(*rows)]):
         piece = numbers[np.searchsorted(starts, part.row, side="right") - 1]
-        _look_at(plan, look, part, piece, found, supplied, reads)
-    done = {number: counted.to_bytes() for number, counted in found.items()}
-    if look.folder is None:
-        return done, reads
-    for number, data in done.items():
-        look.folder.write(look.names[number], data)
-    return {}, reads
+        for number, counted in _look_at(plan, look, part, piece, supplied, reads):
+            data = counted.to_bytes()
+            if look.folder is not None and number in look.names:
+                # As soon as it is known: what comes after may fail.
+                look.folder.write(look.names[number], data)
+            else:
+                found[number] = data
+    return found, reads
 
 
 def _look_at(
@@ -80,11 +82,10 @@ def _look_at(
     look: Look,
     part: Patches,
     piece: npt.NDArray[np.int64],
-    found: dict[int, Counted],
     supplied: Mapping[ArrayKey, Supplied],
     reads: Reads,
-) -> None:
-    """Count patches of one image, each into its piece."""
+) -> Iterator[tuple[int, Counted]]:
+    """Count patches of one image, piece by piece."""
     image, contents = plan.images[part.image], look.contents
     step = steps_of(part.cell, piece, plan)
     caches, samples = {}, {}
@@ -96,17 +97,18 @@ def _look_at(
         reader = array.source.reader() if ready is None else ready.reader()
         caches[name] = BlockCache(array, step[patch], block, reader, Meter())
     bounds = np.flatnonzero(np.diff(step, prepend=-1, append=-1)).tolist()
+    counted, first = Counted(), 0
     for k, (a, b) in enumerate(pairwise(bounds)):
-        counted = found[int(piece[a])]
         for name, cache in caches.items():
             cache.enter(k)
             pixels = cache.windows(int(samples[name][a]), part.corner[a:b], plan.cut)
             counted.add(contents, name, pixels, plan.cut)
             cache.leave(k)
-    if contents.coverage:
-        share = covered_share(plan, part)
-        for number in np.unique(piece).tolist():
-            found[number].columns["coverage"] = [share[piece == number]]
+        if b == len(piece) or piece[b] != piece[a]:
+            if contents.coverage:
+                counted.columns["coverage"] = [covered_share(plan, part.take(slice(first, b)))]
+            yield int(piece[a]), counted
+            counted, first = Counted(), b
     for cache in caches.values():
         reads.chunks += cache.reads.chunks
         reads.requests += cache.reads.requests
