@@ -157,7 +157,10 @@ def test_quotas_of_classes() -> None:
     assert class_quotas(BalanceConfig(), available, None) == {0: 3, 1: 3, 2: 3}
     assert class_quotas(BalanceConfig(classes=[0, 1]), available, None) == {0: 7, 1: 7}
     shares = BalanceConfig(classes={0: 0.5, 1: 0.3, 2: 0.2})
-    assert class_quotas(shares, available, None) == {0: 8, 1: 4, 2: 3}
+    assert class_quotas(shares, available, None) == {0: 5, 1: 3, 2: 2}, "10 hold exactly, 15 do not"
+    assert class_quotas(shares, available, 15) == {0: 8, 1: 4, 2: 3}
+    few = BalanceConfig(classes={1: 0.7, 2: 0.3})
+    assert class_quotas(few, {1: 5, 2: 5}, None) == {1: 5, 2: 2}, "no whole numbers hold"
     assert class_quotas(shares, available, 10) == {0: 5, 1: 3, 2: 2}
     assert class_quotas(BalanceConfig(counts={1: 7, 2: 1}), available, None) == {1: 7, 2: 1}
     with pytest.raises(PlanError, match="4 of class 2 of 3"):

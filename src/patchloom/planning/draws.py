@@ -55,6 +55,8 @@ class Draw:
             Stratum of each, int64[n]; -1 is of none and is not taken.
         """
         flags = np.zeros(len(strata), np.bool_)
+        if not len(strata):
+            return flags
         order = np.argsort(strata, kind="stable")
         # Only those that are here: there may be as many strata as images.
         here, begins = np.unique(strata[order], return_index=True)

@@ -36,7 +36,7 @@ from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.rows import Rows
-from patchloom.planning.runs import Runs, arrange, pack_units, shard_rows, window_rows
+from patchloom.planning.runs import GATHER, Runs, arrange, pack_units, shard_rows, window_rows
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.splits import Splits
 from patchloom.randomness import digest, digest_of, key_of
@@ -203,6 +203,19 @@ class Plan:
     def n_tasks(self) -> int:
         """Tasks that materialise it; the number of workers plays no part."""
         return len(self.runs)
+
+    def peak_memory(self, *, normalized: bool = False) -> int:
+        """Bytes that a task holds at most; more where it writes small integers as float32."""
+        peak, small = self.runs.peak_memory, self.dtype.itemsize
+        wider = max(0, 4 - small) if normalized else 0
+        if not peak or not wider:
+            return peak
+        rows = self.rows_per_shard
+        made = self.window_rows if self.order == "shuffled" else rows
+        patch = math.prod(self.patch_shape)
+        # What is cut together is widened, and stays so in the shards in the making.
+        together = min(-(-max(GATHER, patch * small) // small), made * patch)
+        return peak + wider * ((made + rows) * patch + together)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -91,6 +91,8 @@ class Prices(BaseModel):
         shipped = yaml.safe_load(_SHIPPED.read_text(encoding="utf-8"))
         if path is None:
             return cls(**_dated(shipped))
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError(f"prices= is the path of a YAML file, got {type(path).__name__}")
         location = Location.of(path)
         given = _dated(_mapping(location))
         _check_currency(given, shipped, location.shown)

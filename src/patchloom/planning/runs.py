@@ -383,7 +383,7 @@ def _project(
     for index, image in enumerate(images):
         low, high = cells.span(index)
         some = slice(np.searchsorted(highs, low, side="right"), np.searchsorted(lows, high))
-        if some.start < some.stop:
+        if low < high and some.start < some.stop:
             parts = np.maximum(lows[some], low), np.minimum(highs[some], high)
             held = _live(image, cells, cut, *parts, np.diff(bounds)[some], aligned, sticks_out)
             worst[some] = np.maximum(worst[some], held)

@@ -89,7 +89,8 @@ class _Shard:
         for key in [k for k in self.tallies if image is None or k[0] == image]:
             tally = self.tallies.pop(key)
             meter.give(tally.nbytes)
-            self.summaries[key] = tally.summary()
+            # A task may come by an image more than once.
+            self.summaries[key] = self.summaries.get(key, Summary.empty()) + tally.summary()
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from patchloom.errors import (
+    BudgetError,
     ConfigError,
     ExistsError,
     FingerprintError,
@@ -53,7 +54,7 @@ from patchloom.store.schema import (
 )
 from patchloom.store.statistics_view import check_percentiles, document
 
-__all__ = ["materialize"]
+__all__ = ["check_choices", "materialize"]
 
 _OVER = ("patches", "image")
 _ON_ERROR = ("raise", "skip")
@@ -140,9 +141,16 @@ def materialize(
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
     _check_sizes(plan)
+    projected = plan.peak_memory(normalized=normalize is not None)
+    if projected > plan.memory:
+        raise BudgetError(
+            f"one task must fit into memory={plan.memory:,} bytes, but normalised patches are "
+            f"float32, and a task holds {projected:,}; plan with more memory, fewer "
+            f"rows_per_shard ({plan.rows_per_shard:,}), or without normalize="
+        )
     target = Location.of(url, storage_options)
     q = check_percentiles(percentiles)
-    _check_choices(normalize, over, on_error)
+    check_choices(normalize, over, on_error)
     specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
     arrays = {name: spec.document(plan.n_patches) for name, spec in specs.items()}
     attributes = _attributes(plan, specs, q, normalize, over)
@@ -156,7 +164,7 @@ def materialize(
         if f"{name}/zarr.json" not in found:
             target.write(f"{name}/zarr.json", as_json(array))
     if existing is not None and existing.get("complete") and len(done) == plan.n_shards:
-        return _report(plan, target, [], begun, Reads(), done, set(), True)
+        return _report(plan, target, [], begun, Reads(), done, set(), True, normalize)
     survey, surveyed = Reads(), None
     if normalize is not None or over == "image":
         # The numbers must be known before the first patch is written, or are of more than patches.
@@ -183,7 +191,7 @@ def materialize(
         found = document(summaries or {}, ids, attributes["channels"], q, over)
         attributes = {**attributes, "complete": True, "statistics": found}
         target.write("zarr.json", as_json(group_document(attributes, arrays)))
-    return _report(plan, target, results, begun, survey, done, skipped, complete)
+    return _report(plan, target, results, begun, survey, done, skipped, complete, normalize)
 
 
 def _check_sizes(plan: Plan) -> None:
@@ -197,7 +205,14 @@ def _check_sizes(plan: Plan) -> None:
         )
 
 
-def _check_choices(normalize: str | None, over: str, on_error: str) -> None:
+def check_choices(normalize: str | None, over: str, on_error: str = "raise") -> None:
+    """Refuse what is not one of the choices.
+
+    Raises
+    ------
+    ConfigError
+        Naming them.
+    """
     for name, value, choices in (
         ("normalize", normalize, (None, *NORMALIZATIONS)),
         ("over", over, _OVER),
@@ -359,6 +374,7 @@ def _report(
     done: set[int],
     skipped: set[int],
     complete: bool,
+    normalize: str | None,
 ) -> RunReport:
     written = [s for s in range(plan.n_shards) if s not in done and s not in skipped]
     report = RunReport.of(
@@ -367,7 +383,7 @@ def _report(
         chunks_needed=_needed(plan, written),
         survey_reads=survey.chunks,
         seconds=0.0,
-        projected_memory=plan.runs.peak_memory,
+        projected_memory=plan.peak_memory(normalized=normalize is not None),
         complete=complete,
         already_done=len(done),
     )

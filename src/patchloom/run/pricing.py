@@ -18,6 +18,7 @@ from patchloom.planning.prices import Prices, is_far
 from patchloom.planning.traffic import Traffic
 from patchloom.run.asked import KINDS, Asked, Reading, asked
 from patchloom.run.blocks import stored_chunks
+from patchloom.run.materializing import check_choices
 from patchloom.run.stored import decoded_bytes, n_shards, stored
 from patchloom.sources.zarrs import ZarrSource
 
@@ -79,6 +80,7 @@ def price(
     (4, 4096, 0.0)
     """
     _check(plan, workers, epochs, months, compression)
+    check_choices(normalize, over)
     table = prices if isinstance(prices, Prices) else Prices.load(prices)
     arrays = asked(plan, normalize=normalize, over=over)
     counted, notes = _counted(list(arrays.values()), table)
@@ -94,7 +96,7 @@ def price(
         paid=paid,
     )
     return Cost.of(
-        plan.figures(),
+        {**plan.figures(), "peak_memory": plan.peak_memory(normalized=normalize is not None)},
         run=total["image"] + total["role"] + total["survey"],
         masks=total["mask"],
         live=total["live"],
@@ -112,16 +114,16 @@ def _check(plan: Any, workers: Any, epochs: Any, months: Any, compression: Any) 
     if not isinstance(plan, Plan):
         raise ConfigError(f"price takes a Plan, got {type(plan).__name__}; make one with plan")
     for name, value in (("workers", workers), ("epochs", epochs)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name}= is an integer of at least 1, got {value!r}")
     if not isinstance(months, int | float) or not 0 <= months < float("inf"):
         raise ConfigError(f"months= is a number of at least 0, got {months!r}")
     ok = compression is None or (
-        isinstance(compression, int | float) and 0 < compression < float("inf")
+        isinstance(compression, int | float) and 1e-6 <= compression <= 1e6
     )
     if not ok:
         raise ConfigError(
-            f"compression= is bytes before over bytes after it, above 0, got {compression!r}"
+            f"compression= is bytes before over bytes after it, 1e-6 to 1e6, got {compression!r}"
         )
 
 
