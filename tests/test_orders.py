@@ -445,3 +445,39 @@ def test_a_chunk_that_cannot_be_read_costs_its_shards(stored: list[Path], tmp_pa
         assert patchloom.materialize(plan, out, progress=False).complete
         patchloom.materialize(plan, whole, progress=False)
     assert contents(out) == contents(whole)
+
+
+def test_statistics_of_a_task_that_comes_by_an_image_twice(tmp_path: Path) -> None:
+    """Grouped by split, images take turns inside one shard: each pixel is still counted once."""
+    pixels = [np.random.default_rng(k).integers(0, 1000, (64, 64)).astype("uint16") for k in (0, 1)]
+    paths = [tmp_path / f"{k}.zarr" for k in (0, 1)]
+    for path, array in zip(paths, pixels, strict=True):
+        zarr.create_array(path, data=array, chunks=(16, 16))
+    images = patchloom.open_images([str(path) for path in paths])
+    split = {"by": "blocks", "block_size": 32, "shares": {"train": 0.5, "val": 0.5}}
+    asked: dict[str, Any] = {"order": "grouped", "group_by": "split", "split": split}
+    grid = {"name": "sequential", "patch_size": [16, 16]}
+    plan = patchloom.plan(images, grid, **asked)
+    turns = [part.image for part in plan.visits(0, plan.n_patches)]
+    assert len(turns) > len(set(turns)), "an image comes twice"
+    patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
+    found = patchloom.open_patches(tmp_path / "out.zarr").statistics
+    for image, array in zip(images, pixels, strict=True):
+        own = found.sel(image=image.id)
+        assert own["count"].item() == array.size
+        assert own["mean"].item() == pytest.approx(array.mean(), rel=1e-12)
+
+
+def test_an_image_between_others_may_keep_nothing(tmp_path: Path) -> None:
+    """Its cells are none, while patches of one task lie before and after it."""
+    full, empty = np.ones((48, 48), "uint8"), np.zeros((48, 48), "uint8")
+    for order in ("spatial", "shuffled"):
+        images = patchloom.open_images(
+            [full + k for k in range(3)], ids=["a", "b", "c"], mask=[full, empty, full]
+        )
+        plan = patchloom.plan(
+            images, {**GRID, "context": 2}, min_coverage=0.5, rows_per_shard=100, order=order
+        )
+        assert len(plan.get_patch_indices(1)) == 0
+        report = patchloom.materialize(plan, tmp_path / order, progress=False)
+        assert report.n_patches == plan.n_patches > 0

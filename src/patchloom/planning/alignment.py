@@ -368,7 +368,7 @@ def axis_cost(starts: Ints, cut: Cut, extent: int, chunk: int) -> AxisCost:
     --------
     >>> cost = axis_cost(np.array([0, 6, 12]), Cut((6,), (0,)), 20, 8)
     >>> cost.apart, cost.needed, cost.covered
-    (5, 3, 18)
+    (4, 3, 18)
     """
     if not len(starts):
         return AxisCost(0, 0, 0, (b"", 0))
