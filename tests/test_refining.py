@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patchloom
-from patchloom.errors import ConfigError, PlanError
+from patchloom.errors import BudgetError, ChunkError, ConfigError, PlanError
 from patchloom.image import Image
 from patchloom.planning.plans import Plan
 
@@ -381,9 +381,113 @@ def test_a_part_of_a_survey_holds_no_code(tmp_path: Path) -> None:
         assert pq.read_table(part).column_names == ["entropy", "coverage"]
 
 
+def test_a_survey_knows_images_by_their_place(tmp_path: Path) -> None:
+    """Others of the same name and shape are read; what lies in memory is never kept."""
+    found = {}
+    asked: dict[str, Any] = {
+        "filters": [{"name": "mean_std", "mean_threshold": 50}],
+        "survey": str(tmp_path / "survey"),
+    }
+    for value in (200, 0):
+        path = tmp_path / str(value) / "image.zarr"
+        zarr.create_array(path, data=np.full((40, 40), value, np.uint8), chunks=(16, 16))
+        found[value] = patchloom.plan(patchloom.open_images(str(path)), GRID, **asked).n_patches
+    assert found == {200: 81, 0: 0}
+    for value in (200, 0):
+        pixels = np.full((40, 40), value, np.uint8)
+        plan = patchloom.plan(patchloom.open_images(pixels, ids=["a"]), GRID, **asked)
+        assert plan.n_patches == found[value]
+
+
+@pytest.mark.parametrize("harm", ["cut", "bit", "empty"])
+def test_damaged_pieces_are_looked_at_again(tmp_path: Path, harm: str) -> None:
+    """And the plan is the same."""
+    urls, folder = on_disk(tmp_path, 1), tmp_path / "survey"
+    asked: dict[str, Any] = {"balance": {"classes": [0, 3]}, "survey": str(folder)}
+    first = patchloom.plan(opened_on_disk(urls), GRID, **asked)
+    for part in folder.iterdir():
+        data = bytearray(part.read_bytes())
+        data[len(data) // 2] ^= 255
+        harmed = {"cut": data[: len(data) // 2], "bit": data, "empty": bytearray()}
+        part.write_bytes(harmed[harm])
+    again = patchloom.plan(opened_on_disk(urls), GRID, **asked)
+    assert again.planning_reads == first.planning_reads > 0
+    assert again.fingerprint == first.fingerprint
+
+
+def test_finished_pieces_are_kept_when_a_later_one_fails(tmp_path: Path) -> None:
+    """A survey that is cut short has not read for nothing."""
+    urls, folder = on_disk(tmp_path, 4), tmp_path / "survey"
+    chunk = Path(urls[3]) / "c" / "0" / "0"
+    good = chunk.read_bytes()
+    chunk.write_bytes(b"broken")
+    asked: dict[str, Any] = {
+        "filters": [{"name": "mean_std", "mean_threshold": 1}],
+        "survey": str(folder),
+    }
+    with pytest.raises(ChunkError):
+        patchloom.plan(opened_on_disk(urls), GRID, **asked)
+    assert len([*folder.iterdir()]) >= 3
+    chunk.write_bytes(good)
+    assert patchloom.plan(opened_on_disk(urls), GRID, **asked).planning_reads == 16
+
+
+def test_an_empty_survey_has_its_columns() -> None:
+    """So that an expression over them works."""
+    images, _, _ = opened()
+    every = patchloom.plan(images, GRID)
+    plan = every.refine(np.zeros(every.n_patches, np.bool_))
+    table = patchloom.survey(plan, ["mean"], progress=False)
+    assert table.num_rows == 0
+    assert plan.refine(table["mean"].to_numpy() > 3).n_patches == 0
+
+
+def test_equal_reasons_are_counted_once() -> None:
+    """Two filters may reject for the same reason."""
+    images, _, _ = opened()
+    filters = [
+        {"name": "mean_std", "mean_threshold": 60, "filtered_patch_prob": p} for p in (0.9, 0.1)
+    ]
+    split = {"by": "blocks", "block_size": 24, "guard": 2}
+    plan = patchloom.plan(images, GRID, filters=filters, split=split)
+    told = plan.figures()
+    assert 0 <= told["split"]["kept_fraction"] <= 1
+    assert told["n_candidates"] == patchloom.plan(images, GRID).n_patches
+
+
+@pytest.mark.parametrize("order", ["grouped", "shuffled"])
+def test_other_orders_take_the_same_patches(order: str) -> None:
+    """Selection comes before order; refining goes by rows, whatever their order."""
+    images, pixels, _ = opened()
+    asked: dict[str, Any] = {
+        "filters": [{"name": "mean_std", "mean_threshold": 40}],
+        "quota": {"n_patches": 100},
+        "split": {"by": "blocks", "block_size": 24},
+    }
+    plain = patchloom.plan(images, GRID, **asked)
+    group_by = "split" if order == "grouped" else None
+    other = patchloom.plan(images, GRID, order=order, group_by=group_by, **asked)
+    assert sorted(boxes(plain)) == sorted(boxes(other))
+    table = patchloom.survey(other, ["mean"], progress=False)
+    assert table["row"].to_pylist() == list(range(other.n_patches))
+    keep = table["mean"].to_numpy() > 70
+    specs = [other.get_patch_spec(k) for k in range(other.n_patches)]
+    named = [(spec["data_idx"], tuple(spec["coords"])) for spec in specs]
+    for box, mean in zip(named, table["mean"].to_pylist(), strict=True):
+        assert cut(pixels, box).mean() == pytest.approx(mean, rel=1e-14)
+    wanted = sorted(box for box, flag in zip(named, keep, strict=True) if flag)
+    assert sorted(boxes(other.refine(keep))) == wanted
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
+        ({"balance": {"splits": ["trian"]}}, r"got \['trian'\]"),
+        ({"balance": {"classes": []}}, "at least one"),
+        ({"balance": {"classes": [1, 1]}}, "each named once"),
+        ({"balance": {"classes": [1], "counts": {1: 3}}}, "leave one out"),
+        ({"balance": {}, "edge": "shrink"}, "edge='shrink'"),
+        ({"scores": ["mean"], "edge": "shrink"}, "edge='shrink'"),
         ({"balance": {"clases": [1]}}, "did you mean 'classes'"),
         ({"quota": {"n_patches": 0}}, r"quota.n_patches: .*got 0"),
         ({"quota": [3]}, "quota= is a mapping"),
@@ -406,6 +510,34 @@ def test_classes_need_labels() -> None:
     pixels, _ = picture(0)
     with pytest.raises(PlanError, match="labels="):
         patchloom.plan(patchloom.open_images(pixels), GRID, balance={})
-    named = patchloom.open_images(pixels, sample={"mean": 3})
+    named = patchloom.open_images(pixels, labels=pixels, sample={"mean": 3, "fraction_1": 2})
     with pytest.raises(ConfigError, match="'mean'"):
         patchloom.plan(named, GRID, scores=["mean"])
+    with pytest.raises(ConfigError, match="'fraction_1'"):
+        patchloom.plan(named, GRID, balance={})
+    points = patchloom.read_points({"y": [9], "x": [9], "mean": [1.0]})
+    with pytest.raises(ConfigError, match="'mean'"):
+        patchloom.plan(
+            patchloom.open_images(pixels),
+            {"name": "points", "patch_size": 8, "points": points},
+            scores=["mean"],
+        )
+    huge = patchloom.open_images(pixels, labels=np.full(pixels.shape, 2**63 + 5, np.uint64))
+    with pytest.raises(PlanError, match="number them anew"):
+        patchloom.plan(huge, GRID, balance={})
+
+
+def test_normalised_patches_fit_their_projection(tmp_path: Path) -> None:
+    """Small integers become float32: the projection knows, and refuses what cannot fit."""
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512)).astype(np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=pixels, chunks=(128, 128))
+    images = patchloom.open_images(str(tmp_path / "a.zarr"))
+    grid = {"name": "sequential", "patch_size": [64, 64], "overlaps": [32, 32]}
+    plan = patchloom.plan(images, grid)
+    report = patchloom.materialize(
+        plan, tmp_path / "o.zarr", normalize="mean-std", codec="none", progress=False
+    )
+    assert plan.runs.peak_memory < report.peak_memory <= report.projected_memory
+    tight = patchloom.plan(images, grid, memory=plan.runs.peak_memory)
+    with pytest.raises(BudgetError, match="float32"):
+        patchloom.materialize(tight, tmp_path / "t.zarr", normalize="mean-std", progress=False)
