@@ -28,6 +28,8 @@ _LARGEST = 2**28
 """Pixels of all planes that are read without being asked for."""
 _BINS = 2**22
 """Whole numbers that are counted one by one."""
+_EXACT = 2**53
+"""Whole numbers below are floats."""
 _WIDE = 2**12
 """Bins where they are not."""
 
@@ -121,11 +123,14 @@ def _histograms(image: Image, of: Feature, only: int | None) -> tuple[Histogram,
 
 def _bins(values: npt.NDArray[Any], low: float, width: float, bins: int) -> npt.NDArray[np.int64]:
     if width == 0:
-        whole: npt.NDArray[np.int64] = values.astype(np.int64) - int(low)
-        return whole
-    finite = values[np.isfinite(values)].astype(np.float64)
-    found: npt.NDArray[np.float64] = np.clip(np.floor((finite - low) / width), 0, bins - 1)
-    return found.astype(np.int64)
+        # Bins are few, however large the numbers are: their differences fit.
+        wide = values if values.dtype == np.uint64 else values.astype(np.int64)
+        whole: npt.NDArray[np.int64] = (wide - wide.dtype.type(low)).astype(np.int64)
+        return whole[whole >= 0]
+    # Halves are exact, and the difference of two of them is finite.
+    finite = values[np.isfinite(values)].astype(np.float64) / 2
+    found: npt.NDArray[np.float64] = np.floor((finite - float(low) / 2) / (width / 2))
+    return np.clip(found, 0, bins - 1).astype(np.int64)
 
 
 def _binned(image: Image, of: Feature, only: int | None) -> tuple[float, float, int]:
@@ -134,12 +139,14 @@ def _binned(image: Image, of: Feature, only: int | None) -> tuple[float, float, 
     for values, _ in _blocks(image, of, only):
         finite = values[np.isfinite(values)]
         if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+            # Whole numbers as such: floats do not hold all of them.
+            low, high = min(low, finite.min().item()), max(high, finite.max().item())
     if low > high:
         return 0.0, 1.0, _WIDE
-    if image.dtype.kind in "iu" and high - low < _BINS:
-        return low, 0.0, int(high - low) + 1
-    width = (high - low) / _WIDE
+    is_exact = isinstance(low, int) or max(abs(low), abs(high)) < _EXACT
+    if image.dtype.kind in "iu" and is_exact and high - low < _BINS:
+        return int(low), 0.0, int(high - low) + 1
+    width = high / _WIDE - low / _WIDE
     return low, width if width > 0 else 1.0, _WIDE
 
 
