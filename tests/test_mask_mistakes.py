@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import patchloom
-from patchloom.errors import ConfigError, IdentityError, SourceError, SourceMissingError
-from patchloom.run.thresholds import resolved
+from patchloom.errors import (
+    ConfigError,
+    IdentityError,
+    PatchloomError,
+    SourceError,
+    SourceMissingError,
+)
+from patchloom.location import Location
+from patchloom.run.parts import piece_digest
+from patchloom.run.thresholds import resolve, resolved
+from patchloom.run.whereabouts import whereabouts
 from patchloom.sources import thresholds
-from tests.test_mask_kinds import box, geojson, mask_of, opened, pixels_of
+from patchloom.sources.zarrs import ZarrSource
+from tests.test_levels import pyramid
+from tests.test_mask_kinds import box, geojson, mask_of, opened, pixels_of, stored
+from tests.test_mask_survey import selection_of
 
 PATCHING = {"name": "sequential", "patch_size": 16}
 
@@ -200,3 +213,109 @@ def test_no_id_is_a_home(tmp_path: Path) -> None:
     for pattern, error in (("{stem}.zarr", IdentityError), (f"{tmp_path}/{{stem}}.zarr", None)):
         with pytest.raises(error or SourceMissingError):
             patchloom.open_images(np.zeros((8, 8), "uint8"), ids=["~/x"], mask=pattern)
+
+
+# --- What is read, and kept -----------------------------------------------------------------
+
+
+def test_a_plan_counts_what_thresholds_read(tmp_path: Path) -> None:
+    """Each chunk of the level once, or twice where values are no small whole numbers."""
+    bright = np.zeros((64, 64), bool)
+    bright[16:48, 8:40] = True
+    url = pyramid(tmp_path / "p.zarr", np.where(bright, 9, 0)[None].astype("uint16"), (1, 2))
+    for pixels, mask, level, times in (
+        (url, {"auto": "otsu", "level": 1}, 1, 1),
+        (stored(tmp_path / "f.zarr", np.where(bright, 9.5, 0), (16, 16)), {"auto": "li"}, 0, 2),
+        (bright.astype("int32") * 2**25, {"auto": "otsu"}, 0, 2),
+    ):
+        image = opened(pixels, mask)
+        found, reads = resolve(image)
+        array = image if level == 0 else image.levels[level - 1].image
+        assert reads.chunks == times * array.grid.n_chunks
+        assert reads.nbytes > 0
+        plain = patchloom.plan(found, PATCHING, min_coverage=0.5)
+        whole = patchloom.plan(image, PATCHING, min_coverage=0.5)
+        assert whole.planning_reads == plain.planning_reads + reads.chunks
+        assert whole.fingerprint == plain.fingerprint
+        assert resolve(found)[1].chunks == 0
+
+
+def test_thresholds_are_kept(tmp_path: Path) -> None:
+    """In the folder of a survey; what is damaged or else is found anew."""
+    rng = np.random.default_rng(0)
+    urls, held = [], str(tmp_path / "survey")
+    for k in range(3):
+        pixels = rng.normal(0, 1, (64, 64)) + np.where(np.arange(64) < 32, 0, 20)
+        urls.append(stored(tmp_path / f"{k}.zarr", pixels, (16, 16)))
+
+    def planned(**more: Any) -> patchloom.Plan:
+        images = patchloom.open_images(urls, mask={"auto": "otsu", **more})
+        return patchloom.plan(images, PATCHING, min_coverage=0.5, survey=held)
+
+    first = planned()
+    files = sorted((tmp_path / "survey/thresholds").iterdir())
+    assert len(files) == 3
+    again = planned()
+    assert (first.planning_reads > 0, again.planning_reads) == (True, 0)
+    assert again.fingerprint == first.fingerprint
+    whole = [file.read_bytes() for file in files]
+    other = json.loads(whole[0])
+    other["rule"]["threshold"] += 1
+    for damaged in (b"", b"{", b"[]", b"[" * 100_000, whole[1], json.dumps(other).encode()):
+        files[0].write_bytes(damaged)
+        mended = planned()
+        assert mended.fingerprint == first.fingerprint
+        assert mended.planning_reads == 2 * 16
+        assert files[0].read_bytes() == whole[0]
+    assert planned(foreground="dark").planning_reads > 0
+    assert len([*(tmp_path / "survey/thresholds").iterdir()]) == 6
+    image = opened(np.eye(16), {"auto": "otsu"})
+    patchloom.plan(image, PATCHING, min_coverage=0.5, survey=held)
+    assert len([*(tmp_path / "survey/thresholds").iterdir()]) == 6
+
+
+def test_a_survey_that_cannot_be_reached(tmp_path: Path) -> None:
+    """It is said so, without the options."""
+    url = stored(tmp_path / "a.zarr", np.eye(64), (16, 16))
+    image = opened(url, {"auto": "otsu"})
+    with pytest.raises(PatchloomError) as caught:
+        patchloom.plan(
+            image, PATCHING, survey="nowhere://me:HUSH@there", storage_options={"key": "HUSH"}
+        )
+    assert "HUSH" not in str(caught.value)
+
+
+def test_a_query_is_part_of_a_place(tmp_path: Path) -> None:
+    """Masks whose URLs differ in their query alone are two; no secret is told."""
+    url = stored(tmp_path / "a.zarr", np.eye(16, dtype="uint8"), (16, 16))
+    found = set()
+    for kind in ("plain", "derived", "auto"):
+        for query in ("", "?version=1&sig=HUSH", "?version=2&sig=HUSH"):
+            place = Location(f"memory://b/a.zarr{query}")
+            made: Any = {"plain": None, "derived": {"nodata": 0}, "auto": {"auto": "li"}}[kind]
+            image = opened(url, made)
+            source: Any = replace(image.source, location=place)
+            if image.mask is not None:
+                made = image.mask.image.source
+                source = made.filled(source)
+            where = whereabouts(source)
+            found.add(where)
+            assert len(where) == 32
+            assert "HUSH" not in where
+    assert len(found) == 3
+    assert whereabouts(opened(np.eye(8), None).source) == ""
+
+
+def test_pieces_of_masks_are_told_apart_by_their_query(tmp_path: Path) -> None:
+    """As pieces of a survey, too."""
+    url = stored(tmp_path / "a.zarr", np.eye(16, dtype="uint8"), (16, 16))
+    image = opened(url, url)
+    names = set()
+    for query in ("", "?version=1", "?version=2"):
+        assert image.mask is not None
+        location = Location(f"memory://b/a.zarr{query}")
+        source = replace(cast("ZarrSource", image.mask.image.source), location=location)
+        mask = replace(image.mask, image=replace(image.mask.image, source=source))
+        other = image.with_role("mask", mask)
+        names.add(piece_digest(selection_of([other], PATCHING), 0, other))
+    assert len(names) == 3
