@@ -15,6 +15,7 @@ from patchloom.errors import (
     ConfigError,
     IdentityError,
     PatchloomError,
+    PlanError,
     SourceError,
     SourceMissingError,
 )
@@ -294,10 +295,10 @@ def test_a_query_is_part_of_a_place(tmp_path: Path) -> None:
             place = Location(f"memory://b/a.zarr{query}")
             made: Any = {"plain": None, "derived": {"nodata": 0}, "auto": {"auto": "li"}}[kind]
             image = opened(url, made)
-            source: Any = replace(image.source, location=place)
+            source: Any = replace(cast("ZarrSource", image.source), location=place)
             if image.mask is not None:
-                made = image.mask.image.source
-                source = made.filled(source)
+                of: Any = image.mask.image.source
+                source = of.filled(source)
             where = whereabouts(source)
             found.add(where)
             assert len(where) == 32
@@ -319,3 +320,51 @@ def test_pieces_of_masks_are_told_apart_by_their_query(tmp_path: Path) -> None:
         other = image.with_role("mask", mask)
         names.add(piece_digest(selection_of([other], PATCHING), 0, other))
     assert len(names) == 3
+
+
+@pytest.mark.parametrize("kind", ["boxes", "polygons"])
+def test_what_images_share_is_saved_once(kind: str, tmp_path: Path) -> None:
+    """Outlines of many images are one value, before a plan is saved and after it is loaded."""
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 28, (500, 2)).astype(float)
+    table: Any = {"y0": low[:, 0], "x0": low[:, 1], "y1": low[:, 0] + 1, "x1": low[:, 1] + 1}
+    if kind == "polygons":
+        table = geojson(*[[box(y, x, y + 1, x + 1)] for y, x in low])
+    own = {"y0": [0], "x0": [0], "y1": [4], "x1": [4]}
+    url = stored(tmp_path / "a.zarr", np.zeros((32, 32), "uint8"), (16, 16))
+
+    def planned(n: int) -> patchloom.Plan:
+        masks: list[Any] = [{kind: table}] * n + [{"boxes": own}, None]
+        ids = [f"i{k}" for k in range(n + 2)]
+        images = patchloom.open_images([url] * (n + 2), ids=ids, mask=masks)
+        return patchloom.plan(images, PATCHING)
+
+    sizes = []
+    for n in (1, 21):
+        plan = planned(n)
+        plan.save(str(tmp_path / str(n)))
+        sizes.append((tmp_path / str(n) / "plan.json").stat().st_size)
+        loaded = patchloom.Plan.load(str(tmp_path / str(n)))
+        assert loaded.fingerprint == plan.fingerprint
+        for images in (plan.images, loaded.images):
+            sources: list[Any] = [i.mask.image.source for i in images if i.mask is not None]
+            assert len({id(source.held) for source in sources}) == 2
+        for before, after in zip(plan.images[:-1], loaded.images, strict=False):
+            np.testing.assert_array_equal(pixels_of(after), pixels_of(before))
+    assert sizes[1] - sizes[0] < 20 * 5_000 < sizes[0] * 20
+
+    file = tmp_path / "1" / "plan.json"
+    document = json.loads(file.read_text())
+    names = sorted(document["held"], key=lambda name: len(str(document["held"][name])))
+    held = document["held"]
+    for wrong in ({}, {names[0]: held[names[1]], names[1]: held[names[0]]}):
+        file.write_text(json.dumps({**document, "held": wrong}))
+        with pytest.raises(PlanError, match="damaged"):
+            patchloom.Plan.load(str(tmp_path / "1"))
+
+
+def test_outlines_are_not_huge() -> None:
+    """Numbers that cannot be computed with are refused in tables, too."""
+    table = {"y0": [0], "x0": [0], "y1": [1e308], "x1": [4]}
+    with pytest.raises(SourceError, match="below 1e"):
+        opened(np.zeros((8, 8), "uint8"), {"boxes": table})

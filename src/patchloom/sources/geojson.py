@@ -11,9 +11,9 @@ import numpy as np
 from patchloom.errors import ConfigError, SourceError
 from patchloom.polygons import Polygons
 
-__all__ = ["polygons_of"]
+__all__ = ["LARGEST", "matches", "polygons_of"]
 
-_LARGEST = 1e100
+LARGEST = 1e100
 """Coordinates stay below it, so that products of them are finite."""
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
@@ -113,8 +113,8 @@ def _polygons(geometry: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
 
 def _ring(coordinates: Sequence[Sequence[float]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     points = np.asarray([(float(y), float(x)) for x, y, *_ in coordinates], np.float64)
-    if not (np.abs(points) < _LARGEST).all():
-        raise ValueError(f"a coordinate is a number below {_LARGEST:g}")
+    if not (np.abs(points) < LARGEST).all():
+        raise ValueError(f"a coordinate is a number below {LARGEST:g}")
     return points.reshape(-1, 2)
 
 

@@ -130,18 +130,18 @@ class MaskMaker:
 
     def _outlines(self, config: PolygonsMask | BoxesMask, given: Any, image: Image) -> Outlines:
         where = config.where
-        if isinstance(config, PolygonsMask):
-            if isinstance(given, Mapping) and "type" in given:
-                return held_outlines(polygons_of(given, where, "the mapping"))
-            if isinstance(given, str):
-                location = Location.of(given, self._options)
-                suffix = PurePosixPath(location.shown.lower()).suffix
-                if suffix not in _TABLES:
-                    return stored_outlines(location, where)
+        if isinstance(config, PolygonsMask) and isinstance(given, str):
+            location = Location.of(given, self._options)
+            if PurePosixPath(location.shown.lower()).suffix not in _TABLES:
+                return stored_outlines(location, where)
         table = given if isinstance(given, str) else id(given)
         key = (table, type(config).__name__, json.dumps(where, sort_keys=True))
         if key not in self._tables:
-            self._tables[key] = read_outlines(given, config, self._options)
+            if isinstance(config, PolygonsMask) and isinstance(given, Mapping) and "type" in given:
+                found = held_outlines(polygons_of(given, where, "the mapping"))
+                self._tables[key] = lambda _: found
+            else:
+                self._tables[key] = read_outlines(given, config, self._options)
         return self._tables[key](image.id)
 
 
