@@ -31,6 +31,7 @@ from patchloom.planning.cells import Cells
 from patchloom.planning.filters import AnyFilter, parse_filters
 from patchloom.planning.grouping import by_image, by_patch, codes_of, codes_of_column
 from patchloom.planning.groups import Groups
+from patchloom.planning.held import folded, unfolded
 from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
@@ -694,6 +695,7 @@ class Plan:
         location.write("cells.parquet", sink.getvalue())
         if self.places is not None:
             location.write("places.parquet", self.places.to_bytes())
+        images, held = folded(image.to_document() for image in self.images)
         document = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -703,7 +705,8 @@ class Plan:
             "split_report": dict(self.split_report),
             "class_counts": dict(self.class_counts),
             "places": self.places is not None,
-            "images": [image.to_document() for image in self.images],
+            "images": images,
+            "held": held,
         }
         location.write("plan.json", json.dumps(document, indent=1).encode())
 
@@ -778,7 +781,7 @@ class Plan:
     ) -> Plan:
         given = {image.id: image for image in images or ()}
         found = []
-        for item in document["images"]:
+        for item in unfolded(document["images"], document.get("held", {})):
             image = Image.from_document(item, storage_options)
             found.append(_with_pixels(image, item, given.get(image.id)))
         table = pq.read_table(io.BytesIO(body))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dask.highlevelgraph import HighLevelGraph
 
-from patchloom.image import Image
+from patchloom.image import Image, Reads
+from patchloom.location import Location
 from patchloom.run.executing import execute
 from patchloom.run.graph import Graph
-from patchloom.run.thresholds import resolved
+from patchloom.run.thresholds import resolve
 from patchloom.sources.automatic import AutoSource
 
 __all__ = ["with_plain_masks"]
@@ -20,7 +22,9 @@ _TOGETHER = 8
 """Images of one task: their coarse levels are small."""
 
 
-def with_plain_masks(images: Sequence[Image], *, progress: bool) -> tuple[Image, ...]:
+def with_plain_masks(
+    images: Sequence[Image], *, progress: bool, folder: Location | None = None
+) -> tuple[tuple[Image, ...], Reads]:
     """The images, each automatic mask with the threshold of its own image.
 
     Parameters
@@ -29,6 +33,20 @@ def with_plain_masks(images: Sequence[Image], *, progress: bool) -> tuple[Image,
         Of a plan; those with other masks, or none, stay as they are.
     progress
         Whether to show it.
+    folder
+        Where thresholds are kept and looked for: that of a survey.
+
+    Returns
+    -------
+    tuple of Image
+        In the same order.
+    Reads
+        What was read of them by this call.
+
+    Raises
+    ------
+    PlanError
+        If the folder cannot be reached.
     """
     automatic = [
         k
@@ -36,27 +54,35 @@ def with_plain_masks(images: Sequence[Image], *, progress: bool) -> tuple[Image,
         if image.mask is not None and isinstance(image.mask.image.source, AutoSource)
     ]
     if not automatic:
-        return tuple(images)
+        return tuple(images), Reads()
     name = f"patchloom-threshold-{uuid.uuid4().hex}"
     far = [k for k in automatic if images[k].source.addressable]
     tasks = [far[k : k + _TOGETHER] for k in range(0, len(far), _TOGETHER)]
     layer: dict[Any, Any] = {
-        (name, k): (_resolved, _Images([images[i] for i in task])) for k, task in enumerate(tasks)
+        (name, k): (_resolved, _Task([images[i] for i in task], folder))
+        for k, task in enumerate(tasks)
     }
     graph = Graph(HighLevelGraph.from_collections(name, layer, dependencies=[]), [*layer])
     done = execute(graph, progress=progress, label="thresholds")
-    found = dict(zip(far, [image for part in done for image in part], strict=True))
+    found = dict(zip(far, [one for part in done for one in part], strict=True))
     # What is in memory does not travel.
-    found |= {k: resolved(images[k]) for k in automatic if k not in found}
-    return tuple(found.get(k, image) for k, image in enumerate(images))
+    found |= {k: resolve(images[k]) for k in automatic if k not in found}
+    plain, reads = list(images), Reads()
+    for k, (image, counted) in found.items():
+        plain[k] = image
+        reads.chunks += counted.chunks
+        reads.requests += counted.requests
+        reads.nbytes += counted.nbytes
+    return tuple(plain), reads
 
 
-class _Images:
+@dataclass(frozen=True)
+class _Task:
     """An opaque value, so that Dask does not look inside."""
 
-    def __init__(self, images: Sequence[Image]) -> None:
-        self.images = images
+    images: list[Image]
+    folder: Location | None
 
 
-def _resolved(task: _Images) -> list[Image]:
-    return [resolved(image) for image in task.images]
+def _resolved(task: _Task) -> list[tuple[Image, Reads]]:
+    return [resolve(image, task.folder) for image in task.images]

@@ -169,7 +169,8 @@ def plan(
         window = _whole("window", window, least=1)
     _check_order(order, window, group_by)
     coverage = _check(images, min_coverage, edge, pad_mode)
-    images = with_plain_masks(images, progress=progress)
+    folder = None if survey is None else Location.of(survey, storage_options)
+    images, looked = with_plain_masks(images, progress=progress, folder=folder)
     config, places, left = placed(images, patching)
     config, rows_per_shard = aligned(
         align,
@@ -203,7 +204,6 @@ def plan(
     rejected = Counter(left)
     if places is not None:
         rejected["not inside its image"] += len(places) - strategy.n_patches
-    folder = None if survey is None else Location.of(survey, storage_options)
     parts, out, reads = survey_masks(selection, images, progress=progress, folder=folder)
     rejected.update(out)
     too_small = [
@@ -228,7 +228,7 @@ def plan(
         memory=_bytes(memory),
         rejected=reasons,
         places=places,
-        planning_reads=reads.chunks,
+        planning_reads=reads.chunks + looked.chunks,
         **asks,
     )
     _check_told(found)

@@ -20,8 +20,17 @@ from patchloom.patching.listed import ListedPatching
 from patchloom.planning.cells import Cells
 from patchloom.randomness import digest, digest_of
 from patchloom.run.selecting import Selection
+from patchloom.run.whereabouts import whereabouts
 
-__all__ = ["Found", "listed", "load_parts", "piece_digest", "save_parts", "settings_digest"]
+__all__ = [
+    "Found",
+    "listed",
+    "load_parts",
+    "piece_digest",
+    "save_parts",
+    "settings_digest",
+    "unreachable",
+]
 
 _FORMAT = 1
 """Version of what a part holds, and of what its name covers."""
@@ -51,7 +60,8 @@ def piece_digest(selection: Selection, index: int, image: Image) -> str:
         role = getattr(image, name)
         steps = [str(v) for v in (*role.alignment.scale, *role.alignment.offset)]
         document = role.image.to_document()
-        roles.append([name, role.axes, steps, {k: document[k] for k in _ROLE}])
+        where = whereabouts(role.image.source)
+        roles.append([name, role.axes, steps, {k: document[k] for k in _ROLE}, where])
     shape, chunks = strategy.data_shapes[index], strategy.grids[index].chunks
     own = [image.id, image.level, image.axes.names, shape, chunks, image.shards, image.grid.chunks]
     listed = ""
@@ -95,10 +105,15 @@ def listed(folder: Location) -> dict[str, int]:
     try:
         return folder.list()
     except Exception as error:  # each file system fails in its own way
-        raise PlanError(
-            f"a survey is kept in a folder that can be reached, but {folder.shown!r} cannot: "
-            f"{folder.describe(error)}; give another URL or storage_options"
-        ) from None
+        raise unreachable(folder, error) from None
+
+
+def unreachable(folder: Location, error: Exception) -> PlanError:
+    """What to say if the folder of a survey cannot be read."""
+    return PlanError(
+        f"a survey is kept in a folder that can be reached, but {folder.shown!r} cannot: "
+        f"{folder.describe(error)}; give another URL or storage_options"
+    )
 
 
 def load_parts(folder: Location) -> dict[str, Found]:

@@ -31,6 +31,7 @@ from patchloom.run.executing import execute
 from patchloom.run.graph import survey_graph
 from patchloom.run.parts import listed
 from patchloom.run.showing import Look
+from patchloom.run.whereabouts import whereabouts
 from patchloom.scores import Score, parse_scores
 
 __all__ = ["Survey", "survey", "survey_contents"]
@@ -316,7 +317,10 @@ def _place(image: Image, contents: Contents) -> str | None:
         arrays["mask"] = image.mask.image
     if not all(array.source.addressable for array in arrays.values()):
         return None
-    documents = {name: array.source.to_document() for name, array in arrays.items()}
+    documents = {
+        name: [array.source.to_document(), whereabouts(array.source)]
+        for name, array in arrays.items()
+    }
     return json.dumps([identity_of(image), documents], sort_keys=True)
 
 

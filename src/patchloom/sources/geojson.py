@@ -11,8 +11,10 @@ import numpy as np
 from patchloom.errors import ConfigError, SourceError
 from patchloom.polygons import Polygons
 
-__all__ = ["polygons_of"]
+__all__ = ["LARGEST", "matches", "polygons_of"]
 
+LARGEST = 1e100
+"""Coordinates stay below it, so that products of them are finite."""
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
@@ -45,7 +47,7 @@ def polygons_of(
     if isinstance(document, bytes):
         try:
             document = json.loads(document)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"polygons are GeoJSON, but {what} is no JSON: {error}") from None
     try:
         features = [
@@ -60,7 +62,14 @@ def polygons_of(
             if all(matches(_property(properties, k), v) for k, v in (where or {}).items())
             for rings in _polygons(geometry)
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         if isinstance(error, SourceError | ConfigError):
             raise
         raise SourceError(
@@ -104,8 +113,8 @@ def _polygons(geometry: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
 
 def _ring(coordinates: Sequence[Sequence[float]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     points = np.asarray([(float(y), float(x)) for x, y, *_ in coordinates], np.float64)
-    if not np.isfinite(points).all():
-        raise ValueError("a coordinate is a finite number")
+    if not (np.abs(points) < LARGEST).all():
+        raise ValueError(f"a coordinate is a number below {LARGEST:g}")
     return points.reshape(-1, 2)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any
@@ -64,12 +67,25 @@ def _key(kind: MaskConfig) -> str:
     return ""
 
 
+def _is_per_image(parts: Mapping[Any, Any], ids: set[str]) -> bool:
+    """Whether its keys are ids of images, perhaps mistyped ones."""
+    if {*map(str, parts)} == ids:
+        return True
+    some = [part for part in parts.values() if part is not None]
+    # A column is neither a URL nor a document.
+    return (
+        "type" not in parts
+        and bool(some)
+        and all(isinstance(part, str | os.PathLike | Mapping) for part in some)
+    )
+
+
 class MaskMaker:
     """Makes the masks of one call; what several images share is read once."""
 
     def __init__(self, open_one: Callable[[Any, Image], Image], options: Mapping[str, Any]) -> None:
         self._open, self._options = open_one, options
-        self._tables: dict[int | str, Callable[[str], Outlines]] = {}
+        self._tables: dict[tuple[int | str, str, str], Callable[[str], Outlines]] = {}
 
     def items(self, given: Any, images: Sequence[Image]) -> list[Any]:
         """What is given for each image: of a kind, or what is opened as it is."""
@@ -82,8 +98,8 @@ class MaskMaker:
             items = per_image(given, images, "mask")
             return [_Item.of(item) for item in items]
         parts = getattr(kind, _key(kind)) if _key(kind) else None
-        # A table may be a mapping of columns, and GeoJSON is one: only ids make it one per image.
-        whole = isinstance(parts, Mapping) and {*map(str, parts)} != ids
+        # A table may be a mapping of columns, and GeoJSON is one.
+        whole = isinstance(parts, Mapping) and not _is_per_image(parts, ids)
         if whole and not isinstance(kind, LabelsMask):
             return [_Item(kind, parts)] * len(images)
         found = per_image(parts, images, f"mask={{{_key(kind)!r}: ...}}")
@@ -114,17 +130,18 @@ class MaskMaker:
 
     def _outlines(self, config: PolygonsMask | BoxesMask, given: Any, image: Image) -> Outlines:
         where = config.where
-        if isinstance(config, PolygonsMask):
-            if isinstance(given, Mapping) and "type" in given:
-                return held_outlines(polygons_of(given, where, "the mapping"))
-            if isinstance(given, str):
-                location = Location.of(given, self._options)
-                suffix = PurePosixPath(location.shown.lower()).suffix
-                if suffix not in _TABLES:
-                    return stored_outlines(location, where)
-        key = given if isinstance(given, str) else id(given)
+        if isinstance(config, PolygonsMask) and isinstance(given, str):
+            location = Location.of(given, self._options)
+            if PurePosixPath(location.shown.lower()).suffix not in _TABLES:
+                return stored_outlines(location, where)
+        table = given if isinstance(given, str) else id(given)
+        key = (table, type(config).__name__, json.dumps(where, sort_keys=True))
         if key not in self._tables:
-            self._tables[key] = read_outlines(given, config, self._options)
+            if isinstance(config, PolygonsMask) and isinstance(given, Mapping) and "type" in given:
+                found = held_outlines(polygons_of(given, where, "the mapping"))
+                self._tables[key] = lambda _: found
+            else:
+                self._tables[key] = read_outlines(given, config, self._options)
         return self._tables[key](image.id)
 
 
@@ -135,15 +152,14 @@ def _on(image: Image, mask: Image) -> Role:
 
 
 def _check_labels(config: LabelsMask, labels: Image) -> None:
-    if config.classes is None:
-        return
-    if labels.dtype.kind not in "iub":
-        raise ConfigError(
-            f"classes are those of a label image of integers, got {labels.dtype} for {labels.id!r}"
-        )
     if labels.layout.n_channels != 1:
         raise ConfigError(
-            f"a label image has one channel, got {labels.layout.n_channels} for {labels.id!r}"
+            f"a label image has one channel, got {labels.layout.n_channels} for {labels.id!r}; "
+            "give the one that has the labels"
+        )
+    if config.classes is not None and labels.dtype.kind not in "iub":
+        raise ConfigError(
+            f"classes are those of a label image of integers, got {labels.dtype} for {labels.id!r}"
         )
 
 
@@ -163,5 +179,26 @@ def _nodata(config: NodataMask, image: Image) -> NodataRule:
                 f"nodata is a value that a pixel can have, got {value!r} for {image.id!r} of "
                 f"{dtype} ({bounds[0]} to {bounds[1]})"
             )
+    if bounds is None:
+        values = [_float(value, image) for value in values]
     whole: Sequence[float] = [int(v) if bounds is not None else float(v) for v in values]
     return NodataRule(tuple(whole), "nan" in config.nodata, config.channels == "all")
+
+
+def _float(value: float, image: Image) -> float:
+    """A value that pixels of floats can have, up to rounding."""
+    dtype = image.dtype
+    try:
+        found = float(value)
+        with np.errstate(over="ignore"):
+            held = np.isfinite(np.float64(found).astype(dtype)) or not np.isfinite(found)
+    except OverflowError:
+        held = False
+    if held:
+        return found
+    most = float(np.finfo(dtype).max)
+    # Decimals show any number, however large.
+    raise ConfigError(
+        f"nodata is a value that a pixel can have, got {Decimal(value):.6g} for {image.id!r} of "
+        f"{dtype} ({-most!r} to {most!r})"
+    )

@@ -19,7 +19,7 @@ from patchloom.image import ChunkReader, Image, Ints, Reads
 from patchloom.location import Location
 from patchloom.mask_config import BoxesMask, PolygonsMask
 from patchloom.polygons import Polygons
-from patchloom.sources.geojson import matches, polygons_of
+from patchloom.sources.geojson import LARGEST, matches, polygons_of
 from patchloom.sources.points import read_points
 from patchloom.sources.tables import open_table
 from patchloom.sources.zarrs import Sliceable
@@ -115,14 +115,14 @@ class OutlineSource:
     def from_document(
         cls, document: Mapping[str, Any], options: Mapping[str, Any]
     ) -> OutlineSource:
-        """Inverse of `to_document`."""
+        """Inverse of `to_document`; it may have what is held as it is, shared by several."""
         stored, held = document["stored"], document["held"]
         return cls(
             shape=(document["shape"][0], document["shape"][1]),
             stored=None
             if stored is None
             else Stored(Location.of(stored["url"], options), stored["where"], stored["content"]),
-            held=None if held is None else Polygons.from_document(held),
+            held=Polygons.from_document(held) if isinstance(held, Mapping) else held,
             content=document["content"],
             spacing=_pair(document["spacing"]),
             origin=_pair(document["origin"]),
@@ -225,7 +225,15 @@ def stored_outlines(location: Location, where: Mapping[str, Any] | None) -> Outl
 
 
 def held_outlines(polygons: Polygons) -> Outlines:
-    """Outlines that travel and are saved with the image."""
+    """Outlines that travel and are saved with the image.
+
+    Raises
+    ------
+    SourceError
+        If a coordinate is too large to be computed with.
+    """
+    if not (np.abs(polygons.vertex) < LARGEST).all():
+        raise SourceError(f"coordinates of outlines are numbers below {LARGEST:g}, got larger ones")
     return Outlines(len(polygons), None, polygons, polygons.digest())
 
 
@@ -285,15 +293,20 @@ def read_outlines(
     order = np.argsort(code, kind="stable") if code is not None else np.arange(len(points))
     ends = None if code is None else np.searchsorted(code[order], np.arange(len(ids) + 1))
 
-    def of(name: str) -> Outlines:
-        mine = order
-        if ends is not None:
-            k = ids.get(name)
-            mine = order[:0] if k is None else order[ends[k] : ends[k + 1]]
+    def made(mine: Ints) -> Outlines:
         mine = mine[keep[mine]]
         if boxes:
             return held_outlines(Polygons.of_boxes(position[mine], other[mine]))
         return held_outlines(Polygons.of_vertices(position[mine], owner[mine]))
+
+    if ends is None:
+        # All images share them.
+        shared = made(order)
+        return lambda name: shared
+
+    def of(name: str) -> Outlines:
+        k = ids.get(name)
+        return made(order[:0] if k is None else order[ends[k] : ends[k + 1]])
 
     return of
 

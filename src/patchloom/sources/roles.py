@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from pathlib import PurePath
 from typing import Any
 
 from patchloom.axes import Axes
@@ -90,10 +91,37 @@ def per_image(given: Any, images: Sequence[Image], name: str) -> list[Any]:
 
 
 def named_for(item: Any, image: Image) -> Any:
-    """A path or URL with the image's id in place of ``{stem}``; anything else as it is."""
-    if isinstance(item, str | os.PathLike):
-        return os.fspath(item).replace("{stem}", image.id)
-    return item
+    """A path or URL with the image's id in place of ``{stem}``; anything else as it is.
+
+    Raises
+    ------
+    IdentityError
+        If the id would lead out of the folder.
+    """
+    if not isinstance(item, str | os.PathLike):
+        return item
+    pattern = os.fspath(item)
+    if "{stem}" not in pattern:
+        return pattern
+    found, own = pattern.replace("{stem}", image.id), _parts(image.id)
+    if (
+        ".." in own
+        or _parts(found).count("..") > _parts(pattern).count("..")
+        or own[0] == ""
+        or (own[0][:1] == "~" and pattern.startswith("{stem}"))
+        or "://" in image.id
+        or "::" in image.id
+        or PurePath(image.id).is_absolute()
+    ):
+        raise IdentityError(
+            "an id in place of {stem} stays in the folder of the pattern: no '..' and no absolute "
+            f"path or URL, got {image.id!r}; name the images otherwise: ids=[...]"
+        )
+    return found
+
+
+def _parts(path: str) -> list[str]:
+    return path.replace("\\", "/").split("/")
 
 
 def align(image: Image, other: Image, name: str) -> Role:

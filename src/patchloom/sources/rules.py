@@ -126,7 +126,10 @@ class ThresholdRule(_Rule):
         values = features(pixels, self.of)
         # Not a number is on neither side.
         found = values > self.threshold if self.bright else values <= self.threshold
-        found = np.asarray(found, np.bool_)
+        if self.of == "saturation":
+            found &= values >= 0
+        # In one piece, so that its planes are views of it.
+        found = np.ascontiguousarray(found, np.bool_)
         if self.needs_planes:
             for plane in found.reshape(-1, *found.shape[-2:]):
                 plane[...] = self._mended(plane)
@@ -148,25 +151,43 @@ class ThresholdRule(_Rule):
 def features(pixels: Pixels, of: Feature) -> Pixels:
     """What a threshold is put to: [channels, ...] -> [...].
 
-    Brightness is the sum over channels: exact for integers. Saturation is that of the HSV model
-    (Smith, "Color gamut transform pairs", SIGGRAPH 1978) in 256 steps, as int64.
+    Brightness is the sum over channels: exact for integers of up to 32 bits, else float64.
+    Saturation is that of the HSV model (Smith, "Color gamut transform pairs", SIGGRAPH 1978) in
+    256 steps, as int64; what is below 0 counts as 0, and a pixel that is not finite has -1.
     """
     if of == "saturation":
-        pixels = pixels[:3]
-        high = pixels.max(0)
-        wide = high.astype(np.float64 if high.dtype.kind == "f" else np.int64)
-        span = (wide - pixels.min(0)) * (LEVELS - 1)
-        return np.asarray(span // np.where(wide > 0, wide, 1), np.int64)
+        return _saturation(pixels[:3])
     if pixels.dtype.kind == "b":
         pixels = pixels.astype(np.uint8)
     if len(pixels) == 1:
         one: Pixels = pixels[0]
         return one
-    total = np.zeros(pixels.shape[1:], np.float64 if pixels.dtype.kind == "f" else np.int64)
-    for channel in pixels:
-        # One after the other, so that floats are rounded alike everywhere.
-        total += channel
+    total = np.zeros(pixels.shape[1:], np.float64 if _is_wide(pixels) else np.int64)
+    # What leaves the range is infinite, and infinities that cancel out are not a number.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for channel in pixels:
+            # One after the other, so that floats are rounded alike everywhere.
+            total += channel
     return total
+
+
+def _is_wide(pixels: Pixels) -> bool:
+    """Whether 64 bits do not hold sums, or multiples, of such pixels as whole numbers."""
+    return pixels.dtype.kind == "f" or pixels.dtype.itemsize == 8
+
+
+def _saturation(pixels: Pixels) -> npt.NDArray[np.int64]:
+    finite = np.isfinite(pixels).all(0)
+    if _is_wide(pixels):
+        # A power of two is exact, and leaves room for the steps.
+        pixels = np.where(finite, pixels, 0).astype(np.float64) / LEVELS
+    else:
+        pixels = pixels.astype(np.int64)
+    pixels = np.maximum(pixels, 0)
+    high = pixels.max(0)
+    span = (high - pixels.min(0)) * (LEVELS - 1)
+    steps = (span // np.where(high > 0, high, 1)).astype(np.int64)
+    return np.where(finite, steps, -1)
 
 
 _RULES: dict[str, type[Any]] = {

@@ -51,7 +51,10 @@ class Histogram:
 
     def value(self, k: int) -> float:
         """What lies above is in a bin after bin k."""
-        return int(self.low) + k if self.width == 0 else self.low + (k + 1) * self.width
+        if self.width == 0:
+            return int(self.low) + k
+        # In halves, which are exact: the last bin may end beyond the largest float.
+        return 2 * (self.low / 2 + (k + 1) * (self.width / 2))
 
 
 def otsu(counts: Counts) -> int:
