@@ -239,3 +239,26 @@ def test_random_counts_are_multinomial() -> None:
     assert error.max() < 5
     spread = np.sqrt(np.outer(np.diag(want), np.diag(want)) / 2000)
     assert (np.abs(np.cov(draws.T) - want) / spread).max() < 8
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"name": "sequential", "patch_size": 16, "overlaps": 8},
+        {"name": "random", "patch_size": 32, "n_patches": 10**9},
+    ],
+    ids=["sequential", "random"],
+)
+def test_a_plan_of_a_billion_patches_is_saved_in_a_few_mb(
+    strategy: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two million cells with about 500 patches each, and it comes back the same."""
+    path = tmp_path / "image.zarr"
+    zarr.create_array(path, shape=(8192,) * 3, chunks=(64,) * 3, dtype="uint8")
+    plan = patchloom.plan(patchloom.open_images(str(path)), strategy)
+    assert plan.n_patches > 10**9 - 1
+    plan.save(str(tmp_path / "plan"))
+    assert sum(file.stat().st_size for file in (tmp_path / "plan").iterdir()) < 2 * 2**20
+    loaded = patchloom.Plan.load(str(tmp_path / "plan"))
+    assert loaded.fingerprint == plan.fingerprint
+    assert loaded.n_patches == plan.n_patches

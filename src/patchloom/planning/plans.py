@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import math
 import os
@@ -17,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from patchloom.errors import ConfigError, PatchloomError, PlanError, SourceError
@@ -38,6 +36,7 @@ from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.rows import Rows
 from patchloom.planning.runs import GATHER, Runs, arrange, pack_units, shard_rows, window_rows
+from patchloom.planning.saved_cells import cells_of_bytes, cells_to_bytes
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.splits import Splits
 from patchloom.randomness import digest, digest_of, key_of
@@ -688,11 +687,7 @@ class Plan:
         Credentials are not saved, and neither are the pixels of arrays in memory.
         """
         location = Location.of(url, storage_options)
-        bits = self.cells.bits.tobytes()
-        table = pa.table(self.cells.columns()).replace_schema_metadata({b"bits": bits})
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        location.write("cells.parquet", sink.getvalue())
+        location.write("cells.parquet", cells_to_bytes(self.cells))
         if self.places is not None:
             location.write("places.parquet", self.places.to_bytes())
         images, held = folded(image.to_document() for image in self.images)
@@ -756,7 +751,7 @@ class Plan:
         try:
             places = location.read("places.parquet") if document["places"] else None
             plan = cls._from_parts(document, body, places, images, storage_options)
-        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
             if isinstance(error, PatchloomError):
                 raise
             raise PlanError(
@@ -784,14 +779,14 @@ class Plan:
         for item in unfolded(document["images"], document.get("held", {})):
             image = Image.from_document(item, storage_options)
             found.append(_with_pixels(image, item, given.get(image.id)))
-        table = pq.read_table(io.BytesIO(body))
-        columns = {name: table[name].to_numpy() for name in table.column_names}
-        bits = np.frombuffer((table.schema.metadata or {}).get(b"bits", b""), np.uint8)
         settings = dict(document["settings"])
+        config = parse_patching(settings.pop("patching"))
+        listed = None if places is None else Places.from_bytes(places)
+        patching = patching_of(found, config, settings["edge"], settings["seed"], listed)
         return cls(
             images=tuple(found),
-            config=parse_patching(settings.pop("patching")),
-            cells=Cells.from_columns(columns, bits, len(found)),
+            config=config,
+            cells=cells_of_bytes(body, len(found), patching),
             min_coverage=Fraction(settings.pop("min_coverage")),
             filters=parse_filters(settings.pop("filters")),
             scores=parse_scores(settings.pop("scores")),
@@ -803,7 +798,7 @@ class Plan:
             planning_reads=document["planning_reads"],
             split_report=document["split_report"],
             class_counts=document["class_counts"],
-            places=None if places is None else Places.from_bytes(places),
+            places=listed,
             **settings,
         )
 
