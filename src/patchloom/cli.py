@@ -123,7 +123,10 @@ def demo(output: str) -> None:
 def plan_command(
     job: str, as_json: bool, save: str | None, workers: int, prices: str | None, html: str | None
 ) -> None:
-    """Plan a job and say what it will take: reads masks, but no pixel of an image."""
+    """Plan a job and say what it will take and cost.
+
+    Reads masks; pixels only where filters or a class balance ask what they show.
+    """
     from patchloom.config import load_job
     from patchloom.planning.prices import Prices
     from patchloom.run.jobs import plan_of

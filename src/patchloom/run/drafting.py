@@ -1,4 +1,4 @@
-"""plan: from images and a strategy to a Plan; reads nothing but masks."""
+"""plan: from images and a strategy to a Plan; reads masks, and what filters ask about."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def plan(
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Plan:
-    """Decide which patches to take. Masks are read; pixels of images are not.
+    """Decide which patches to take.
+
+    Masks are read; labels and pixels only where `balance` and `filters` look at them.
 
     Parameters
     ----------
