@@ -27,7 +27,7 @@ from patchloom.errors import ChunkError
 from patchloom.image import Image, Reads
 from patchloom.location import Location
 from patchloom.planning.cells import Cells
-from patchloom.planning.plans import patching_of
+from patchloom.planning.strategies import patching_of
 from patchloom.run import mask_survey, selecting
 from patchloom.run.mask_survey import survey_masks
 from patchloom.run.parts import load_parts

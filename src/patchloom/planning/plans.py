@@ -19,17 +19,17 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from patchloom.errors import ConfigError, PatchloomError, PlanError, SourceError
-from patchloom.image import ROLES, Image
+from patchloom.image import Image
 from patchloom.location import Location
-from patchloom.patching.config import AnyConfig, Sized
-from patchloom.patching.factory import create_patching, parse_patching, placing
-from patchloom.patching.listed import ListedPatching
+from patchloom.patching.config import AnyConfig
+from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import AnyFilter, parse_filters
 from patchloom.planning.grouping import by_image, by_patch, codes_of, codes_of_column
 from patchloom.planning.groups import Groups
 from patchloom.planning.held import folded, unfolded
+from patchloom.planning.image_identity import identity_of, with_pixels
 from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
@@ -39,10 +39,11 @@ from patchloom.planning.runs import GATHER, Runs, arrange, pack_units, shard_row
 from patchloom.planning.saved_cells import cells_of_bytes, cells_to_bytes
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.splits import Splits
-from patchloom.randomness import digest, digest_of, key_of
+from patchloom.planning.strategies import patching_of
+from patchloom.randomness import digest, digest_of
 from patchloom.scores import Score, parse_scores
 
-__all__ = ["FORMAT", "Plan", "identity_of", "patching_of"]
+__all__ = ["FORMAT", "Plan"]
 
 FORMAT = 3
 """Version of a saved plan, and of what its fingerprint covers."""
@@ -778,7 +779,7 @@ class Plan:
         found = []
         for item in unfolded(document["images"], document.get("held", {})):
             image = Image.from_document(item, storage_options)
-            found.append(_with_pixels(image, item, given.get(image.id)))
+            found.append(with_pixels(image, item, given.get(image.id)))
         settings = dict(document["settings"])
         config = parse_patching(settings.pop("patching"))
         listed = None if places is None else Places.from_bytes(places)
@@ -956,100 +957,5 @@ def _ranges(low: Ints, high: Ints) -> Ints:
     return np.repeat(low - (np.cumsum(n) - n), n) + np.arange(int(n.sum()))
 
 
-def patching_of(
-    images: Sequence[Image], config: AnyConfig, edge: Edge, seed: int, places: Places | None = None
-) -> GridPatching:
-    """The strategy of a configuration over the chunk grids of some images."""
-    shapes = [image.layout.data_shape for image in images]
-    over: dict[str, Any] = {
-        "edge": edge,
-        "chunks": [image.layout.space.chunks for image in images],
-        "keys": [key_of("image", image.id, image.level) for image in images],
-    }
-    if getattr(config, "unit", "chunk") == "shard":
-        over["units"] = _shards(images)
-    if places is not None:
-        assert isinstance(config, Sized)
-        size, corner = config.extents(images[0].axes.spatial), places.corner
-        return ListedPatching(
-            shapes, size, corner, image=places.image, sample=places.sample, **over
-        )
-    return create_patching(shapes, placing(config), seed=seed, **over)
-
-
 def _model(kind: type[_Model], document: Mapping[str, Any] | None) -> _Model | None:
     return None if document is None else kind.model_validate_json(json.dumps(document))
-
-
-def _shards(images: Sequence[Image]) -> list[list[int]]:
-    """Shard extents of images on their spatial axes."""
-    found = []
-    for image in images:
-        if image.shards is None:
-            raise ConfigError(
-                f"unit='shard' is for images that are stored in shards, got {image.id!r} without; "
-                "say unit='chunk'"
-            )
-        found.append([image.shards[axis] for axis in image.axes.pick(image.axes.spatial)])
-    return found
-
-
-def _with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) -> Image:
-    """An image of a saved plan with the arrays that were in memory taken from a given one."""
-
-    def check(what: str, saved: Image, own: Image | None) -> None:
-        if own is None or own.shape != saved.shape or own.dtype != saved.dtype:
-            raise SourceError(
-                f"{what} ({saved.shape}, {saved.dtype}) was an array in memory, which a saved plan "
-                "does not hold; pass the image with it: Plan.load(url, images=[...])"
-            )
-
-    roles = document["roles"]
-    for name in ROLES:
-        role = getattr(image, name)
-        if role is None:
-            continue
-        own = None if given is None else getattr(given, name)
-        source = roles[name]["image"]["source"]
-        if source["kind"] == "array":
-            check(f"the {name} of {image.id!r}", role.image, None if own is None else own.image)
-            image = image.with_role(name, own)
-        elif source.get("image", {}).get("source", {}).get("kind") == "array":
-            # A mask is made of it anew, by the rule that was saved.
-            own_image = None if own is None else getattr(own.image.source, "image", None)
-            check(f"what the {name} of {image.id!r} is made of", role.image.source.image, own_image)
-            assert own_image is not None
-            filled = role.image.source.filled(own_image.source)
-            image = image.with_role(name, replace(role, image=replace(role.image, source=filled)))
-    if document["source"]["kind"] == "array":
-        check(f"{image.id!r}", image, given)
-        assert given is not None
-        image = replace(image, source=given.source)
-    return image
-
-
-def identity_of(image: Image) -> dict[str, Any]:
-    """What an image is to a plan: no path, no credential."""
-    roles = {
-        name: [
-            identity_of(role.image),
-            role.axes,
-            [str(v) for v in (*role.alignment.scale, *role.alignment.offset)],
-        ]
-        for name in ROLES
-        if (role := getattr(image, name)) is not None
-    }
-    identity = getattr(image.source, "identity", None)
-    made = {} if identity is None else {"made": identity()}
-    return {
-        **made,
-        "id": image.id,
-        "level": image.level,
-        "axes": image.axes.names,
-        "shape": image.shape,
-        "dtype": image.dtype.newbyteorder("<").str,
-        "chunks": image.grid.chunks,
-        "shards": image.shards,
-        "roles": roles,
-        "metadata": {k: image.metadata[k] for k in sorted(image.metadata)},
-    }

@@ -22,10 +22,11 @@ from patchloom.planning.alignment import Align, aligned
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
-from patchloom.planning.plans import Plan, patching_of
+from patchloom.planning.plans import Plan
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.rows import ORDERS
 from patchloom.planning.split_config import SplitConfig, parse_split
+from patchloom.planning.strategies import patching_of
 from patchloom.run.auto_masks import with_plain_masks
 from patchloom.run.centers import check_labels, goes_by_class
 from patchloom.run.mask_survey import survey_masks

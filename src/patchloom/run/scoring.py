@@ -21,8 +21,9 @@ from patchloom.image import Image, Reads
 from patchloom.location import Location
 from patchloom.planning.cells import Cells
 from patchloom.planning.identity import patch_ids
+from patchloom.planning.image_identity import identity_of
 from patchloom.planning.incidence import Patches
-from patchloom.planning.plans import Plan, identity_of
+from patchloom.planning.plans import Plan
 from patchloom.planning.runs import pack_units, shard_rows
 from patchloom.randomness import digest
 from patchloom.run.centers import check_labels

@@ -35,9 +35,15 @@ _LABELS = {
     "complete": "complete",
     "already_done": "shards found finished",
     "skipped": "skipped",
+    "split": "splits",
+    "window_groups": "groups of a window",
+    "window_rows": "patches of a window",
+    "window_bytes": "size of a window",
+    "n_windows": "windows",
     "fingerprint": "fingerprint",
 }
 _BYTES = {
+    "window_bytes",
     "bytes_read",
     "bytes_written",
     "bytes_output",
@@ -75,6 +81,10 @@ def _text(key: str, value: Any) -> str:
         return f"{value:,.2f} s" if value < 10 else f"{value:,.0f} s"
     if key == "rejected":
         return ", ".join(f"{n:,} {why}" if n else why for why, n in value.items()) or "none"
+    if key == "split":
+        return _split(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{n:,} of {name}" for name, n in value.items()) or "none"
     if key == "skipped":
         return "; ".join(_skip(item) for item in value) or "none"
     if isinstance(value, bool):
@@ -82,6 +92,15 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _split(told: Mapping[str, Any]) -> str:
+    parts = [f"{n:,} {name}" for name, n in told["patches"].items()]
+    if "kept_fraction" in told:
+        parts.append(f"{told['kept_fraction']:.1%} left by guard bands")
+    if told.get("smallest_distance") is not None:
+        parts.append(f"{told['smallest_distance']:,} pixels apart")
+    return ", ".join(parts)
 
 
 def _skip(item: Mapping[str, Any]) -> str:
