@@ -10,13 +10,13 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
 
+from patchloom.configs import Strict
 from patchloom.errors import ConfigError
 from patchloom.location import Location
 
@@ -59,9 +59,7 @@ def _some(values: list[Any]) -> list[Any]:
     return values
 
 
-class _Kind(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
+class _Kind(Strict):
     def __repr_args__(self) -> Any:
         # A URL may carry a user and a password, and a table is long.
         for name, value in super().__repr_args__():

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -16,6 +14,7 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
+from patchloom.configs import Strict
 from patchloom.patching.extents import per_axis
 
 __all__ = [
@@ -64,9 +63,7 @@ Pixels = Annotated[
 """Pixels, possibly none: for all axes, for each in order, or for each by name."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
+class _Strict(Strict):
     def on(self, spatial: str) -> Self:
         """The same with nothing left to be said: one number for each axis of `spatial`."""
         return self

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from patchloom.configs import Strict
 from patchloom.errors import ConfigError, PlanError
 from patchloom.randomness import key_of, philox
 from patchloom.scores import Score
@@ -44,10 +45,8 @@ _COVERAGE = "coverage"
 """The column that says which share of a patch its mask covers."""
 
 
-class _Filter(BaseModel):
+class _Filter(Strict):
     """What all filters share. A patch whose score is NaN is rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
     ref_channel: Annotated[int, Field(strict=True, ge=0)] = 0

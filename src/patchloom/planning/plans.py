@@ -34,7 +34,7 @@ from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
-from patchloom.planning.rows import Rows
+from patchloom.planning.rows import Rows, ranges
 from patchloom.planning.runs import GATHER, Runs, arrange, pack_units, shard_rows, window_rows
 from patchloom.planning.saved_cells import cells_of_bytes, cells_to_bytes
 from patchloom.planning.split_config import SplitConfig
@@ -245,7 +245,7 @@ class Plan:
         # The types of the columns follow from their values: equal cells have equal bytes.
         columns = (cells.bounds, cells.cell, cells.kept, cells.bit, cells.bits)
         return digest(
-            json.dumps([FORMAT, images, self._settings()], sort_keys=True),
+            json.dumps([FORMAT, images, self.settings], sort_keys=True),
             *(digest_of(column).hex() for column in columns),
             *([] if self.places is None else [self.places.digest()]),
         ).hex()
@@ -329,7 +329,7 @@ class Plan:
         found, upto = [], start
         for some in np.split(np.arange(len(low)), np.flatnonzero(np.diff(image)) + 1):
             n = int((end[some] - begin[some]).sum())
-            [part] = self.along(np.unique(_ranges(low[some], high[some])))
+            [part] = self.along(np.unique(ranges(low[some], high[some])))
             turn = sequence.turns_of(part.rank)
             here = np.flatnonzero((turn >= upto) & (turn < upto + n))
             here = here[np.argsort(turn[here], kind="stable")]
@@ -418,7 +418,7 @@ class Plan:
         if self.splits is None:
             return {"train": self.n_patches}
         counts = np.zeros(len(self.split_names), np.int64)
-        for patches in self.walk():
+        for patches in self._all_along():
             counts += np.bincount(self.split_of(patches), minlength=len(counts))
         return dict(zip(self.split_names, counts.tolist(), strict=True))
 
@@ -695,7 +695,7 @@ class Plan:
         document = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
-            "settings": self._settings(),
+            "settings": self.settings,
             "rejected": dict(self.rejected),
             "planning_reads": self.planning_reads,
             "split_report": dict(self.split_report),
@@ -806,9 +806,6 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """What was asked for, ready for JSON."""
-        return self._settings()
-
-    def _settings(self) -> dict[str, Any]:
         return {
             "patching": self.config.model_dump(),
             "edge": self.edge,
@@ -949,12 +946,6 @@ class Plan:
     def with_images(self, images: Sequence[Image]) -> Plan:
         """The same plan over other handles of the same images."""
         return replace(self, images=tuple(images))
-
-
-def _ranges(low: Ints, high: Ints) -> Ints:
-    """All numbers of some ranges [low, high), one range after another."""
-    n = high - low
-    return np.repeat(low - (np.cumsum(n) - n), n) + np.arange(int(n.sum()))
 
 
 def _model(kind: type[_Model], document: Mapping[str, Any] | None) -> _Model | None:

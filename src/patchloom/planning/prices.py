@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from patchloom.configs import Strict
 from patchloom.errors import ConfigError
 from patchloom.location import Location
 
@@ -27,10 +28,8 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Speeds(BaseModel):
+class Speeds(Strict):
     """How fast one worker (one thread) is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     decode_mb_s: Rate
     """MB of pixels a second: decoded and cut."""
@@ -46,10 +45,8 @@ class Speeds(BaseModel):
     """Seconds of one output shard, besides: its part of the manifest and of the statistics."""
 
 
-class Prices(BaseModel):
+class Prices(Strict):
     """What requests, bytes and hours cost, in one currency. 1 GB is 10**9 bytes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
     dated: str

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from patchloom.randomness import philox
 
-__all__ = ["ORDERS", "Rows"]
+__all__ = ["ORDERS", "Rows", "ranges"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -170,3 +170,9 @@ class Rows:
             at = int(window[some[0]])
             found[some] = at * self.window + self._mixes(at)[way][numbers[some] - at * self.window]
         return found
+
+
+def ranges(low: Ints, high: Ints) -> Ints:
+    """All numbers of some ranges [low, high), one range after another."""
+    n = high - low
+    return np.repeat(low - (np.cumsum(n) - n), n) + np.arange(int(n.sum()))

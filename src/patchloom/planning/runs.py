@@ -16,7 +16,7 @@ from patchloom.grid import ChunkGrid
 from patchloom.image import Image, Layout
 from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Cut
-from patchloom.planning.rows import Rows
+from patchloom.planning.rows import Rows, ranges
 from patchloom.summaries import DISTINCT
 
 __all__ = [
@@ -428,7 +428,7 @@ def _live_in_pieces(
     for some in np.split(by_image, np.flatnonzero(np.diff(image[by_image])) + 1):
         n = high[some] - low[some]
         ends = np.cumsum(n)
-        at = np.repeat(low[some] - (ends - n), n) + np.arange(int(ends[-1]))
+        at = ranges(low[some], high[some])
         # The cells of one image in the order of its turns: then those of a task are a stretch.
         own = Cells(np.array([0, len(at)]), cells.cell[at], none, none, none)
         tasks, first = np.unique(task[some], return_index=True)

@@ -8,8 +8,6 @@ from fractions import Fraction
 from typing import Annotated, Any, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -18,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from patchloom.configs import Strict
 from patchloom.errors import ConfigError
 from patchloom.patching.config import Pixels
 
@@ -55,10 +54,8 @@ Group = Annotated[
 """A word, or the names of columns."""
 
 
-class SplitConfig(BaseModel):
+class SplitConfig(Strict):
     """Which patches are for training, and which for what else."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     by: Group = "image"
     """What stays together: `image`, `blocks` inside each image, or a metadata column of the

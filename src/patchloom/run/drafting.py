@@ -238,7 +238,7 @@ def plan(
     if found.splits is not None:
         found.splits.check(images, found.patch_size)
     if split is not None or balance is not None or quota is not None or filters:
-        found = _refined(found, survey, storage_options, progress)
+        found = _refined(found, folder, progress)
     found = replace(found, order=order, window=window, group_by=group_by)
     return found.laid_out(rows_per_shard)
 
@@ -310,13 +310,10 @@ def _check_told(found: Plan) -> None:
         )
 
 
-def _refined(
-    found: Plan, url: str | None, options: Mapping[str, Any] | None, progress: bool
-) -> Plan:
+def _refined(found: Plan, folder: Location | None, progress: bool) -> Plan:
     """The plan of candidates with only those that are taken."""
     contents, seen = asked(found), None
     if contents.is_asked:
-        folder = None if url is None else Location.of(url, options)
         seen = survey_contents(found, contents, folder=folder, progress=progress)
     return refined(found, seen)
 

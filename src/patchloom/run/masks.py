@@ -16,7 +16,15 @@ from patchloom.planning.incidence import Patches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import BlockCache, Meter
 
-__all__ = ["Regions", "Walk", "covered_area", "covered_share", "read_region", "volumes"]
+__all__ = [
+    "Regions",
+    "Walk",
+    "covered_area",
+    "covered_share",
+    "read_region",
+    "stored_box",
+    "volumes",
+]
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -90,6 +98,15 @@ def covered_share(plan: Plan, patches: Patches) -> npt.NDArray[np.float64]:
 
 def read_region(image: Image, sample: int, window: Sequence[tuple[int, int]]) -> npt.NDArray[Any]:
     """Pixels of one sample, all channels, in a spatial window: [channels, *space]."""
+    start, stop = stored_box(image, sample, window)
+    pixels = image.read(start, stop).transpose(image.axes.order)
+    return pixels.reshape(image.layout.n_channels, *(b - a for a, b in window))
+
+
+def stored_box(
+    image: Image, sample: int, window: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[int]]:
+    """The half-open box of one sample, all channels, in a spatial window; in stored axis order."""
     axes = image.axes
     start, stop = [0] * image.ndim, list(image.shape)
     index = np.unravel_index(sample, image.layout.samples.shape) if axes.sample else ()
@@ -99,8 +116,7 @@ def read_region(image: Image, sample: int, window: Sequence[tuple[int, int]]) ->
     for letter, (a, b) in zip(axes.spatial, window, strict=True):
         at = axes.names.index(letter)
         start[at], stop[at] = a, b
-    pixels = image.read(start, stop).transpose(axes.order)
-    return pixels.reshape(image.layout.n_channels, *(b - a for a, b in window))
+    return start, stop
 
 
 class Walk:
@@ -135,11 +151,6 @@ class Walk:
     def peak(self) -> int:
         """Most bytes of the array that were held at once."""
         return self._meter.peak
-
-    @property
-    def n_needed(self) -> int:
-        """Blocks of the array that are needed, each counted once."""
-        return len(np.unique(np.concatenate(self._blocks))) if self._blocks else 0
 
     def touched(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
         """The array's pixels that half-open boxes of the image touch, on the axes it has.

@@ -137,7 +137,8 @@ class _Refining:
         ndim = len(plan.patch_size)
 
         def rule(batch: _Batch, flags: Flags) -> Flags:
-            return item.keeps(batch.columns, ndim) | self._lucky(batch)[:, which]
+            keeps = item.keeps(batch.columns, ndim)
+            return keeps | self._lucky(batch)[:, which] if item.filtered_patch_prob else keeps
 
         return rule
 

@@ -15,6 +15,7 @@ from patchloom.coverage import Alignment, coverage
 from patchloom.errors import PatchloomError
 from patchloom.image import ChunkReader, Image, Role, overlap
 from patchloom.planning.views import PlaneView
+from patchloom.run.masks import stored_box
 from patchloom.sources.arrays import ArraySource
 
 __all__ = ["BUDGET", "MaskLook", "Thumbnail", "mask_look", "thumbnail"]
@@ -256,14 +257,7 @@ class _Look:
         cls, role: Role, sample: int, window: Sequence[tuple[int, int]], channels: int
     ) -> _Look:
         image, axes = role.image, role.image.axes
-        start, stop = [0] * image.ndim, list(image.shape)
-        which = np.unravel_index(sample, image.layout.samples.shape) if axes.sample else ()
-        for letter, i in zip(axes.sample, which, strict=True):
-            at = axes.names.index(letter)
-            start[at], stop[at] = int(i), int(i) + 1
-        for letter, (a, b) in zip(axes.spatial, window, strict=True):
-            at = axes.names.index(letter)
-            start[at], stop[at] = a, b
+        start, stop = stored_box(image, sample, window)
         if axes.has_channel:
             at = axes.names.index("c")
             stop[at] = min(channels, stop[at])

@@ -10,7 +10,6 @@ import numpy as np
 
 from patchloom.axes import Axes
 from patchloom.errors import ConfigError, PlanError
-from patchloom.grid import ChunkGrid
 from patchloom.image import ChunkReader, Image
 from patchloom.mask_config import AutoMask
 from patchloom.sources.derived import bare
@@ -72,15 +71,14 @@ def automatic(image: Image, config: AutoMask) -> Image:
         If the image has no such channel, or no colours.
     """
     axes = Axes(image.axes.names.replace("c", ""))
-    own = image.axes.pick(axes.names)
-    shape, chunks = (tuple(v[a] for a in own) for v in (image.shape, image.grid.chunks))
+    grid = image.grid.pick(image.axes.pick(axes.names))
     return Image(
         id=image.id,
         uri=image.uri,
         axes=axes,
-        shape=shape,
+        shape=grid.shape,
         dtype=np.dtype(np.bool_),
-        grid=ChunkGrid(shape, chunks),
+        grid=grid,
         source=AutoSource(bare(image), config, _channel(image, config)),
         level=image.level,
     )

@@ -85,19 +85,17 @@ class DerivedSource:
 def derived(image: Image, rule: Rule) -> Image:
     """The mask that a rule makes of an image: on its pixels, without the channel axis."""
     axes = Axes(image.axes.names.replace("c", ""))
-    own = image.axes.pick(axes.names)
-    shape, chunks = (tuple(v[a] for a in own) for v in (image.shape, image.grid.chunks))
+    grid = image.grid.pick(image.axes.pick(axes.names))
     if rule.needs_planes:
-        chunks = tuple(
-            n if a in "yx" else c for a, n, c in zip(axes.names, shape, chunks, strict=True)
-        )
+        extents = zip(axes.names, grid.shape, grid.chunks, strict=True)
+        grid = ChunkGrid(grid.shape, tuple(n if a in "yx" else c for a, n, c in extents))
     return Image(
         id=image.id,
         uri=image.uri,
         axes=axes,
-        shape=shape,
+        shape=grid.shape,
         dtype=np.dtype(np.bool_),
-        grid=ChunkGrid(shape, chunks),
+        grid=grid,
         source=DerivedSource(bare(image), rule),
         level=image.level,
         spacing=image.spacing,

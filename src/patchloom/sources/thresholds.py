@@ -123,16 +123,12 @@ def li(counts: Counts) -> int:
         The last bin of the first part.
     """
     _, mean_low, mean_high = _parts(counts)
-    k = _mean(counts)
-    for _ in range(_ROUNDS):
+
+    def following(k: int) -> int:
         low, high = float(mean_low[k]), float(mean_high[k])
-        if low == 0:
-            return k
-        found = min(int((high - low) / (math.log(high) - math.log(low))), len(counts) - 2)
-        if found == k:
-            return k
-        k = found
-    return k
+        return int((high - low) / (math.log(high) - math.log(low))) if low else k
+
+    return _settled(counts, following, _ROUNDS)
 
 
 def isodata(counts: Counts) -> int:
@@ -152,13 +148,7 @@ def isodata(counts: Counts) -> int:
         The last bin of the first part.
     """
     _, mean_low, mean_high = _parts(counts)
-    k = _mean(counts)
-    for _ in range(len(counts)):
-        found = min(int((mean_low[k] + mean_high[k]) / 2), len(counts) - 2)
-        if found == k:
-            break
-        k = found
-    return k
+    return _settled(counts, lambda k: int((mean_low[k] + mean_high[k]) / 2), len(counts))
 
 
 def percentile(counts: Counts, share: float) -> int:
@@ -181,6 +171,17 @@ def _parts(counts: Counts) -> tuple[Counts, npt.NDArray[np.float64], npt.NDArray
     n, total = np.cumsum(counts), np.cumsum(counts * bins)
     rest = (total[-1] - total[:-1]) / (n[-1] - n[:-1])
     return n[:-1], total[:-1] / n[:-1], rest
+
+
+def _settled(counts: Counts, following: Callable[[int], int], rounds: int) -> int:
+    """The split that follows from itself, found from the mean in so many rounds at most."""
+    k = _mean(counts)
+    for _ in range(rounds):
+        found = min(following(k), len(counts) - 2)
+        if found == k:
+            break
+        k = found
+    return k
 
 
 def _mean(counts: Counts) -> int:
