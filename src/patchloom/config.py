@@ -164,8 +164,9 @@ class Job(BaseModel):
     """Groups of chunks that are mixed under `shuffled`; by default as many as memory admits."""
     group_by: str | None = None
     """What `grouped` goes by: `image_id`, `split` or a column."""
-    memory: str | AtLeastOne = "1 GiB"
-    """Bytes that one task may use, as a number or text such as `512 MiB`."""
+    memory: str | AtLeastOne | None = None
+    """Bytes that one task may use, as a number or text such as `512 MiB`; by default what Dask's
+    configuration says under `patchloom.memory`, 1 GiB unless somebody changed it."""
 
     output_options: Options | None = Field(default=None, exclude=True)
     """Options of the output's file system; by default `storage_options`."""

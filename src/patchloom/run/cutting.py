@@ -103,7 +103,15 @@ class _Run:
     meter: Meter = field(default_factory=Meter)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
-            ("chunk_reads", "role_reads", "bytes_read", "requests", "bytes_written"), 0
+            (
+                "chunk_reads",
+                "chunks_owned",
+                "role_reads",
+                "bytes_read",
+                "requests",
+                "bytes_written",
+            ),
+            0,
         )
     )
 
@@ -383,6 +391,7 @@ def _counter(
         shard = begun.get(int(owner[k]))
         if shard is None or not here[k]:
             return
+        run.counts["chunks_owned"] += layout.chunks_per_block
         members = patch[begin[k] : end[k]]
         _tally(run, shard, index, layout, flat, pixels, patches.take(members))
 

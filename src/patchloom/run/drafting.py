@@ -34,6 +34,7 @@ from patchloom.run.placing import placed
 from patchloom.run.refining import asked, refined
 from patchloom.run.scoring import survey_contents
 from patchloom.run.selecting import Selection
+from patchloom.run.settings import Settings
 from patchloom.scores import parse_scores
 from patchloom.store.manifest import check_columns
 
@@ -54,7 +55,7 @@ def plan(
     rows_per_shard: int | None = None,
     window: int | None = None,
     group_by: str | None = None,
-    memory: str | int = "1 GiB",
+    memory: str | int | None = None,
     filters: Sequence[Mapping[str, Any] | BaseModel] = (),
     scores: Sequence[str | Mapping[str, Any]] = (),
     split: Mapping[str, Any] | SplitConfig | None = None,
@@ -115,7 +116,8 @@ def plan(
         What ``"grouped"`` goes by, ascending and what has no value last: ``"image_id"``,
         ``"split"``, a metadata column of the images or a column of a table of points.
     memory
-        Bytes that one task may use, as a number or text such as ``"512 MiB"``.
+        Bytes that one task may use, as a number or text such as ``"512 MiB"``. None takes
+        ``patchloom.memory`` of Dask's configuration, which is 1 GiB unless somebody changed it.
     filters
         What the pixels of a patch must show, for example ``[{"name": "shannon", "threshold":
         3}]``; docs/filters.md has all. They cost one pass over the candidates' chunks.
@@ -420,7 +422,9 @@ def _check_whole(images: Sequence[Image], edge: str) -> None:
         )
 
 
-def _bytes(memory: str | int) -> int:
+def _bytes(memory: str | int | None) -> int:
+    if memory is None:
+        return Settings.now().memory
     try:
         found = int(parse_bytes(memory)) if isinstance(memory, str) else operator.index(memory)
     except (ValueError, TypeError):

@@ -6,10 +6,9 @@ No scheduler of our own: the one that `dask.config`, a context or an active
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dask
@@ -17,108 +16,116 @@ import dask.threaded
 from dask.base import get_scheduler
 from dask.callbacks import Callback
 
-from patchloom.run.graph import Graph
+from patchloom.run.graph import Graph, Key
+from patchloom.run.progress import Progress
+from patchloom.run.settings import Settings
 
 __all__ = ["execute"]
 
-logger = logging.getLogger("patchloom")
+_PARTS = 4
+"""Parts of what a cluster is given at once: one is handed in as soon as as many are done."""
+
+Step = Callable[[Any], None]
 
 
-def execute(graph: Graph, *, progress: bool, label: str) -> list[Any]:
+def execute(graph: Graph, *, progress: bool, label: str, n_patches: int = 0) -> list[Any]:
     """Compute the results of a graph, in the order of its keys.
+
+    However many tasks there are, the scheduler knows `Settings.tasks_at_once` of them at most.
 
     Parameters
     ----------
     graph
-        From `run_graph` or `image_graph`.
+        From `run_graph`, for example.
     progress
         Whether to show it: a bar on a terminal, lines in a log otherwise.
     label
         What to call it.
+    n_patches
+        Patches that the tasks write; 0 if they write none.
     """
+    settings = Settings.now()
     if not graph.keys:
         return []
+    if not progress:
+        settings = replace(settings, show="none")
     get = get_scheduler() or dask.threaded.get
     client = getattr(get, "__self__", None)
-    with _Progress(len(graph.keys), label, progress) as shown:
+    with Progress(label, len(graph.keys), n_patches, settings) as shown:
         if client is not None and hasattr(client, "scheduler_info"):
-            return _on_cluster(client, graph, shown.step)
-        with _Counting(graph.keys[0][0], shown.step):
-            found: list[Any] = list(get(_plain(graph), graph.keys))
-        return found
+            return _on_cluster(client, graph, settings, shown.step)
+        return _here(get, graph, settings, shown.step)
 
 
-def _plain(graph: Graph) -> Any:
-    from dask.optimization import cull
+def _parts(graph: Graph, n_tasks: float) -> Iterator[Sequence[Key]]:
+    """The keys in pieces of so many tasks, those that they depend on included."""
+    n = max(1, math.floor(n_tasks / graph.weight))
+    for start in range(0, len(graph.keys), n):
+        yield graph.keys[start : start + n]
 
-    return cull(dict(graph.dsk), graph.keys)[0]
 
-
-def _on_cluster(client: Any, graph: Graph, step: Callable[[], None]) -> list[Any]:
-    from distributed import as_completed
-
-    futures = client.get(graph.dsk, graph.keys, sync=False)
-    try:
-        for future in as_completed(futures, raise_errors=False):
-            if future.status == "error":
-                future.result()
-            step()
-        found: list[Any] = client.gather(futures)
-    finally:
-        # On an error or an interrupt what still waits is of no use: the next run resumes.
-        client.cancel(futures)
+def _here(get: Callable[..., Any], graph: Graph, settings: Settings, step: Step) -> list[Any]:
+    """On a scheduler of this machine: one part after another."""
+    found: list[Any] = []
+    for keys in _parts(graph, settings.tasks_at_once):
+        with _Watching(keys[0][0], step):
+            found += get({**graph.shared, **graph.part(keys)}, list(keys))
     return found
 
 
-class _Counting(Callback):  # type: ignore[misc]  # Dask is untyped
-    """Counts finished tasks of one name on a local scheduler."""
+def _on_cluster(client: Any, graph: Graph, settings: Settings, step: Step) -> list[Any]:
+    """On a cluster: a part more as soon as there is room for it."""
+    from distributed import as_completed
 
-    def __init__(self, name: str, step: Callable[[], None]) -> None:
+    # What the caller annotates goes before what is configured.
+    set_by_caller = dask.get_annotations()
+    how = {
+        name: value
+        for name, value in (("retries", settings.retries), ("priority", settings.priority))
+        if name not in set_by_caller
+    }
+
+    def submit(dsk: dict[Any, Any], keys: Sequence[Any]) -> list[Any]:
+        futures: list[Any] = client.get(dsk, list(keys), sync=False, **how)
+        return futures
+
+    # A plan of very many chunks is no mistake; it goes to the scheduler once.
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": math.inf}):
+        shared = submit(dict(graph.shared), [*graph.shared]) if graph.shared else []
+    known = {future.key: future for future in shared}
+    parts = _parts(graph, settings.tasks_at_once / _PARTS)
+    finished = as_completed(raise_errors=False)
+    live: dict[Any, Any] = {}
+    found: dict[Any, Any] = {}
+    keys: Sequence[Key] | None = next(parts)
+    try:
+        while keys or live:
+            while keys and (len(live) + len(keys)) * graph.weight <= settings.tasks_at_once:
+                some = submit({**known, **graph.part(keys)}, keys)
+                live |= {future.key: future for future in some}
+                finished.update(some)
+                keys = next(parts, None)
+            done = finished.next_batch()
+            for future, result in zip(done, client.gather(done), strict=True):
+                # The cluster forgets a task whose future is gone.
+                del live[future.key]
+                found[future.key] = result
+                step(result)
+            del done, future
+    finally:
+        # On an error or an interrupt what still waits is of no use: the next run resumes.
+        client.cancel([*live.values()])
+    return [found[key] for key in graph.keys]
+
+
+class _Watching(Callback):  # type: ignore[misc]  # Dask is untyped
+    """Hands on the results of tasks of one name as they finish on a local scheduler."""
+
+    def __init__(self, name: str, step: Step) -> None:
         super().__init__(posttask=self._done)
         self._name = name
         self._step = step
 
     def _done(self, key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
         if isinstance(key, tuple) and key[0] == self._name:
-            self._step()
-
-
-class _Progress:
-    """A bar on a terminal, a line at each tenth in a log, or nothing."""
-
-    def __init__(self, total: int, label: str, shown: bool) -> None:
-        self._total, self._label = total, label
-        self._done, self._begun = 0, time.perf_counter()
-        self._bar: Any = None
-        self._shown = shown
-        if shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(label, total=total)
-
-    def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def step(self) -> None:
-        """One task more is done."""
-        self._done += 1
-        if self._bar is not None:
-            self._bar.advance(self._task)
-        elif self._shown and self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
-            line = (
-                f"{self._label}: {self._done} of {self._total} tasks, "
-                f"{time.perf_counter() - self._begun:.1f} s"
-            )
-            if logger.hasHandlers():
-                logger.info(line)
-            else:
-                # Nobody set up logging: a line on stderr is what a person expects.
-                print(line, file=sys.stderr)
+            self._step(result)

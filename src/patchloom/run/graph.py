@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from dask.highlevelgraph import HighLevelGraph
+from dask.optimization import cull
 
-from patchloom.image import Image
+from patchloom.image import Image, Ints
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.cutting import ArrayKey, Job, cut_run, write_run
 from patchloom.run.showing import Look, show_run
 
-__all__ = ["Graph", "light", "run_graph", "survey_graph"]
+__all__ = ["Graph", "Key", "light", "run_graph", "survey_graph"]
+
+Key = tuple[str, int]
+"""The key of a task: what it does, with a token, and its number."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A Dask graph and the keys of its results, in order."""
+    """Tasks and the keys of their results, in order; made part by part, when they are asked for."""
 
-    dsk: Any
-    keys: list[tuple[str, int]]
+    given: Any
+    """Tasks that stand already: all of them, or what those that `make` makes depend on."""
+    keys: Sequence[Key]
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    """Values that every task takes, by key: sent once, however many parts there are."""
+    make: Callable[[Sequence[Key]], dict[Any, Any]] | None = None
+    """Makes the tasks of some keys, each with the keys of its blocks last."""
+
+    def part(self, keys: Sequence[Key]) -> dict[Any, Any]:
+        """The tasks of some keys and all that they depend on, but for what is shared."""
+        made = {} if self.make is None else self.make(keys)
+        needs = {block for task in made.values() for block in task[-1]} if made else keys
+        below = cull(self._given, list(needs))[0] if needs else {}
+        return {key: task for key, task in {**below, **made}.items() if key not in self.shared}
+
+    @property
+    def dsk(self) -> dict[Any, Any]:
+        """The whole graph."""
+        return {**self.shared, **self.part(self.keys)}
+
+    @property
+    def weight(self) -> float:
+        """Tasks for each result, those that it depends on included, on average."""
+        n = len(self.keys)
+        return (len(self._given) + (n if self.make is not None else 0)) / n if n else 1.0
+
+    @cached_property
+    def _given(self) -> dict[Any, Any]:
+        return dict(self.given)
 
 
-def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) -> Graph:
+def run_graph(
+    plan: Plan,
+    job: Job | None,
+    shards: Sequence[int] | Ints,
+    token: str,
+    *,
+    write: Callable[..., Any] = write_run,
+) -> Graph:
     """The graph that writes some shards of a plan, or counts them.
 
     The plan and the job are each one value of the graph; a task holds the numbers of its
@@ -42,30 +81,41 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
         Numbers of the shards to write, ascending.
     token
         Makes the keys unique.
+    write
+        What a task does with the plan, the job, its shards and the blocks handed to it.
     """
     name = f"{'patchloom-write' if job is not None else 'patchloom-count'}-{token}"
     plan_key, job_key = f"patchloom-plan-{token}", f"patchloom-job-{token}"
-    layer: dict[Any, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
+    shared: dict[str, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
     if job is not None:
-        layer[job_key] = job
+        shared[job_key] = job
     lazies = _lazy_arrays(plan, job)
-    keys: list[tuple[str, int]] = []
-    counted: set[Any] = set()
-    for task in range(plan.n_tasks):
-        wanted = sorted(set(plan.runs.shards(task)) & set(shards))
-        if not wanted:
-            continue
-        key = (name, task)
-        # What is not asked for is not gone through.
-        parts = plan.tour(wanted) if lazies else []
-        ids, dependencies = _supplies(plan, parts, lazies, counted)
-        if job is None:
-            layer[key] = (_count, plan_key, wanted, ids, dependencies)
-        else:
-            layer[key] = (_write, plan_key, job_key, wanted, ids, dependencies)
-        keys.append(key)
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=list(lazies.values()))
-    return Graph(graph, keys)
+    wanted = np.asarray(shards, np.int64)
+    bounds = np.searchsorted(wanted, plan.runs.bounds)
+    tasks = np.flatnonzero(np.diff(bounds)).tolist()
+
+    def make(keys: Sequence[Key]) -> dict[Any, Any]:
+        made: dict[Any, Any] = {}
+        # A block that two parts need may be made twice: each part counts it.
+        counted: set[Any] = set()
+        for key in keys:
+            mine = _numbers(wanted[bounds[key[1]] : bounds[key[1] + 1]])
+            # What is not asked for is not gone through.
+            ids, blocks = _supplies(plan, plan.tour(mine), lazies, counted) if lazies else _NOTHING
+            if job is None:
+                made[key] = (_count, plan_key, mine, ids, blocks)
+            else:
+                made[key] = (_write, write, plan_key, job_key, mine, ids, blocks)
+        return made
+
+    given = HighLevelGraph.from_collections(name, {}, dependencies=list(lazies.values()))
+    return Graph(given, [(name, task) for task in tasks], shared, make)
+
+
+def _numbers(shards: Ints) -> Sequence[int]:
+    """Numbers of shards: a range, which is small, where they follow one another."""
+    first, last = int(shards[0]), int(shards[-1])
+    return range(first, last + 1) if last - first + 1 == len(shards) else tuple(shards.tolist())
 
 
 def survey_graph(
@@ -73,7 +123,8 @@ def survey_graph(
 ) -> Graph:
     """The graph of a survey of contents: each task looks at some pieces (rows by number)."""
     name, plan_key = f"patchloom-score-{token}", f"patchloom-plan-{token}"
-    layer: dict[Any, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
+    shared = {plan_key: plan.with_images([light(i) for i in plan.images])}
+    layer: dict[Any, Any] = {**shared}
     lazies = _lazy_arrays(plan, look)
     keys: list[tuple[str, int]] = []
     counted: set[Any] = set()
@@ -85,7 +136,7 @@ def survey_graph(
         layer[name, task] = (_score, plan_key, _Wrapped(mine, dict(pieces)), ids, dependencies)
         keys.append((name, task))
     graph = HighLevelGraph.from_collections(name, layer, dependencies=list(lazies.values()))
-    return Graph(graph, keys)
+    return Graph(graph, keys, shared)
 
 
 @dataclass(frozen=True)
@@ -100,11 +151,13 @@ def _score(plan: Plan, work: _Wrapped, ids: Any, blocks: list[Any]) -> Any:
     return show_run(plan, work.look, work.pieces, _supplied(ids, blocks))
 
 
-def _write(plan: Plan, job: Job, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
-    return write_run(plan, job, shards, _supplied(ids, blocks))
+def _write(
+    write: Callable[..., Any], plan: Plan, job: Job, shards: Sequence[int], ids: Any, blocks: Any
+) -> Any:
+    return write(plan, job, shards, _supplied(ids, blocks))
 
 
-def _count(plan: Plan, shards: list[int], ids: Any, blocks: list[Any]) -> Any:
+def _count(plan: Plan, shards: Sequence[int], ids: Any, blocks: list[Any]) -> Any:
     return cut_run(plan, shards, _supplied(ids, blocks))
 
 
@@ -116,6 +169,10 @@ class _Ids:
     chunks: tuple[tuple[tuple[int, ...], ...], ...]
     fresh: tuple[frozenset[tuple[int, ...]], ...]
     """Those that no earlier task is handed: this one counts them."""
+
+
+_NOTHING: tuple[_Ids, list[Any]] = _Ids((), (), ()), []
+"""What a task is handed whose arrays it reads by itself."""
 
 
 def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:

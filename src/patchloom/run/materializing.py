@@ -31,6 +31,7 @@ from patchloom.run.executing import execute
 from patchloom.run.graph import run_graph
 from patchloom.run.normalizing import NORMALIZATIONS, Scaling
 from patchloom.run.reports import RunReport
+from patchloom.run.settings import Settings
 from patchloom.run.surveying import (
     Found,
     channel_names,
@@ -134,6 +135,8 @@ def materialize(
     (4, 1.0)
     """
     begun = time.perf_counter()
+    # A mistake in the configuration is told before anything is touched.
+    Settings.now()
     if not isinstance(plan, Plan):
         raise ConfigError(
             f"materialize takes a Plan, got {type(plan).__name__}; make one with plan"
@@ -181,7 +184,12 @@ def materialize(
     missing = [shard for shard in range(plan.n_shards) if shard not in done]
     job = Job(target, specs, scaling, skip=on_error == "skip")
     token = uuid.uuid4().hex
-    results = execute(run_graph(plan, job, missing, token), progress=progress, label="materialize")
+    results = execute(
+        run_graph(plan, job, missing, token),
+        progress=progress,
+        label="materialize",
+        n_patches=_n_rows(plan, missing),
+    )
     skipped = {shard for result in results for shard, _, _ in result.skipped}
     complete = not skipped
     if complete:
@@ -348,6 +356,13 @@ def _finished(found: Mapping[str, int], plan: Plan, specs: Mapping[str, ArraySpe
             )
         )
     }
+
+
+def _n_rows(plan: Plan, shards: Sequence[int]) -> int:
+    """Patches of some shards."""
+    last = plan.n_shards - 1
+    short = plan.n_shards * plan.rows_per_shard - plan.n_patches
+    return len(shards) * plan.rows_per_shard - (short if shards and shards[-1] == last else 0)
 
 
 def _gathered(target: Location, plan: Plan) -> Found:

@@ -19,6 +19,8 @@ class TaskReport:
     n_shards: int = 0
     chunk_reads: int = 0
     """Decodes of the images' chunks."""
+    chunks_owned: int = 0
+    """Chunks of the images that belong to its shards (design 007); over all tasks each once."""
     role_reads: int = 0
     """Decodes of chunks of labels and targets."""
     bytes_read: int = 0
