@@ -15,14 +15,20 @@ from patchloom.planning.rows import Rows
 from patchloom.planning.runs import pack
 from patchloom.randomness import key_of, philox
 
-__all__ = ["GROUP_BYTES", "MIN_GROUPS", "Groups"]
+__all__ = ["DEALING", "GROUP_BYTES", "MIN_GROUPS", "Groups"]
 
 Ints = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
+DEALING = 2
+"""Version of how groups are made and dealt out: the rows of shuffled plans follow from it."""
 GROUP_BYTES = 16 * 2**20
 """Decoded bytes of the blocks of one group, at most, or one block: its patches share them."""
-MIN_GROUPS = 64
-"""A plan is cut into at least so many groups where it has as many units."""
+MIN_GROUPS = 320
+"""A plan is cut into at least so many groups where it has as many units: 16 of each of 20 images,
+so that a window of a quarter of them can hold one of each quarter of each image."""
+_LEVELS = 12
+"""Times that the groups of an image are halved to spread them evenly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +57,7 @@ class Groups:
         units = cells.unit_begins(images)
         units = np.arange(len(cells)) if units is None else units
         bounds = np.searchsorted(units, cells.bounds)
-        most = max(1, len(units) // MIN_GROUPS)
+        most = _power(len(units) // MIN_GROUPS)
         step = [1 if alone else min(most, _units_of(image)) for image in images]
         image = np.repeat(np.arange(len(images)), np.diff(bounds))
         within = np.arange(len(units)) - bounds[image]
@@ -70,14 +76,19 @@ class Groups:
     def order(self, images: Sequence[Image], cells: Cells, seed: int) -> Ints:
         """A permutation of the groups: int64[k].
 
-        Every group draws by its own address (its image and first cell), so that groups keep
-        their order among one another when images are added.
+        Each image's groups are spread evenly over it, as points of a scrambled van der Corput
+        sequence are (Owen, "Randomly permuted (t,m,s)-nets", 1995): of any 2**k consecutive ones
+        from a multiple of 2**k on, one falls into each 2**k-th of the order. So a window has its
+        share of every image, and of every part of it. Where a group falls depends on chance by
+        addresses in its own image alone.
         """
         keys = [key_of(seed, "shuffled", image.id, image.level) for image in images]
-        cell = cells.cell[self.begin].astype(np.int64)
-        key = np.asarray(keys, np.uint64)[cells.image_of(self.begin)]
-        high, low, *_ = philox(key, cell & 0xFFFFFFFF, cell >> 32)
-        return np.argsort(high << np.uint64(32) | low, kind="stable")
+        image = cells.image_of(self.begin)
+        first = np.searchsorted(image, np.arange(len(images) + 1))
+        within = np.arange(len(self)) - first[image]
+        n = np.diff(first)[image]
+        high, low, *_ = philox(np.asarray(keys, np.uint64)[image], within)
+        return np.argsort(_spread(within, n, high << np.uint64(32) | low), kind="stable")
 
     def rows(
         self, images: Sequence[Image], cells: Cells, seed: int, window: int, *, packed: bool
@@ -102,8 +113,39 @@ class Groups:
         return Rows.mixed(self.rank[order], self.n[order], window, key_of(seed, "window"))
 
 
+def _spread(within: Ints, n: Ints, word: Words) -> Words:
+    """Where the groups of each image fall in the order, as 64 bits: uint64[k].
+
+    Bit by bit of their numbers, from the last: the groups that share the bits so far go half
+    and half, the later half first if the word of the first group that has the next bit says so.
+    What is left is by chance.
+
+    Parameters
+    ----------
+    within, n
+        Number of each group in its image, and how many that has, image by image: int64[k].
+    word
+        64 random bits of each: uint64[k].
+    """
+    first = np.arange(len(within)) - within
+    found = word >> np.uint64(_LEVELS)
+    for level in range(_LEVELS):
+        sibling = within & ((1 << level) - 1) | 1 << level
+        there = np.flatnonzero(sibling < n)
+        # One that has no sibling goes either way.
+        turn = word >> np.uint64(level) & np.uint64(1)
+        own = (within[there] >> level & 1).astype(np.uint64)
+        turn[there] = own ^ word[(first + sibling)[there]] >> np.uint64(63)
+        found |= turn << np.uint64(63 - level)
+    return found
+
+
+def _power(n: int) -> int:
+    """The largest power of two up to a number, at least 1."""
+    return 1 << (max(1, n).bit_length() - 1)
+
+
 def _units_of(image: Image) -> int:
     """How many blocks of an image make a group: a power of two, as the curve folds."""
     nbytes = math.prod(image.layout.block_shape()) * image.dtype.itemsize
-    fit = max(1, GROUP_BYTES // max(1, nbytes))
-    return 1 << (fit.bit_length() - 1)
+    return _power(GROUP_BYTES // max(1, nbytes))

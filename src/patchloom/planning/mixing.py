@@ -1,25 +1,29 @@
-"""Mixing: how fair a sample a batch of consecutive rows is."""
+"""Mixing of a plan: how fair a sample batches of consecutive rows will be; reads nothing."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from patchloom.mixing import WHOLE, Columns, Found, drawn, mixing_of, regions
+from patchloom.planning.incidence import Patches
 from patchloom.planning.plans import Plan
+from patchloom.randomness import key_of, philox
 
 __all__ = ["mixing"]
 
 Ints = npt.NDArray[np.int64]
-_ROWS = 2**18
-"""Rows that are looked at together, where no window says how many."""
+_DRAWS = 2**14
+"""Patches that stand for all of a plan of which only a sample is measured."""
 
 
-def mixing(plan: Plan, batch: int = 64) -> dict[str, float]:
-    """How many images meet in batches and shards; reads nothing.
+def mixing(plan: Plan, batch: int = 64) -> Found:
+    """How many images and regions meet in batches, and groups in shards; reads nothing.
 
-    The measure of scDataset (D'Ascenzo and Cultrera di Montesano, 2025): the entropy of what
-    a batch is made of, here of images. It is set against what batches of patches that are drawn
-    independently have on average, which is computed exactly.
+    Three things are looked at: the ``image`` of a patch; its ``region``, which is the image,
+    the sample, and the half of each spatial axis that the centre of the patch lies in (4
+    regions an image in 2-D, 8 in 3-D); and both ``joint``. What the patches of a store show
+    besides, such as classes, `PatchStore.mixing` tells.
 
     Parameters
     ----------
@@ -31,68 +35,58 @@ def mixing(plan: Plan, batch: int = 64) -> dict[str, float]:
     Returns
     -------
     dict
-        ``images_per_batch`` and ``images_per_shard``: means; ``entropy``: mean over whole
-        batches, in bits; ``entropy_independent``: what independent draws have; ``relative``:
-        their ratio, 1 where no draw could be fairer.
+        For each of the three: ``entropy``, the mean over whole batches, in bits;
+        ``independent``, what batches of independent draws have on average; ``permuted``, what
+        batches of a random permutation of all rows have, a little more; ``relative``, entropy
+        over permuted: 1 where no shuffle could be fairer, up to chance. Besides
+        ``images_per_shard``, ``regions_per_shard`` and ``groups_per_shard`` (distinct ones, on
+        average), and ``n_batches`` that were measured ``of_batches``: all of a plan of at most
+        262,144 patches, of others up to 64 stretches of whole shards drawn by the seed, where
+        permuted is independent, of 16,384 patches drawn from all.
 
     Examples
     --------
     >>> import numpy as np, patchloom
-    >>> from patchloom.planning.mixing import mixing
     >>> images = patchloom.open_images([np.zeros((512, 512), "uint8")] * 2, ids=["a", "b"])
     >>> grid = {"name": "sequential", "patch_size": [32, 32]}
-    >>> mixing(patchloom.plan(images, grid))["relative"]
+    >>> patchloom.plan(images, grid).mixing()["image"]["relative"]
     0.0
-    >>> mixed = mixing(patchloom.plan(images, grid, order="shuffled"))
-    >>> mixed["relative"] > 0.95
-    True
+    >>> mixed = patchloom.plan(images, grid, order="shuffled").mixing()
+    >>> mixed["image"]["relative"] > 0.99, mixed["region"]["relative"] > 0.99
+    (True, True)
     """
-    rows, n = plan.rows_per_shard, plan.n_patches
-    entropy, in_batch, in_shard, n_batches = 0.0, 0, 0, 0
-    total = np.array([plan.n_patches_of(k) for k in range(len(plan.images))], np.int64)
-    step = plan.window_rows or -(-_ROWS // rows) * rows
-    rest = np.zeros(0, np.int64)
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        image = np.empty(stop - start, np.int64)
-        for part in plan.visits(start, stop):
-            image[part.row - start] = part.image
-        in_shard += int(_distinct(image, np.arange(stop - start) // rows)[1].sum())
-        image = np.concatenate([rest, image])
-        whole = len(image) // batch * batch
-        rest = image[whole:]
-        found, distinct = _distinct(image[:whole], np.arange(whole) // batch)
-        share = found / batch
-        entropy -= float((share * np.log2(share)).sum())
-        in_batch += int(distinct.sum())
-        n_batches += whole // batch
-    independent = _independent(total[total > 0], batch)
-    mean = entropy / max(1, n_batches) + 0.0
-    return {
-        "images_per_batch": in_batch / max(1, n_batches),
-        "images_per_shard": in_shard / max(1, plan.n_shards),
-        "entropy": mean,
-        "entropy_independent": independent,
-        "relative": mean / independent if independent else 1.0,
-    }
+    n = plan.n_patches
+    stretches = [_columns(plan, a, b) for a, b in drawn(n, plan.rows_per_shard, batch, plan.seed)]
+    everything = _sample(plan) if n > WHOLE else None
+    return mixing_of(stretches, everything, n, plan.rows_per_shard, batch)
 
 
-def _distinct(image: Ints, of: Ints) -> tuple[Ints, Ints]:
-    """How often each image stands in each batch, and how many images each batch has."""
-    pairs = np.stack([of, image], -1)
-    found, counts = np.unique(pairs, axis=0, return_counts=True)
-    return counts, np.bincount(found[:, 0])
-
-
-def _independent(n: Ints, batch: int) -> float:
-    """Mean entropy of independent draws: each image's count is binomial."""
-    k = np.arange(1, batch + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(k))])
-    choose = logs[batch] - logs[k] - logs[batch - k]
-    term = -(k / batch) * np.log2(k / batch)
-    found = 0.0
-    for p in (n / max(1, int(n.sum()))).tolist():
-        if 0 < p < 1:
-            chance = np.exp(choose + k * np.log(p) + (batch - k) * np.log1p(-p))
-            found += float((chance * term).sum())
+def _columns(plan: Plan, start: int, stop: int) -> Columns:
+    """What the rows [start, stop) show."""
+    found = {name: np.empty(stop - start, np.int64) for name in ("image", "region", "group")}
+    for part in plan.patches(start, stop):
+        for name, values in _shown(plan, part).items():
+            found[name][part.row - start] = values
     return found
+
+
+def _sample(plan: Plan) -> Columns:
+    """What patches show that are drawn from all, each as likely."""
+    high, low, *_ = philox(key_of(plan.seed, "mixing all"), np.arange(_DRAWS))
+    ranks = ((high << np.uint64(32) | low) % np.uint64(plan.n_patches)).astype(np.int64)
+    parts = plan.along(np.unique(plan.cells.positions_of(ranks)))
+    shown = [_shown(plan, part.take(np.isin(part.rank, ranks))) for part in parts]
+    return {name: np.concatenate([part[name] for part in shown]) for name in shown[0]}
+
+
+def _shown(plan: Plan, part: Patches) -> Columns:
+    extent = np.asarray(plan.images[part.image].layout.space.shape, np.int64)
+    center2 = 2 * part.corner + np.asarray(plan.cut.size, np.int64)
+    region = regions(part.sample, center2, extent)
+    # Regions of two images are two: no image has so many.
+    group = np.searchsorted(plan.groups.rank, part.rank, side="right") - 1
+    return {
+        "image": np.full(len(part), part.image),
+        "region": part.image * 2**32 + region,
+        "group": group,
+    }

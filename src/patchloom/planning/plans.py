@@ -27,7 +27,7 @@ from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import AnyFilter, parse_filters
 from patchloom.planning.grouping import by_image, by_patch, codes_of, codes_of_column
-from patchloom.planning.groups import Groups
+from patchloom.planning.groups import DEALING, Groups
 from patchloom.planning.held import folded, unfolded
 from patchloom.planning.image_identity import identity_of, with_pixels
 from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
@@ -56,6 +56,8 @@ _BATCH = 2**20
 """Patches that a pass over a whole plan looks at together."""
 _PAGE, _PRICE = "patchloom.run.plan_page", "patchloom.run.pricing"
 """What draws a plan, found by its name: planning itself reads no pixel."""
+_MIXING = "patchloom.planning.mixing"
+"""What stands above a plan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +250,7 @@ class Plan:
             json.dumps([FORMAT, images, self.settings], sort_keys=True),
             *(digest_of(column).hex() for column in columns),
             *([] if self.places is None else [self.places.digest()]),
+            *([f"dealing {DEALING}"] if self.order == "shuffled" else []),
         ).hex()
 
     # -- patches ------------------------------------------------------------------------
@@ -612,6 +615,11 @@ class Plan:
             stop = min(high, max(low, int(cells.positions_of(end)[0])) + 1)
             yield self._of_image(np.arange(low, stop))
             low = stop
+
+    def mixing(self, batch: int = 64) -> dict[str, Any]:
+        """How fair a sample its batches are; see `patchloom.planning.mixing.mixing`."""
+        found: dict[str, Any] = importlib.import_module(_MIXING).mixing(self, batch)
+        return found
 
     def cost(self, **how: Any) -> Any:
         """What it costs; see `patchloom.price`, whose arguments it takes.

@@ -26,6 +26,7 @@ from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
+from patchloom.run.centers import goes_by_class
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.graph import run_graph
@@ -40,7 +41,7 @@ from patchloom.run.surveying import (
     survey_patches,
 )
 from patchloom.store.manifest import read_summaries
-from patchloom.store.patch_store import read_attributes
+from patchloom.store.patch_store import open_patches, read_attributes
 from patchloom.store.schema import (
     CODECS,
     FORMAT,
@@ -401,6 +402,7 @@ def _report(
         projected_memory=plan.peak_memory(normalized=normalize is not None),
         complete=complete,
         already_done=len(done),
+        shuffle=_mixing(plan, target, written=complete and bool(results)),
     )
     report = replace(
         report,
@@ -410,6 +412,18 @@ def _report(
     )
     _save(report, target)
     return report
+
+
+def _mixing(plan: Plan, target: Location, *, written: bool) -> dict[str, Any] | None:
+    """How well a shuffled plan is mixed; classes are known once the manifest is written."""
+    if plan.order != "shuffled":
+        return None
+    if written and (plan.classes or goes_by_class(plan.config)):
+        return {
+            **plan.mixing(),
+            **open_patches(target.url, storage_options=target.options).mixing(),
+        }
+    return plan.mixing()
 
 
 def _needed(plan: Plan, shards: Sequence[int]) -> int:

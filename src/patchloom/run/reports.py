@@ -65,6 +65,9 @@ class RunReport:
     already_done: int
     """Shards found finished."""
     skipped: tuple[dict[str, Any], ...] = field(default=())
+    shuffle: dict[str, Any] | None = None
+    """How fair a sample batches of 64 are, where the order is shuffled: `Plan.mixing`, and of
+    plans that know classes those of `PatchStore.mixing`."""
 
     @property
     def read_amplification(self) -> float:
@@ -105,8 +108,13 @@ class RunReport:
             f"{self.chunks_needed:,} needed ({self.read_amplification:.2f}x), "
             f"{self.bytes_read / 2**20:,.1f} MiB read in {_n(self.requests, 'request')}, "
             f"{self.bytes_written / 2**20:,.1f} MiB written, {self.seconds:.1f} s, "
-            f"peak {self.peak_memory / 2**20:,.1f} MiB a task"
+            f"peak {self.peak_memory / 2**20:,.1f} MiB a task{self._mixed()}"
         )
+
+    def _mixed(self) -> str:
+        if not self.shuffle or "joint" not in self.shuffle:
+            return ""
+        return f", batches mixed {self.shuffle['joint']['relative']:.1%} of a full shuffle"
 
     def _repr_html_(self) -> str:
         return html_table("Run", self.to_dict())
