@@ -163,7 +163,7 @@ def write_run(
     left = _left(job, list(shards))
     passed = [number for number in shards if number not in left]
     n_patches, skipped, gaps = sum(_n_rows(plan, number) for number in passed), [], []
-    for shard in _walk(run, left):
+    for shard in _walk(run, left) if left else ():
         lost = _commit(run, shard)
         n_patches += _n_rows(plan, shard.number)
         if lost is not None:
