@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patchloom.errors import ChunkError
 from patchloom.image import ChunkReader, Image, Ints, Reads, overlap
 from patchloom.planning.incidence import Cut
 from patchloom.planning.runs import FETCH
@@ -113,6 +114,8 @@ class BlockCache:
         Counts the bytes held.
     on_load
         Called once with each block when it arrives: (block, pixels).
+    on_broken
+        Called with each block that cannot be read, and why; without it that is an error.
     """
 
     def __init__(
@@ -123,11 +126,13 @@ class BlockCache:
         reader: ChunkReader,
         meter: Meter,
         on_load: Callable[[int, Pixels], None] | None = None,
+        on_broken: Callable[[int, str], None] | None = None,
     ) -> None:
         self._image = image
         self._reader = reader
         self._meter = meter
         self._on_load = on_load
+        self._on_broken = on_broken
         self._held: dict[int, Pixels] = {}
         self._queue, self._due = arrivals(steps, blocks)
         self._next = 0
@@ -154,8 +159,9 @@ class BlockCache:
     def leave(self, step: int) -> None:
         """Forget the blocks that no later step needs."""
         while self._gone < len(self._leaving) and self._ends[self._gone] <= step:
-            block = self._held.pop(int(self._leaving[self._gone]))
-            self._meter.give(block.nbytes)
+            block = self._held.pop(int(self._leaving[self._gone]), None)
+            if block is not None:  # a broken one never came
+                self._meter.give(block.nbytes)
             self._gone += 1
 
     def windows(self, sample: int, corner: Ints, cut: Cut) -> Pixels:
@@ -224,7 +230,18 @@ class BlockCache:
 
     def _load(self, blocks: Ints) -> None:
         layout, axes = self._image.layout, self._image.axes
-        chunks = self._reader.read(stored_chunks(self._image, blocks))
+        try:
+            chunks = self._reader.read(stored_chunks(self._image, blocks))
+        except ChunkError as error:
+            if self._on_broken is None:
+                raise
+            if len(blocks) == 1:
+                self._on_broken(int(blocks[0]), str(error))
+                return
+            # One at a time: only what is broken is missed.
+            for k in range(len(blocks)):
+                self._load(blocks[k : k + 1])
+            return
         n = layout.chunks_per_block
         channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
         for k, block in enumerate(blocks.tolist()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numcodecs.blosc
@@ -22,13 +23,20 @@ from patchloom.planning.runs import GATHER
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
+from patchloom.run.losses import Losses, lost_rows
 from patchloom.run.masks import covered_share
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
 from patchloom.run.tiles import columns_of
 from patchloom.run.union import union
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
-from patchloom.store.schema import ArraySpec, manifest_name, shard_name, summary_name
+from patchloom.store.schema import (
+    ArraySpec,
+    gap_name,
+    manifest_name,
+    shard_name,
+    summary_name,
+)
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 
@@ -50,7 +58,9 @@ class Job:
     """Arrays of the store by name."""
     scaling: Scaling | None = None
     skip: bool = False
-    """Whether a chunk that cannot be read costs its shards instead of the run."""
+    """Whether a chunk that cannot be read costs its patches instead of the run."""
+    suspect: frozenset[int] = frozenset()
+    """Shards to make anew although a part of the manifest stands for them."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -76,6 +86,10 @@ class _Shard:
     """Rows that are not stored yet."""
     due: int = 0
     """Turns to come of those whose blocks are counted here."""
+    lost: list[tuple[Ints, Pixels]] = field(default_factory=list)
+    """Slots of patches that cannot be cut, and why."""
+    uncounted: bool = False
+    """Whether a block is missing in its statistics."""
 
     def tell(self, slots: Ints, columns: Mapping[str, Pixels]) -> None:
         """Set columns of some rows."""
@@ -145,7 +159,7 @@ def write_run(
     Raises
     ------
     ChunkError
-        If a needed chunk cannot be read, with the patches that it costs.
+        If a needed chunk cannot be read, with the patches that it costs, unless the job skips.
     WriteError
         If the target refuses an object.
     """
@@ -153,8 +167,39 @@ def write_run(
     # Blosc's own threads write blocks in the order in which they finish: bytes would differ
     # from run to run. Dask's threads are the parallelism here.
     numcodecs.blosc.use_threads = False
-    report = _attempt(plan, job, list(shards), supplied or {})
-    return TaskReport(**{**report, "seconds": time.perf_counter() - begun})
+    run = _Run(plan, job, dict(supplied or {}))
+    left = _left(job, list(shards))
+    passed = [number for number in shards if number not in left]
+    n_patches, skipped, gaps = sum(_n_rows(plan, number) for number in passed), [], []
+    for shard in _walk(run, left) if left else ():
+        lost = _commit(run, shard)
+        n_patches += _n_rows(plan, shard.number)
+        if lost is not None:
+            gaps.append(shard.number)
+            skipped.append(lost)
+            n_patches -= lost.num_rows
+    return TaskReport(
+        **run.counts,
+        n_patches=n_patches,
+        n_shards=len(shards),
+        n_passed=len(passed),
+        peak_memory=run.meter.peak,
+        gaps=tuple(gaps),
+        skipped=tuple(table for table in skipped if table.num_rows),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _left(job: Job, shards: list[int]) -> list[int]:
+    """The shards that no earlier execution of this task, or other client, has committed."""
+    target = job.target
+    assert target is not None
+    fresh = [number for number in shards if number not in job.suspect]
+    # One request: who comes first finds nothing.
+    if not fresh or target.read(manifest_name(fresh[0])) is None:
+        return shards
+    there = {number for number in fresh[1:] if target.read(manifest_name(number)) is not None}
+    return [number for number in shards if number not in {fresh[0], *there}]
 
 
 def cut_run(
@@ -169,40 +214,6 @@ def cut_run(
         shard.summaries.clear()
     counts = run.counts
     return found, Reads(counts["chunk_reads"], counts["requests"], counts["bytes_read"])
-
-
-def _attempt(
-    plan: Plan, job: Job, shards: list[int], supplied: Mapping[ArrayKey, Supplied]
-) -> dict[str, Any]:
-    run = _Run(plan, job, dict(supplied))
-    done: list[int] = []
-    skipped: list[tuple[int, int, str]] = []
-    try:
-        for shard in _walk(run, shards):
-            _commit(run, shard)
-            done.append(shard.number)
-    except ChunkError as error:
-        if not job.skip:
-            raise
-        if len(shards) == 1:
-            skipped.append((shards[0], _n_rows(plan, shards[0]), str(error)))
-        else:
-            # One at a time: only the shards that need the chunk are left out.
-            for number in [n for n in shards if n not in done]:
-                more = _attempt(plan, job, [number], supplied)
-                skipped += more["skipped"]
-                for name in run.counts:
-                    run.counts[name] += more[name]
-                done += [number] * more["n_shards"]
-                run.meter.peak = max(run.meter.peak, more["peak_memory"])
-    n_patches = sum(_n_rows(plan, number) for number in done)
-    return {
-        **run.counts,
-        "n_patches": n_patches,
-        "n_shards": len(done),
-        "peak_memory": run.meter.peak,
-        "skipped": tuple(skipped),
-    }
 
 
 def _n_rows(plan: Plan, shard: int) -> int:
@@ -246,23 +257,29 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         for name, array in arrays.items()
     }
     caches: dict[str, BlockCache] = {}
+    losses = Losses.none(len(corner))
     for name, array in arrays.items():
-        patch, block = touches(array.layout, samples[name], corner, plan.cut)
-        counter = None
+        pairs = partial(touches, array.layout, samples[name], corner, plan.cut)
+        patch, block = pairs()
+        counter = missed = None
         if name == "image":
             span = int(turn[0]), int(turn[-1])
-            counter = _counter(run, index, image, np.unique(block), span, begun)
+            counter, missed = _counter(run, index, image, np.unique(block), span, begun)
         reader = run.reader(index, name, array)
-        caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter)
+        broken = losses.watch(pairs, missed) if run.job.skip else None
+        caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter, broken)
     bounds = np.flatnonzero(np.diff(step)) + 1
     starts = np.concatenate([[0], bounds])
     stops = np.concatenate([bounds, [len(step)]])
     try:
         for k, (a, b) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-            some = a + np.flatnonzero(asked[a:b])
-            into = [(begun[int(shard[some[which[0]]])], which) for which in _equal(shard[some])]
+            whole = some = a + np.flatnonzero(asked[a:b])
+            into = _by_shard(begun, shard[some])
             for name, cache in caches.items():
                 cache.enter(k)
+                if losses.reasons:
+                    some, _ = losses.split(whole)
+                    into = _by_shard(begun, shard[some])
                 if run.job.target is not None and len(some):
                     pixels = cache.windows(int(samples[name][a]), corner[some], plan.cut)
                     shown = contents.of_batch(plan, name, pixels)
@@ -274,6 +291,11 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                             current.tell(slot[some[which]], {"class": classes[which]})
                     _store(run, into, slot[some], name, index, pixels)
                 cache.leave(k)
+            if losses.reasons:
+                into = _by_shard(begun, shard[whole])
+                lost = losses.split(whole)[1]
+                for current, which in _by_shard(begun, shard[lost]):
+                    current.lost.append((slot[lost[which]], losses.told(lost[which])))
             for current, which in into:
                 current.left -= len(which)
             counted = begun.get(int(turn[a]) // rows)
@@ -297,7 +319,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         cost = ", ".join(f"{number}" for number in waiting if number in begun)
         raise ChunkError(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
-            "it; on_error='skip' goes on without the shards that need it)"
+            "it; on_error='skip' goes on without the patches that need it)"
         ) from error
     finally:
         for shard_begun in begun.values():
@@ -307,6 +329,11 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
             run.counts["chunk_reads" if name == "image" else "role_reads"] += reads.chunks
             run.counts["bytes_read"] += reads.nbytes
             run.counts["requests"] += reads.requests
+
+
+def _by_shard(begun: Mapping[int, _Shard], shard: Ints) -> list[tuple[_Shard, Ints]]:
+    """The shards in the making that some patches go to, and which patches."""
+    return [(begun[int(shard[which[0]])], which) for which in _equal(shard)]
 
 
 def _equal(values: Ints) -> list[Ints]:
@@ -365,8 +392,9 @@ def _counter(
     blocks: Ints,
     span: tuple[int, int],
     begun: dict[int, _Shard],
-) -> Callable[[int, Pixels], None]:
-    """A function that counts a block's pixels when it arrives, each pixel once.
+) -> tuple[Callable[[int, Pixels], None], Callable[[int], None]]:
+    """A function that counts a block's pixels when it arrives, each pixel once, and one to
+    tell that it never will.
 
     A block belongs to the shard of the first turn that touches it, wherever that turn is
     written; only that shard's task counts it, when it comes by in that turn, over the union
@@ -395,7 +423,13 @@ def _counter(
         members = patch[begin[k] : end[k]]
         _tally(run, shard, index, layout, flat, pixels, patches.take(members))
 
-    return count
+    def missed(flat: int) -> None:
+        k = place[flat]
+        shard = begun.get(int(owner[k]))
+        if shard is not None and here[k]:
+            shard.uncounted = True
+
+    return count, missed
 
 
 def _tally(
@@ -428,21 +462,46 @@ def _tally(
             run.meter.take(tally.nbytes - before)
 
 
-def _commit(run: _Run, shard: _Shard) -> None:
-    """Write a full shard whose part of the statistics is written: pixels, then the manifest."""
+def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
+    """Write a full shard whose part of the statistics is written: pixels, then the manifest.
+
+    Returns the rows that it lacks, with reasons; None if nothing is missing.
+    """
     plan, job = run.plan, run.job
-    target = job.target
+    target, number = job.target, shard.number
     assert target is not None
+    none = np.zeros(0, np.int64)
+    lost = np.concatenate([none, *(slots for slots, _ in shard.lost)])
+    reasons = np.concatenate([np.zeros(0, object), *(why for _, why in shard.lost)])
+    row = lost + number * plan.rows_per_shard
+    try:
+        columns = _manifest(plan, shard)
+    except ChunkError as error:  # of a mask, which says how much of a patch is covered
+        if not job.skip:
+            raise
+        row = number * plan.rows_per_shard + np.arange(_n_rows(plan, number))
+        return lost_rows(plan, shard.parts, row, np.full(len(row), str(error), object))
     for name, builder in shard.builders.items():
-        data = builder.finish()
+        data = builder.finish(lost)
         run.meter.take(len(data))
         target.write(shard_name(job.specs[name], shard.number), data)
         run.counts["bytes_written"] += len(data)
         run.meter.give(len(data))
     # The part of the manifest comes last: it says that all the others are there.
-    data = manifest_bytes(_manifest(plan, shard))
-    target.write(manifest_name(shard.number), data)
+    if not len(lost) and not shard.uncounted:
+        data = manifest_bytes(columns)
+        target.write(manifest_name(number), data)
+        run.counts["bytes_written"] += len(data)
+        if number in job.suspect:
+            target.remove([gap_name(number)])
+        return None
+    # A part of another name: it commits the rows that are there, and says that some are not.
+    table = pa.table(columns)
+    data = manifest_bytes(table.filter(pa.array(~np.isin(table["row"].to_numpy(), row))))
+    target.write(gap_name(number), data)
     run.counts["bytes_written"] += len(data)
+    target.remove([manifest_name(number)])
+    return lost_rows(plan, shard.parts, row, reasons)
 
 
 def _conclude(run: _Run, shard: _Shard) -> None:

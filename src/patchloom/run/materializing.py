@@ -30,9 +30,11 @@ from patchloom.run.centers import goes_by_class
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.graph import run_graph
+from patchloom.run.losses import by_reason, joined_losses
 from patchloom.run.normalizing import NORMALIZATIONS, Scaling
 from patchloom.run.reports import RunReport
 from patchloom.run.settings import Settings
+from patchloom.run.standing import Standing, record_sizes
 from patchloom.run.surveying import (
     Found,
     channel_names,
@@ -40,18 +42,17 @@ from patchloom.run.surveying import (
     survey_images,
     survey_patches,
 )
-from patchloom.store.manifest import read_summaries
+from patchloom.store.manifest import manifest_bytes, read_summaries
 from patchloom.store.patch_store import open_patches, read_attributes
 from patchloom.store.schema import (
     CODECS,
     FORMAT,
     PARTIAL,
+    SKIPPED,
     ArraySpec,
     Codec,
     as_json,
     group_document,
-    manifest_name,
-    shard_name,
     summary_name,
 )
 from patchloom.store.statistics_view import check_percentiles, document
@@ -105,7 +106,8 @@ def materialize(
         Whether to show it.
     on_error
         ``"raise"`` stops at the first chunk that cannot be read; ``"skip"`` leaves out the
-        shards that need it and lists them in the report; the same call fills them in later.
+        patches that need it and lists them in the report and in the store; the same call fills
+        them in later.
     codec
         ``"blosc-zstd"`` (default), ``"blosc-lz4"``, ``"zstd"`` or ``"none"``; each patch also
         carries a crc32c checksum.
@@ -163,12 +165,14 @@ def materialize(
     target.remove([name for name in found if PARTIAL.search(name)])
     if existing is not None:
         target.abort_uploads()
-    done = _finished(found, plan, specs) if existing is not None else set()
+    shapes = {name: len(spec.patch_shape) for name, spec in specs.items()}
+    standing = Standing.of(target, found, shapes, plan.n_shards)
+    done = standing.done
     for name, array in arrays.items():
         if f"{name}/zarr.json" not in found:
             target.write(f"{name}/zarr.json", as_json(array))
     if existing is not None and existing.get("complete") and len(done) == plan.n_shards:
-        return _report(plan, target, [], begun, Reads(), done, set(), True, normalize)
+        return _report(plan, target, [], begun, Reads(), done, (), True, normalize)
     survey, surveyed = Reads(), None
     if normalize is not None or over == "image":
         # The numbers must be known before the first patch is written, or are of more than patches.
@@ -179,11 +183,11 @@ def materialize(
             else survey_patches(plan, progress=progress)
         )
     scaling = None if normalize is None else Scaling.of(normalize, surveyed or {}, q)
-    if existing is None or len(done) < plan.n_shards:
+    if existing is None or (existing.get("complete") and len(done) < plan.n_shards):
         # Not complete (any more): readers are told before anything else is written.
         target.write("zarr.json", as_json(group_document(attributes, arrays)))
     missing = [shard for shard in range(plan.n_shards) if shard not in done]
-    job = Job(target, specs, scaling, skip=on_error == "skip")
+    job = Job(target, specs, scaling, skip=on_error == "skip", suspect=standing.suspect)
     token = uuid.uuid4().hex
     results = execute(
         run_graph(plan, job, missing, token),
@@ -191,15 +195,26 @@ def materialize(
         label="materialize",
         n_patches=_n_rows(plan, missing),
     )
-    skipped = {shard for result in results for shard, _, _ in result.skipped}
-    complete = not skipped
-    if complete:
-        summaries = surveyed if over == "image" else _gathered(target, plan)
-        # Statistics and the completion mark: one object, last.
-        ids = [image.id for image in plan.images]
-        found = document(summaries or {}, ids, attributes["channels"], q, over)
-        attributes = {**attributes, "complete": True, "statistics": found}
-        target.write("zarr.json", as_json(group_document(attributes, arrays)))
+    lost = [table for result in results for table in result.skipped]
+    skipped = by_reason(joined_losses(lost), plan.rows_per_shard) if lost else ()
+    # Again: a run ends with what is there, not with what it believes to have written.
+    found = target.list()
+    there = Standing.of(target, found, shapes, plan.n_shards, sized=False).done
+    complete = len(there) == plan.n_shards
+    record_sizes(target, found, shapes, plan.n_shards, there)
+    if lost:
+        target.write(SKIPPED, manifest_bytes(joined_losses(lost)))
+    elif SKIPPED in found:
+        target.remove([SKIPPED])
+    summaries = surveyed if over == "image" else _gathered(target, plan, found)
+    # Statistics and the completion mark: one object, last.
+    ids = [image.id for image in plan.images]
+    numbers = document(summaries or {}, ids, attributes["channels"], q, over)
+    attributes = {**attributes, "complete": complete, "statistics": numbers}
+    if not complete:
+        n_patches = sum(table.num_rows for table in lost)
+        attributes["skipped"] = {"n_patches": n_patches, "n_shards": plan.n_shards - len(there)}
+    target.write("zarr.json", as_json(group_document(attributes, arrays)))
     return _report(plan, target, results, begun, survey, done, skipped, complete, normalize)
 
 
@@ -343,22 +358,6 @@ def _claim(
     return existing
 
 
-def _finished(found: Mapping[str, int], plan: Plan, specs: Mapping[str, ArraySpec]) -> set[int]:
-    """The shards that are committed, from one listing."""
-    return {
-        shard
-        for shard in range(plan.n_shards)
-        if all(
-            found.get(name, 0) > 0
-            for name in (
-                manifest_name(shard),
-                summary_name(shard),
-                *(shard_name(spec, shard) for spec in specs.values()),
-            )
-        )
-    }
-
-
 def _n_rows(plan: Plan, shards: Sequence[int]) -> int:
     """Patches of some shards."""
     last = plan.n_shards - 1
@@ -366,16 +365,13 @@ def _n_rows(plan: Plan, shards: Sequence[int]) -> int:
     return len(shards) * plan.rows_per_shard - (short if shards and shards[-1] == last else 0)
 
 
-def _gathered(target: Location, plan: Plan) -> Found:
-    """The summaries of all shards, merged in shard order."""
+def _gathered(target: Location, plan: Plan, found: Mapping[str, int]) -> Found:
+    """The summaries of all shards that have one, merged in shard order."""
 
     def read(shard: int) -> Found:
-        data = target.read(summary_name(shard))
-        if data is None:
-            raise StoreError(
-                f"shard {shard} of {target.shown!r} lost its summary; run the same call again"
-            )
-        return read_summaries(data)
+        name = summary_name(shard)
+        data = target.read(name) if name in found else None
+        return {} if data is None else read_summaries(data)
 
     with ThreadPoolExecutor(8) as pool:
         return merged(list(pool.map(read, range(plan.n_shards))))
@@ -388,11 +384,11 @@ def _report(
     begun: float,
     survey: Reads,
     done: set[int],
-    skipped: set[int],
+    skipped: Sequence[dict[str, Any]],
     complete: bool,
     normalize: str | None,
 ) -> RunReport:
-    written = [s for s in range(plan.n_shards) if s not in done and s not in skipped]
+    written = [s for s in range(plan.n_shards) if s not in done]
     report = RunReport.of(
         results,
         url=target.shown,
@@ -402,6 +398,7 @@ def _report(
         projected_memory=plan.peak_memory(normalized=normalize is not None),
         complete=complete,
         already_done=len(done),
+        skipped=tuple(skipped),
         shuffle=_mixing(plan, target, written=complete and bool(results)),
     )
     report = replace(

@@ -29,8 +29,12 @@ class TaskReport:
     seconds: float = 0.0
     peak_memory: int = 0
     """Most bytes of pixels and encoded patches held at once."""
-    skipped: tuple[tuple[int, int, str], ...] = ()
-    """Shards left out: (shard, patches, reason)."""
+    n_passed: int = 0
+    """Shards that it found committed: by an execution that was lost, or by another client."""
+    gaps: tuple[int, ...] = ()
+    """Shards that lack patches, or in their statistics blocks, that could not be read."""
+    skipped: tuple[Any, ...] = ()
+    """Tables of the rows that are missing, with reasons."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,12 @@ class RunReport:
     complete: bool
     already_done: int
     """Shards found finished."""
+    n_passed: int = 0
+    """Of `n_shards`, those that a task found committed when it came to them: by an execution of
+    it that was lost with its counts, or by another client."""
     skipped: tuple[dict[str, Any], ...] = field(default=())
+    """What is missing because it could not be read: ``reason``, ``n_patches``, ``n_shards`` and
+    some ``rows`` of each reason, most patches first."""
     shuffle: dict[str, Any] | None = None
     """How fair a sample batches of 64 are, where the order is shuffled: `Plan.mixing`, and of
     plans that know classes those of `PatchStore.mixing`."""
@@ -82,6 +91,7 @@ class RunReport:
             for name in (
                 "n_patches",
                 "n_shards",
+                "n_passed",
                 "chunk_reads",
                 "role_reads",
                 "bytes_read",
@@ -89,13 +99,8 @@ class RunReport:
                 "bytes_written",
             )
         }
-        skipped = tuple(
-            {"shard": shard, "n_patches": n, "reason": reason}
-            for task in tasks
-            for shard, n, reason in task.skipped
-        )
         peak = max((task.peak_memory for task in tasks), default=0)
-        return cls(**totals, peak_memory=peak, n_tasks=len(tasks), skipped=skipped, **known)
+        return cls(**totals, peak_memory=peak, n_tasks=len(tasks), **known)
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-ready."""

@@ -34,6 +34,7 @@ _LABELS = {
     "seconds": "time",
     "complete": "complete",
     "already_done": "shards found finished",
+    "n_passed": "shards done by others meanwhile",
     "skipped": "skipped",
     "split": "splits",
     "window_groups": "groups of a window",
@@ -104,4 +105,4 @@ def _split(told: Mapping[str, Any]) -> str:
 
 
 def _skip(item: Mapping[str, Any]) -> str:
-    return f"shard {item['shard']} ({item['n_patches']:,} patches): {item['reason']}"
+    return f"{item['n_patches']:,} patches: {item['reason']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,11 @@ __all__ = [
     "check_columns",
     "manifest_bytes",
     "read_manifest",
+    "read_sizes",
+    "read_skipped",
     "read_summaries",
+    "part_names",
+    "sizes_bytes",
     "summary_bytes",
 ]
 
@@ -81,9 +85,23 @@ def check_columns(rows: Sequence[Mapping[str, Any]], places: pa.Table | None = N
     return names
 
 
-def manifest_bytes(columns: Mapping[str, Any]) -> bytes:
+def manifest_bytes(columns: Mapping[str, Any] | pa.Table) -> bytes:
     """One part of the manifest."""
-    return _parquet(pa.table(dict(columns)))
+    return _parquet(columns if isinstance(columns, pa.Table) else pa.table(dict(columns)))
+
+
+def part_names(names: Iterable[str]) -> list[str]:
+    """The objects of the manifest that hold, of all below its folder, in row order.
+
+    A run that fills a gap writes the whole part, then removes the one with gaps: where both are
+    there, the latter is what surely stands.
+
+    >>> part_names(["00000001.parquet", "00000000.parquet", "00000001.partial.parquet"])
+    ['00000000.parquet', '00000001.partial.parquet']
+    """
+    found = sorted(name for name in names if name.endswith(".parquet"))
+    gaps = {name.split(".")[0] for name in found if name.endswith(".partial.parquet")}
+    return [n for n in found if n.endswith(".partial.parquet") or n.split(".")[0] not in gaps]
 
 
 def read_manifest(parts: Sequence[bytes]) -> pa.Table:
@@ -135,6 +153,33 @@ def read_summaries(data: bytes) -> dict[SummaryKey, Summary]:
             value[mine], count[mine], exact, nans, *(float.fromhex(v) for v in numbers)
         )
     return found
+
+
+def sizes_bytes(sizes: Mapping[str, npt.NDArray[np.int64]]) -> bytes:
+    """Sizes of the objects of all shards by what they hold; -1 is unknown."""
+    return _parquet(
+        pa.table(dict(sizes)),
+        use_dictionary=False,
+        column_encoding=dict.fromkeys(sizes, "DELTA_BINARY_PACKED"),
+    )
+
+
+def read_sizes(data: bytes | None) -> dict[str, npt.NDArray[np.int64]]:
+    """Inverse of `sizes_bytes`; nothing is known from what cannot be read."""
+    try:
+        table = pq.read_table(io.BytesIO(data or b""))
+        return {name: table[name].to_numpy().astype(np.int64) for name in table.column_names}
+    except (pa.ArrowException, ValueError, OSError):
+        return {}
+
+
+def read_skipped(data: bytes | None, axes: str) -> pa.Table:
+    """The rows that a run left out, in row order; without the object, none."""
+    if data is not None:
+        return pq.read_table(io.BytesIO(data))
+    columns = ["row", "patch_id", "image_id", "sample", *(f"start_{a}" for a in axes), "reason"]
+    text = {"patch_id", "image_id", "reason"}
+    return pa.table({k: pa.array([], pa.string() if k in text else pa.int64()) for k in columns})
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:

@@ -17,9 +17,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from patchloom.errors import SourceMissingError, StoreError
 from patchloom.location import Location
-from patchloom.store.manifest import read_manifest
+from patchloom.store.manifest import part_names, read_manifest, read_skipped
 from patchloom.store.mixing import mixing
-from patchloom.store.schema import FORMAT
+from patchloom.store.schema import FORMAT, SKIPPED
 from patchloom.store.statistics_view import from_document
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ class PatchStore:
         is z), ``start_y``, ``start_x`` (pixels of the level that was read), ``coverage`` (share
         of the patch under the mask), ``split``, ``row``, and the images' metadata columns.
         """
-        names = sorted(self._location.list("manifest"))
-        names = [f"manifest/{name}" for name in names if name.endswith(".parquet")]
+        names = [f"manifest/{name}" for name in part_names(self._location.list("manifest"))]
         with ThreadPoolExecutor(8) as pool:
             parts = list(pool.map(self._location.read, names))
         if not parts:
@@ -162,13 +161,29 @@ class PatchStore:
         return read_manifest([part for part in parts if part is not None])
 
     @cached_property
+    def skipped(self) -> pa.Table:
+        """The rows that are missing because something could not be read: a pyarrow.Table.
+
+        Columns ``row``, ``patch_id``, ``image_id``, ``sample``, ``start_z`` (if there is z),
+        ``start_y``, ``start_x`` and ``reason``, as the last run that ended has left it. The rows
+        stay reserved: arrays show their fill value there, and the manifest does not list them.
+        """
+        axes = str(self.attributes["axes"]).replace("c", "")
+        table = read_skipped(self._location.read(SKIPPED), axes)
+        # A later run may have filled some of them, and was then interrupted.
+        written = self.manifest["row"].to_numpy()
+        return table.filter(pa.array(~np.isin(table["row"].to_numpy(), written)))
+
+    @cached_property
     def statistics(self) -> xarray.Dataset:
         """Statistics over (image, channel, quantile); see `patchloom.statistics`.
+
+        Of a store that lacks rows, they are over the pixels that could be read.
 
         Raises
         ------
         StoreError
-            If the store is not complete yet.
+            If no run has ended yet.
         """
         found = self.attributes.get("statistics")
         if found is None:

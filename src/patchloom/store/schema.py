@@ -8,6 +8,9 @@ A store is a Zarr v3 group::
     labels/..., targets/...     the same, where the plan has them
     summaries/KKKKKKKK.parquet  what shard K adds to the statistics
     manifest/KKKKKKKK.parquet   one row a patch of shard K; written last: it commits the shard
+    manifest/KKKKKKKK.partial.parquet   the same of a shard of which something could not be read
+    skipped.parquet             the rows that are missing for that reason
+    objects.parquet             sizes of the objects of each shard
 """
 
 from __future__ import annotations
@@ -28,15 +31,24 @@ __all__ = [
     "PARTIAL",
     "ArraySpec",
     "Codec",
+    "OBJECTS",
+    "SKIPPED",
     "as_json",
+    "gap_name",
     "group_document",
     "manifest_name",
     "shard_name",
+    "shard_objects",
     "summary_name",
 ]
 
 FORMAT = 1
 """Version of the store format; a store says which one it has."""
+
+SKIPPED = "skipped.parquet"
+"""The rows that a run left out, with reasons."""
+OBJECTS = "objects.parquet"
+"""Sizes of the objects of each shard."""
 
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.part$")
 """What a write that was killed leaves behind on a local disk."""
@@ -168,12 +180,38 @@ def group_document(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
 
 def shard_name(spec: ArraySpec, shard: int) -> str:
     """Object that holds a shard of an array."""
-    return "/".join([spec.name, "c", str(shard), *("0" for _ in spec.patch_shape)])
+    return _shard_name(spec.name, shard, len(spec.patch_shape))
+
+
+def _shard_name(array: str, shard: int, ndim: int) -> str:
+    return "/".join([array, "c", str(shard), *("0" for _ in range(ndim))])
+
+
+def shard_objects(arrays: Mapping[str, int], shard: int) -> dict[str, str]:
+    """The objects of a whole shard by what they hold: names of arrays, summary and manifest.
+
+    Parameters
+    ----------
+    arrays
+        Names of the arrays, and the dimensions of a patch of each.
+    shard
+        Its number.
+    """
+    return {
+        **{name: _shard_name(name, shard, ndim) for name, ndim in arrays.items()},
+        "summary": summary_name(shard),
+        "manifest": manifest_name(shard),
+    }
 
 
 def manifest_name(shard: int) -> str:
     """Object that commits a shard."""
     return f"manifest/{shard:08d}.parquet"
+
+
+def gap_name(shard: int) -> str:
+    """Object that commits what there is of a shard that lacks rows or counts."""
+    return f"manifest/{shard:08d}.partial.parquet"
 
 
 def summary_name(shard: int) -> str:

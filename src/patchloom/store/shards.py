@@ -36,7 +36,7 @@ def encoder(spec: ArraySpec) -> Encode:
 class ShardBuilder:
     """Collects the patches of one shard and makes the object.
 
-    Every row is stored, blank ones too: an object that is too short is damaged, never sparse.
+    Every row is stored, blank ones too, except those that could not be read.
     """
 
     def __init__(self, spec: ArraySpec, n_rows: int) -> None:
@@ -54,16 +54,22 @@ class ShardBuilder:
             self._bodies[slot] = body
             self.nbytes += len(body)
 
-    def finish(self) -> bytes:
-        """The whole object."""
-        if len(self._bodies) != self._n_rows:
-            raise ValueError(
-                f"a shard is written whole: {self._n_rows} rows, got {len(self._bodies)}"
-            )
+    def finish(self, absent: npt.NDArray[np.int64] | None = None) -> bytes:
+        """The whole object.
+
+        Parameters
+        ----------
+        absent
+            Slots of rows that are left out; readers see the fill value there: int64[n].
+        """
+        slots = np.setdiff1d(np.arange(self._n_rows), [] if absent is None else absent)
+        missing = len(slots) - sum(map(self._bodies.__contains__, slots.tolist()))
+        if missing:
+            raise ValueError(f"a shard is written whole: {len(slots)} rows, {missing} are missing")
         index = np.full((self._spec.rows_per_shard, 2), _ABSENT, "<u8")
-        bodies = [self._bodies[slot] for slot in range(self._n_rows)]
+        bodies = [self._bodies[slot] for slot in slots.tolist()]
         lengths = np.array([len(body) for body in bodies], "<u8")
-        index[: self._n_rows, 0] = np.cumsum(lengths) - lengths
-        index[: self._n_rows, 1] = lengths
+        index[slots, 0] = np.cumsum(lengths) - lengths
+        index[slots, 1] = lengths
         tail = index.tobytes()
         return b"".join([*bodies, tail, google_crc32c.value(tail).to_bytes(4, "little")])
