@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from patchloom.errors import ChunkError
+from patchloom.errors import ChunkError, SourceChangedError, WriteError
 from patchloom.image import ChunkReader, Image, Layout, Reads
 from patchloom.location import Location
 from patchloom.planning.identity import patch_ids
@@ -187,6 +187,11 @@ def _attempt(
                     run.counts[name] += more[name]
                 done += [number] * more["n_shards"]
                 run.meter.peak = max(run.meter.peak, more["peak_memory"])
+    except WriteError as error:
+        waiting = [number for number in shards if number not in done]
+        rows = sum(_n_rows(plan, number) for number in waiting)
+        cost = ", ".join(f"{number}" for number in waiting)
+        raise WriteError(f"{error} ({rows:,} patches of output shards {cost} wait)") from error
     n_patches = sum(_n_rows(plan, number) for number in done)
     return {
         **run.counts,
@@ -284,12 +289,13 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                 for builder in current.builders.values():
                     run.meter.give(builder.nbytes)
                 current.builders.clear()
-    except ChunkError as error:
+    except (ChunkError, SourceChangedError) as error:
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
         cost = ", ".join(f"{number}" for number in waiting if number in begun)
-        raise ChunkError(
+        skip = "; on_error='skip' goes on without the shards that need it"
+        raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
-            "it; on_error='skip' goes on without the shards that need it)"
+            f"it{skip if isinstance(error, ChunkError) else ''})"
         ) from error
     finally:
         for shard_begun in begun.values():

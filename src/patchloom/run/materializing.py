@@ -38,6 +38,7 @@ from patchloom.run.surveying import (
     survey_images,
     survey_patches,
 )
+from patchloom.sources.zarrs import reading_since
 from patchloom.store.manifest import read_summaries
 from patchloom.store.patch_store import read_attributes
 from patchloom.store.schema import (
@@ -133,7 +134,7 @@ def materialize(
     >>> report.n_patches, report.read_amplification
     (4, 1.0)
     """
-    begun = time.perf_counter()
+    begun, started = time.perf_counter(), time.time()
     if not isinstance(plan, Plan):
         raise ConfigError(
             f"materialize takes a Plan, got {type(plan).__name__}; make one with plan"
@@ -180,8 +181,10 @@ def materialize(
         target.write("zarr.json", as_json(group_document(attributes, arrays)))
     missing = [shard for shard in range(plan.n_shards) if shard not in done]
     job = Job(target, specs, scaling, skip=on_error == "skip")
+    watched = plan.with_images([reading_since(image, started) for image in plan.images])
     token = uuid.uuid4().hex
-    results = execute(run_graph(plan, job, missing, token), progress=progress, label="materialize")
+    graph = run_graph(watched, job, missing, token)
+    results = execute(graph, progress=progress, label="materialize")
     skipped = {shard for result in results for shard, _, _ in result.skipped}
     complete = not skipped
     if complete:
