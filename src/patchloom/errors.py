@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Self
 
 __all__ = [
+    "AccessError",
     "AxesError",
     "BudgetError",
     "ChunkError",
@@ -22,6 +23,7 @@ __all__ = [
     "PatchSizeError",
     "PatchloomError",
     "PlanError",
+    "SchedulerLostError",
     "SourceChangedError",
     "SourceError",
     "SourceMissingError",
@@ -49,6 +51,14 @@ class _FromOS:
     def __str__(self) -> str:
         # OSError would print an errno tuple; ours is one sentence.
         return str(self.args[0]) if self.args else ""
+
+
+class AccessError(_FromOS, PatchloomError, OSError):
+    """A store or a source cannot be reached (network, credentials, throttling)."""
+
+
+class SchedulerLostError(_FromOS, PatchloomError, ConnectionError):
+    """The Dask scheduler of a run, or the workers that tried one task, are gone."""
 
 
 class SourceError(PatchloomError, ValueError):

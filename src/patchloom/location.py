@@ -10,15 +10,18 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from patchloom.errors import SourceMissingError, WriteError
+from patchloom.answers import Answer, ask
+from patchloom.errors import AccessError, PatchloomError, SourceMissingError, WriteError
+from patchloom.retrying import RETRYING
 
 __all__ = ["Location", "StorageOptions"]
 
@@ -26,6 +29,7 @@ __all__ = ["Location", "StorageOptions"]
 _USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s]*|[^/@\s]+)@")
 _QUERY = re.compile(r"[?#].*$")
 _ATTEMPTS = 3
+Found = TypeVar("Found")
 
 
 class StorageOptions(dict[str, Any]):
@@ -80,16 +84,19 @@ class Location:
 
     def describe(self, error: BaseException) -> str:
         """Name and text of a foreign error, without what `shown` leaves out and without options."""
+        if isinstance(error, PatchloomError) and error.__cause__ is not None:
+            error = error.__cause__  # what went wrong, not what we made of it
         text = str(getattr(error, "strerror", None) or error)
         secrets = [match.group(0).rstrip("@") for match in _USERINFO.finditer(self.url)]
         if "://" in self.url:
             secrets += [match.group(0)[1:] for match in _QUERY.finditer(self.url)]
         secrets += [part for secret in secrets for part in re.split(r"[:&=]", secret)]
-        secrets += [v for v in self.options.values() if isinstance(v, str)]
+        secrets += _texts(self.options)
         for secret in sorted(set(secrets), key=len, reverse=True):
             if len(secret) > 3:
                 text = text.replace(secret, "***")
-        return f"{type(error).__name__}: {text}"
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        return f"{type(error).__name__}: {text}" + (f" ({notes})" if notes else "")
 
     @property
     def stem(self) -> str:
@@ -104,7 +111,10 @@ class Location:
     def open(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system and the path in it. fsspec keeps one instance a process."""
         try:
-            fs, path = fsspec.core.url_to_fs(self.url, **self.options)
+            options = _tried_once(self.scheme, self.options)
+            fs, path = fsspec.core.url_to_fs(self.url, **options)
+            if options != self.options:
+                fs.retries = 1  # of s3fs: an instance that is ours alone, by its options
         except ImportError as error:
             extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure"}
             way = extra.get(self.scheme, "all")
@@ -131,14 +141,56 @@ class Location:
         """The location with `suffix` added to its last name."""
         return Location(self.url + suffix, self.options)
 
-    def read(self, name: str = "") -> bytes | None:
-        """The whole object, or None if it does not exist."""
-        fs, path = self.open()
+    def ask(self, call: Callable[[], Found], what: str = "") -> Found:
+        """What a request gives that may be repeated at will, tried again for a while.
+
+        Parameters
+        ----------
+        call
+            Sends it; `FileNotFoundError` and its like are answers.
+        what
+            Name of the object below here that it is about.
+
+        Raises
+        ------
+        AccessError
+            If it is refused, or goes on failing.
+        """
         try:
-            data: bytes = fs.cat_file(self.inside(path, name) if name else path)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return RETRYING.call(call)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, NotImplementedError):
+            raise
+        except PatchloomError:
+            raise
+        except Exception as error:  # each file system has errors of its own
+            shown = f"{self.shown}/{what}" if what else self.shown
+            raise AccessError(
+                f"what a URL names must be within reach, but {shown} is not: "
+                f"{self.describe(error)}; mend the network or the credentials, then run the same "
+                "call again: nothing that was finished is lost"
+            ) from error
+
+    def read(self, name: str = "") -> bytes | None:
+        """The whole object, or None if it does not exist.
+
+        Raises
+        ------
+        AccessError
+            If it cannot be read.
+        """
+        fs, path = self.open()
+        path = self.inside(path, name) if name else path
+
+        def get() -> bytes | None:
+            [answer] = ask(fs, [(path, None, None)])
+            if isinstance(answer, Exception):
+                raise answer
+            return bytes(answer.data) if isinstance(answer, Answer) else None
+
+        try:
+            return self.ask(get, name)
+        except IsADirectoryError:
             return None
-        return data
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write one whole object, without a name the location itself: entirely or not at all.
@@ -154,7 +206,9 @@ class Location:
             if isinstance(fs, LocalFileSystem):
                 _write_local(path, data)
             else:
-                fs.pipe_file(path, bytes(data))
+                body = bytes(data)
+                # A whole object under one name: written twice is written once.
+                RETRYING.call(lambda: fs.pipe_file(path, body))
         except Exception as error:  # each file system has errors of its own
             shown = f"{self.shown}/{name}" if name else self.shown
             raise WriteError(
@@ -169,7 +223,7 @@ class Location:
         folder = f"{root}/{name}".rstrip("/") if name else root
         fs.invalidate_cache(folder)
         try:
-            found = fs.find(folder, detail=True)
+            found = self.ask(lambda: fs.find(folder, detail=True), name)
         except (FileNotFoundError, NotADirectoryError, NotImplementedError):
             return {}
         skip = len(fs._strip_protocol(folder).rstrip("/")) + 1
@@ -180,7 +234,7 @@ class Location:
         fs, root = self.open()
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                fs.rm_file(f"{root}/{name}")
+                self.ask(partial(fs.rm_file, f"{root}/{name}"), name)
 
     def abort_uploads(self) -> int:
         """Abort multipart uploads that a killed writer left below here; returns how many.
@@ -191,16 +245,32 @@ class Location:
         if "s3" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
             return 0
         bucket, _, prefix = root.partition("/")
-        found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
+        where = {"Bucket": bucket, "Prefix": f"{prefix}/"}
+        found = self.ask(lambda: fs.call_s3("list_multipart_uploads", **where))
         stale = found.get("Uploads", ())
         for upload in stale:
-            fs.call_s3(
-                "abort_multipart_upload",
-                Bucket=bucket,
-                Key=upload["Key"],
-                UploadId=upload["UploadId"],
-            )
+            one = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            with contextlib.suppress(FileNotFoundError):  # tried again, or another client's work
+                self.ask(partial(fs.call_s3, "abort_multipart_upload", **one))
         return len(stale)
+
+
+def _tried_once(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with botocore's own retries off, unless they are asked for: ours are enough."""
+    config = dict(options.get("config_kwargs") or {})
+    if scheme not in ("s3", "s3a") or "retries" in config:
+        return dict(options)
+    config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
+    return {**options, "config_kwargs": config}
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in nested options."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for v in value.values() for text in _texts(v)]
+    return [text for v in value for text in _texts(v)] if isinstance(value, list | tuple) else []
 
 
 def _write_local(path: str, data: bytes | memoryview) -> None:

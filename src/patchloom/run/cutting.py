@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from patchloom.errors import ChunkError
+from patchloom.errors import ChunkError, SourceChangedError, WriteError
 from patchloom.image import ChunkReader, Image, Layout, Reads
 from patchloom.location import Location
 from patchloom.planning.identity import patch_ids
@@ -171,18 +171,25 @@ def write_run(
     left = _left(job, list(shards))
     passed = [number for number in shards if number not in left]
     n_patches, skipped, gaps = sum(_n_rows(plan, number) for number in passed), [], []
-    for shard in _walk(run, left) if left else ():
-        lost = _commit(run, shard)
-        n_patches += _n_rows(plan, shard.number)
-        if lost is not None:
-            gaps.append(shard.number)
-            skipped.append(lost)
-            n_patches -= lost.num_rows
+    try:
+        for shard in _walk(run, left) if left else ():
+            lost = _commit(run, shard)
+            passed.append(shard.number)
+            n_patches += _n_rows(plan, shard.number)
+            if lost is not None:
+                gaps.append(shard.number)
+                skipped.append(lost)
+                n_patches -= lost.num_rows
+    except WriteError as error:
+        waiting = [number for number in left if number not in passed]
+        rows = sum(_n_rows(plan, number) for number in waiting)
+        cost = ", ".join(f"{number}" for number in waiting)
+        raise WriteError(f"{error} ({rows:,} patches of output shards {cost} wait)") from error
     return TaskReport(
         **run.counts,
         n_patches=n_patches,
         n_shards=len(shards),
-        n_passed=len(passed),
+        n_passed=len(shards) - len(left),
         peak_memory=run.meter.peak,
         gaps=tuple(gaps),
         skipped=tuple(table for table in skipped if table.num_rows),
@@ -314,12 +321,13 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                 for builder in current.builders.values():
                     run.meter.give(builder.nbytes)
                 current.builders.clear()
-    except ChunkError as error:
+    except (ChunkError, SourceChangedError) as error:
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
         cost = ", ".join(f"{number}" for number in waiting if number in begun)
-        raise ChunkError(
+        skip = "; on_error='skip' goes on without the patches that need it"
+        raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
-            "it; on_error='skip' goes on without the patches that need it)"
+            f"it{skip if isinstance(error, ChunkError) else ''})"
         ) from error
     finally:
         for shard_begun in begun.values():

@@ -42,6 +42,7 @@ from patchloom.run.surveying import (
     survey_images,
     survey_patches,
 )
+from patchloom.sources.zarrs import reading_since
 from patchloom.store.manifest import manifest_bytes, read_summaries
 from patchloom.store.patch_store import open_patches, read_attributes
 from patchloom.store.schema import (
@@ -137,9 +138,7 @@ def materialize(
     >>> report.n_patches, report.read_amplification
     (4, 1.0)
     """
-    begun = time.perf_counter()
-    # A mistake in the configuration is told before anything is touched.
-    Settings.now()
+    begun, started = time.perf_counter(), time.time()
     if not isinstance(plan, Plan):
         raise ConfigError(
             f"materialize takes a Plan, got {type(plan).__name__}; make one with plan"
@@ -188,9 +187,10 @@ def materialize(
         target.write("zarr.json", as_json(group_document(attributes, arrays)))
     missing = [shard for shard in range(plan.n_shards) if shard not in done]
     job = Job(target, specs, scaling, skip=on_error == "skip", suspect=standing.suspect)
+    watched = plan.with_images([reading_since(image, started) for image in plan.images])
     token = uuid.uuid4().hex
     results = execute(
-        run_graph(plan, job, missing, token),
+        run_graph(watched, job, missing, token),
         progress=progress,
         label="materialize",
         n_patches=_n_rows(plan, missing),

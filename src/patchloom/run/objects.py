@@ -78,7 +78,7 @@ def _size(location: Location, name: str) -> int | None:
     """Bytes of one object, -1 where there is none, None where the store does not say."""
     fs, root = location.open()
     try:
-        size = fs.info(location.inside(root, name)).get("size")
+        size = location.ask(lambda: fs.info(location.inside(root, name)).get("size"), name)
     except (FileNotFoundError, NotADirectoryError):
         return -1
     return None if size is None else int(size)

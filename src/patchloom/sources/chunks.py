@@ -19,13 +19,14 @@ import google_crc32c
 import numcodecs
 import numpy as np
 import numpy.typing as npt
-from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from patchloom.answers import Answer, ask
 from patchloom.errors import ChunkError, SourceChangedError
 from patchloom.grid import ChunkGrid
 from patchloom.image import ChunkReader, Ints, Reads
 from patchloom.location import Location
+from patchloom.retrying import RETRYING
 
 __all__ = ["GAP", "ArrayMetadata", "DirectReader", "bare", "reader_for"]
 
@@ -108,8 +109,19 @@ def bare(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "attributes": {}} if document.get("zarr_format") == 3 else document
 
 
-def reader_for(location: Location, metadata: ArrayMetadata) -> ChunkReader:
-    """The fastest reader that understands every codec of an array."""
+def reader_for(
+    location: Location, metadata: ArrayMetadata, since: float | None = None
+) -> ChunkReader:
+    """The fastest reader that understands every codec of an array.
+
+    Parameters
+    ----------
+    location, metadata
+        Where it is, and its document.
+    since
+        When the run began, in seconds since 1970: what is written later is refused, where the
+        store tells it.
+    """
     parsed = metadata.parsed()
     inner = metadata.chunks
     decoder = (
@@ -119,7 +131,7 @@ def reader_for(location: Location, metadata: ArrayMetadata) -> ChunkReader:
     )
     if decoder is None:
         return ZarrReader(location, parsed, inner)
-    return DirectReader(location, metadata, parsed, inner, *decoder)
+    return DirectReader(location, metadata, parsed, inner, *decoder, since)
 
 
 Decode = Callable[[Bytes], Pixels]
@@ -163,8 +175,11 @@ class DirectReader:
         inner: tuple[int, ...],
         decode: Decode,
         sharding: _Sharding | None,
+        since: float | None = None,
     ) -> None:
         self.reads = Reads()
+        self._since = since
+        self._tags: dict[str, str] = {}
         self._shown = location.shown
         self._fs, self._root = location.open()
         self._parsed = parsed
@@ -234,25 +249,40 @@ class DirectReader:
             return np.full(extent, self._fill)
         try:
             pixels = self._decode(data)
-        except Exception as error:
-            raise ChunkError(
-                f"every chunk that a patch needs must decode, but chunk {row} of {self._shown} "
-                f"(object {key}, {len(data):,} bytes) does not: "
-                f"{self._location.describe(error)}; "
-                "restore that object from its source"
-            ) from error
+        except Exception:
+            # Broken on the way, or in the store? Only a second transfer tells.
+            pixels = self._decoded_again(row)
         if pixels.dtype != self._dtype:
             pixels = pixels.astype(self._dtype)
         if pixels.shape != extent:
             pixels = pixels[tuple(slice(n) for n in extent)]
         return pixels
 
+    def _decoded_again(self, row: tuple[int, ...]) -> Pixels:
+        if self._sharding is None:
+            [(data, key)] = self._fetch_plain([row])
+        else:
+            # Its place in the shard may be what was broken.
+            self._indices.pop(self._split([row])[0][0])
+            [(data, key)] = self._fetch_shards([row])
+        self.reads.chunks += 1
+        try:
+            return self._decode(b"" if data is None else data)
+        except Exception as error:
+            nbytes = 0 if data is None else len(data)
+            raise ChunkError(
+                f"every chunk that a patch needs must decode, but chunk {row} of {self._shown} "
+                f"(object {key}, {nbytes:,} bytes, fetched twice) does not: "
+                f"{self._location.describe(error)}; "
+                "restore that object from its source"
+            ) from error
+
     def _verify(self) -> None:
         """An absent chunk is blank only if its array is still there, as it was planned."""
         if self._verified:
             return
         name = "zarr.json" if self._metadata.format == 3 else ".zarray"
-        [data] = self._get([(name, None, None)])
+        [data] = self._get([(name, None, None)], same=False)
         found = None if data is None else bare(json.loads(bytes(data)))
         # As text: a fill value of NaN equals itself.
         if json.dumps(found, sort_keys=True) != json.dumps(self._metadata.document, sort_keys=True):
@@ -288,7 +318,7 @@ class DirectReader:
             self._get(ranges), members, ranges, strict=True
         ):
             if data is None:
-                raise ChunkError(f"shard {key} of {self._shown} vanished while it was read")
+                raise self._changed(key, "vanished while it was read")
             view = memoryview(data)
             for a, b, position in parts:
                 found[position] = view[a - start : b - start]
@@ -311,43 +341,79 @@ class DirectReader:
         for (shard, key), data in zip(
             new.items(), self._get([(key, *span) for key in new.values()]), strict=True
         ):
-            try:
-                self._indices[shard] = None if data is None else sharding.index(data)
-            except ValueError as error:
-                raise ChunkError(
-                    f"every shard that a patch needs must be whole, but {key} of {self._shown} "
-                    f"is not: {error}; restore that object from its source"
-                ) from error
+            self._indices[shard] = self._index(key, data, span)
 
-    def _get(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[Bytes | None]:
-        """One batch of reads; None where the object does not exist."""
-        self.reads.requests += len(ranges)
-        paths = [self._location.inside(self._root, key) for key, _, _ in ranges]
-        found: list[Bytes | None]
-        if isinstance(self._fs, LocalFileSystem):
-            found = [_get_local(path, a, b) for path, (_, a, b) in zip(paths, ranges, strict=True)]
-        elif paths:
-            found = [
-                self._checked(item, key)
-                for item, (key, _, _) in zip(
-                    _get_remote(self._fs, paths, ranges), ranges, strict=True
-                )
-            ]
-        else:
-            found = []
+    def _index(
+        self, key: str, data: Bytes | None, span: tuple[int, int | None]
+    ) -> npt.NDArray[np.uint64] | None:
+        """Where chunks lie in a shard; fetched once more if it was broken on the way."""
+        assert self._sharding is not None
+        for again in (True, False):
+            if data is None:
+                return None
+            try:
+                return self._sharding.index(data)
+            except ValueError as error:
+                if not again:
+                    raise ChunkError(
+                        f"every shard that a patch needs must be whole, but {key} of {self._shown} "
+                        f"is not: {error}; restore that object from its source"
+                    ) from error
+            [data] = self._get([(key, *span)])
+        return None
+
+    def _get(
+        self, ranges: Sequence[tuple[str, int | None, int | None]], same: bool = True
+    ) -> list[Bytes | None]:
+        """One batch of reads; None where the object does not exist.
+
+        Parameters
+        ----------
+        ranges
+            Object below the array, first byte and last byte + 1 of each.
+        same
+            Whether an object that was written since the run began is refused.
+        """
+
+        def fetch(items: list[Any]) -> Sequence[Any]:
+            self.reads.requests += len(items)
+            return ask(self._fs, items)
+
+        asked = [(self._location.inside(self._root, key), a, b) for key, a, b in ranges]
+        answers = RETRYING.each(fetch, asked)
+        keys = [key for key, _, _ in ranges]
+        found = [self._checked(*pair, same) for pair in zip(answers, keys, strict=True)]
         self.reads.nbytes += sum(len(data) for data in found if data is not None)
         return found
 
-    def _checked(self, item: Any, key: str) -> Bytes | None:
-        if isinstance(item, FileNotFoundError | KeyError):
-            return None
-        if isinstance(item, Exception):
+    def _checked(self, answer: Answer | Exception | None, key: str, same: bool) -> Bytes | None:
+        if isinstance(answer, Exception):
             raise ChunkError(
                 f"every chunk that a patch needs must be readable, but {key} of {self._shown} is "
-                f"not: {self._location.describe(item)}; mend the access and run the same call again"
-            ) from item
-        data: Bytes = item
-        return data
+                f"not: {self._location.describe(answer)}; mend the access and run the same call "
+                "again"
+            ) from answer
+        if answer is None:
+            return None
+        if same:
+            self._check_same(key, answer)
+        return answer.data
+
+    def _check_same(self, key: str, answer: Answer) -> None:
+        tag, written = answer.tag, answer.written
+        # A shard is read bit by bit: its index and all its chunks are of one object.
+        if self._sharding and tag and self._tags.setdefault(key, tag) != tag:
+            raise self._changed(key, "became another object while it was read")
+        if self._since is not None and written is not None and written > self._since:
+            late = written - self._since
+            raise self._changed(key, f"was written {late:.1f} s after the run began")
+
+    def _changed(self, key: str, how: str) -> SourceChangedError:
+        return SourceChangedError(
+            f"an image stays as it is while it is read, but {key} of {self._shown} {how}; let "
+            "its writer finish, then run the same call again, or into a new store if shards that "
+            "are finished show what was there before"
+        )
 
 
 class ZarrReader:
@@ -359,7 +425,7 @@ class ZarrReader:
         from zarr.storage import StorePath
 
         self.reads = Reads()
-        self._shown = location.shown
+        self._location, self._shown = location, location.shown
         store = _counting(location, self.reads)
         self._array = zarr.Array(AsyncArray(parsed, StorePath(store)))
         self._grid = ChunkGrid(tuple(parsed.shape), inner)
@@ -372,12 +438,12 @@ class ZarrReader:
             where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
             self.reads.chunks += 1
             try:
-                pixels = np.asarray(self._array[where])
+                pixels = RETRYING.call(lambda where=where: np.asarray(self._array[where]))  # type: ignore[misc]
             except Exception as error:
                 raise ChunkError(
                     f"every chunk that a patch needs must decode, but chunk {tuple(row)} of "
-                    f"{self._shown} does not: {type(error).__name__}: {error}; restore that object "
-                    "from its source"
+                    f"{self._shown} does not: {self._location.describe(error)}; restore that "
+                    "object from its source"
                 ) from error
             if pixels.dtype.kind in "biufc":  # text has no byte order
                 pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -402,37 +468,6 @@ def _counting(location: Location, reads: Reads) -> Any:
         location.url, storage_options=dict(location.options), read_only=True
     )
     return Counting(store)
-
-
-def _get_local(path: str, start: int | None, stop: int | None) -> Bytes | None:
-    try:
-        # One read of the whole range: a buffer in between would only copy.
-        with open(path, "rb", buffering=0) as file:
-            if start is None:
-                return file.read()
-            file.seek(start, 2 if start < 0 else 0)
-            return file.read() if stop is None else file.read(stop - start)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _get_remote(
-    fs: AbstractFileSystem,
-    paths: Sequence[str],
-    ranges: Sequence[tuple[str, int | None, int | None]],
-) -> list[Any]:
-    starts, stops = [a for _, a, _ in ranges], [b for _, _, b in ranges]
-    if getattr(fs, "async_impl", False):
-        # One batch: the file system sends them concurrently.
-        found: list[Any] = fs.cat_ranges(list(paths), starts, stops, on_error="return")
-        return found
-    found = []
-    for path, a, b in zip(paths, starts, stops, strict=True):
-        try:
-            found.append(fs.cat_file(path, start=a, end=b))
-        except (TimeoutError, OSError, KeyError) as error:
-            found.append(error)
-    return found
 
 
 def _merged(

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
         location = Location.of(text, options)
         fs, path = location.open()
         try:
-            found = sorted(str(p).rstrip("/") for p in fs.glob(path))
+            found = sorted(str(p).rstrip("/") for p in location.ask(lambda: fs.glob(path)))
         except Exception as error:
             raise SourceMissingError(
                 f"the folder of {location.shown!r} must be readable, but it is not: "
@@ -259,15 +260,17 @@ def _pick_level(levels: Sequence[Level], level: int | str, node: Node) -> int:
 def _arrays_inside(node: Node) -> list[str]:
     fs, root = node.location.open()
     try:
-        names = sorted(
-            str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(root, detail=True)
-        )
+        found = node.location.ask(lambda: fs.ls(root, detail=True))
+        names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in found)
     except (OSError, ValueError):
         return []
     return [
         name
         for name in names
-        if fs.exists(f"{root}/{name}/zarr.json") or fs.exists(f"{root}/{name}/.zarray")
+        if any(
+            node.location.ask(partial(fs.exists, f"{root}/{name}/{document}"))
+            for document in ("zarr.json", ".zarray")
+        )
         if open_node(node.location / name).array is not None
     ]
 

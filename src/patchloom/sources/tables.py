@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from patchloom.errors import ConfigError, NotAnArrayError, SourceError, SourceMissingError
 from patchloom.location import Location
+from patchloom.retrying import RETRYING
 from patchloom.sources.arrays import is_array
 from patchloom.sources.chunks import ZarrReader
 from patchloom.sources.zarrs import Node, open_node
@@ -263,7 +264,7 @@ def _parquet(location: Location, image: str | None) -> Table:
         return ds.dataset(path, filesystem=fs, format="parquet", partitioning=partitioning)
 
     try:
-        data = opened("hive")
+        data = RETRYING.call(lambda: opened("hive"))
         parts = getattr(data.partitioning, "schema", None)
         if image is not None and parts is not None and image in parts.names:
             # Folders image=007/: an id stays as it is written.
@@ -277,7 +278,7 @@ def _parquet(location: Location, image: str | None) -> Table:
     def read(wanted: Sequence[str]) -> dict[str, Any]:
         names = [name for name in wanted if _is_plain(schema.field(name).type)]
         try:
-            table = data.to_table(columns=names)
+            table = RETRYING.call(lambda: data.to_table(columns=names))
         except Exception as error:
             raise _unreadable(location, error) from error
         return {name: table.column(name) for name in names}

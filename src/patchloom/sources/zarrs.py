@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from patchloom.image import ChunkReader, Image
 from patchloom.location import Location
 from patchloom.sources.chunks import ArrayMetadata, bare, reader_for
 
-__all__ = ["Node", "Sliceable", "ZarrSource", "open_node"]
+__all__ = ["Node", "Sliceable", "ZarrSource", "open_node", "reading_since"]
 
 _UNSAFE = ('"pickle"', '"numcodecs.pickle"')
 """Codecs whose data are programs; older versions of numcodecs run them."""
@@ -37,6 +37,8 @@ class ZarrSource:
 
     location: Location
     metadata: ArrayMetadata
+    since: float | None = field(default=None, compare=False)
+    """When the run began that reads it, in seconds since 1970; see `reading_since`."""
 
     @property
     def addressable(self) -> bool:
@@ -45,7 +47,7 @@ class ZarrSource:
 
     def reader(self) -> ChunkReader:
         """A fresh reader; opening it sends no request."""
-        return reader_for(self.location, self.metadata)
+        return reader_for(self.location, self.metadata, self.since)
 
     def without_pixels(self) -> ZarrSource:
         """Itself: it holds none."""
@@ -78,6 +80,25 @@ class ZarrSource:
             inline_array=True,
             fancy=False,
         )
+
+
+def reading_since(image: Image, moment: float) -> Image:
+    """An image whose objects are refused if they are written after a moment.
+
+    Parameters
+    ----------
+    image
+        With what is cut along with it: labels and target.
+    moment
+        In seconds since 1970.
+    """
+    for name in ("labels", "target"):
+        role = getattr(image, name)
+        if role is not None:
+            image = image.with_role(name, replace(role, image=reading_since(role.image, moment)))
+    if not isinstance(image.source, ZarrSource):
+        return image
+    return replace(image, source=replace(image.source, since=moment))
 
 
 @dataclass(frozen=True)
@@ -150,7 +171,7 @@ def open_node(location: Location) -> Node:
     if attributes or _document(location, ".zgroup") is not None:
         return Node(location, attributes, None)
     fs, path = location.open()
-    if not _exists(fs, path):
+    if not _exists(location, fs, path):
         raise SourceMissingError(
             "what a URL names must exist and be readable, but nothing was found at "
             f"{location.shown!r}; check the path, the credentials and the bucket"
@@ -161,9 +182,9 @@ def open_node(location: Location) -> Node:
     )
 
 
-def _exists(fs: Any, path: str) -> bool:
+def _exists(location: Location, fs: Any, path: str) -> bool:
     try:
-        return bool(fs.exists(path))
+        return location.ask(lambda: bool(fs.exists(path)))
     except OSError:
         return False
 
