@@ -51,6 +51,10 @@ class Job:
     scaling: Scaling | None = None
     skip: bool = False
     """Whether a chunk that cannot be read costs its shards instead of the run."""
+    first_shard: int = 0
+    """Number in the store of the plan's first shard."""
+    first_image: int = 0
+    """Position in the store of the plan's first image."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -286,7 +290,8 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                 current.builders.clear()
     except ChunkError as error:
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
-        cost = ", ".join(f"{number}" for number in waiting if number in begun)
+        first = run.job.first_shard
+        cost = ", ".join(f"{first + number}" for number in waiting if number in begun)
         raise ChunkError(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
             "it; on_error='skip' goes on without the shards that need it)"
@@ -427,27 +432,28 @@ def _commit(run: _Run, shard: _Shard) -> None:
     for name, builder in shard.builders.items():
         data = builder.finish()
         run.meter.take(len(data))
-        target.write(shard_name(job.specs[name], shard.number), data)
+        target.write(shard_name(job.specs[name], job.first_shard + shard.number), data)
         run.counts["bytes_written"] += len(data)
         run.meter.give(len(data))
     # The part of the manifest comes last: it says that all the others are there.
-    data = manifest_bytes(_manifest(plan, shard))
-    target.write(manifest_name(shard.number), data)
+    data = manifest_bytes(_manifest(plan, shard, job.first_shard * plan.rows_per_shard))
+    target.write(manifest_name(job.first_shard + shard.number), data)
     run.counts["bytes_written"] += len(data)
 
 
 def _conclude(run: _Run, shard: _Shard) -> None:
     """Write what a shard adds to the statistics: nothing more will be counted for it."""
     shard.settle(run.meter)
-    if run.job.target is not None:
-        data = summary_bytes(shard.summaries)
-        run.job.target.write(summary_name(shard.number), data)
+    job = run.job
+    if job.target is not None:
+        data = summary_bytes({(i + job.first_image, c): s for (i, c), s in shard.summaries.items()})
+        job.target.write(summary_name(job.first_shard + shard.number), data)
         run.counts["bytes_written"] += len(data)
         shard.summaries.clear()
 
 
-def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
-    """The columns of one shard's part of the manifest."""
+def _manifest(plan: Plan, shard: _Shard, first_row: int) -> dict[str, Any]:
+    """The columns of one shard's part of the manifest; the plan's rows begin at `first_row`."""
     parts = shard.parts
     axes = plan.spatial
     names = check_columns([image.metadata for image in plan.images])
@@ -476,7 +482,7 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         **{f"start_{a}": corner[:, k] for k, a in enumerate(axes)},
         "coverage": np.concatenate(coverage),
         "split": splits,
-        "row": row,
+        "row": row + first_row,
         **metadata,
         **named({name: column[row - row.min()] for name, column in shard.told.items()}, plan),
         **{

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,21 @@ from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
+from patchloom.run.appending import (
+    Stage,
+    appended,
+    check_pending,
+    image_documents,
+    leftovers,
+    pending,
+    stages_of,
+    told_of,
+)
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.graph import run_graph
 from patchloom.run.normalizing import NORMALIZATIONS, Scaling
-from patchloom.run.reports import RunReport
+from patchloom.run.reports import RunReport, TaskReport
 from patchloom.run.surveying import (
     Found,
     channel_names,
@@ -38,6 +49,7 @@ from patchloom.run.surveying import (
     survey_images,
     survey_patches,
 )
+from patchloom.store.additions import n_rows_of
 from patchloom.store.manifest import read_summaries
 from patchloom.store.patch_store import read_attributes
 from patchloom.store.schema import (
@@ -52,9 +64,11 @@ from patchloom.store.schema import (
     shard_name,
     summary_name,
 )
-from patchloom.store.statistics_view import check_percentiles, document
+from patchloom.store.statistics_view import check_percentiles, document, joined
 
 __all__ = ["check_choices", "materialize"]
+
+logger = logging.getLogger("patchloom")
 
 _OVER = ("patches", "image")
 _ON_ERROR = ("raise", "skip")
@@ -141,6 +155,175 @@ def materialize(
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
     _check_sizes(plan)
+    _check_memory(plan, normalize)
+    target = Location.of(url, storage_options)
+    q = check_percentiles(percentiles)
+    check_choices(normalize, over, on_error)
+    specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
+    attributes = _attributes(plan, specs, q, normalize, over)
+    # Listed first: what another call begins to add meanwhile is not taken for a leftover.
+    found = target.list()
+    existing = _claim(target, found, attributes, _documents(specs, plan.n_patches), resume)
+    stages = stages_of(plan, existing, target.shown)
+    for stage in stages.new:
+        _check_memory(stage.plan, normalize)
+    if existing is not None and stages.every[0].plan is not plan:
+        # The store's own: rows_per_shard, and what is told of its images.
+        specs = _specs(stages.standing[0].plan, normalize, Codec(codec or CODECS[0]))
+        attributes = {k: v for k, v in existing.items() if k != "statistics"} | {"complete": False}
+    target.remove([name for name in found if PARTIAL.search(name)])
+    if existing is not None:
+        target.abort_uploads()
+    work = _Work(target, specs, q, normalize, over, on_error == "skip", progress)
+    outcomes, written = work.finish(stages.standing, existing, attributes, found)
+    for stage in stages.new:
+        if written is None:
+            break
+        outcome, written = work.append(stage, written, found)
+        outcomes.append(outcome)
+    return _report(outcomes, target, begun, written is not None, normalize)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What was done for one addition."""
+
+    stage: Stage
+    done: frozenset[int]
+    """Shards that were finished before, counted in the addition."""
+    survey: Reads
+    results: tuple[TaskReport, ...]
+    statistics: Mapping[str, Any] | None
+    """None if shards are missing still, or if it was not asked."""
+
+    @property
+    def written(self) -> list[int]:
+        """Shards that were made, counted in the addition."""
+        first = self.stage.addition.first_shard
+        skipped = {shard - first for task in self.results for shard, _, _ in task.skipped}
+        return [s for s in range(self.stage.plan.n_shards) if s not in self.done | skipped]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a call writes, and how; the same for all additions of a store."""
+
+    target: Location
+    specs: Mapping[str, ArraySpec]
+    q: tuple[float, ...]
+    normalize: str | None
+    over: str
+    skip: bool
+    progress: bool
+
+    def finish(
+        self,
+        standing: Sequence[Stage],
+        existing: Mapping[str, Any] | None,
+        attributes: Mapping[str, Any],
+        found: Mapping[str, int],
+    ) -> tuple[list[_Outcome], Mapping[str, Any] | None]:
+        """Make what the additions that a store has lack; its attributes, if it is complete."""
+        arrays = _documents(self.specs, n_rows_of(attributes))
+        for name, array in arrays.items():
+            if f"{name}/zarr.json" not in found:
+                self.target.write(f"{name}/zarr.json", as_json(array))
+        every = [_finished(found, s, self.specs) if existing else frozenset() for s in standing]
+        lacks = any(len(d) < s.plan.n_shards for d, s in zip(every, standing, strict=True))
+        if existing is not None and existing.get("complete") and not lacks:
+            nothing = [
+                _Outcome(s, d, Reads(), (), None) for d, s in zip(every, standing, strict=True)
+            ]
+            return nothing, existing
+        looks = [self._survey(s, d) for s, d in zip(standing, every, strict=True)]
+        if existing is None or lacks:
+            # Not complete (any more): readers are told before anything else is written.
+            self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
+        outcomes = [
+            self._make(s, d, *look) for s, d, look in zip(standing, every, looks, strict=True)
+        ]
+        told = [outcome.statistics for outcome in outcomes if outcome.statistics is not None]
+        if len(told) < len(outcomes):
+            return outcomes, None
+        # Statistics and the completion mark: one object, last.
+        attributes = {**attributes, "complete": True, "statistics": joined(told)}
+        self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
+        return outcomes, attributes
+
+    def append(
+        self, stage: Stage, attributes: Mapping[str, Any], found: Mapping[str, int]
+    ) -> tuple[_Outcome, Mapping[str, Any] | None]:
+        """Make an addition to a complete store; the attributes with it, if it is whole.
+
+        Until the last write the store is what it was: readers of it look no further.
+        """
+        from patchloom import __version__
+
+        if self.progress:
+            logger.info("materialize: %s", told_of(stage, self.target))
+        done = frozenset[int]()
+        is_begun = attributes.get("pending", {}).get("fingerprint") == stage.addition.fingerprint
+        if is_begun:
+            done = _finished(found, stage, self.specs)
+        else:
+            self.target.remove(leftovers(found, attributes))
+        survey, surveyed = self._survey(stage, done)
+        if not is_begun:
+            attributes = pending(attributes, stage)
+            arrays = _documents(self.specs, n_rows_of(attributes))
+            self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
+        outcome = self._make(stage, done, survey, surveyed)
+        if outcome.statistics is None:
+            return outcome, None
+        check_pending(self.target, stage)
+        statistics = joined([attributes["statistics"], outcome.statistics])
+        attributes = appended(attributes, stage, statistics, __version__)
+        arrays = _documents(self.specs, n_rows_of(attributes))
+        for name, array in arrays.items():
+            self.target.write(f"{name}/zarr.json", as_json(array))
+        # Rows, statistics and images: one object, last.
+        self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
+        return outcome, attributes
+
+    def _survey(self, stage: Stage, done: frozenset[int]) -> tuple[Reads, Found | None]:
+        """What must be known before the first patch is written, or is of more than patches."""
+        if self.over == "image":
+            found, reads = survey_images(stage.plan.images, progress=self.progress)
+        elif self.normalize is not None and len(done) < stage.plan.n_shards:
+            found, reads = survey_patches(stage.plan, progress=self.progress)
+        else:
+            return Reads(), None
+        return reads, found
+
+    def _make(
+        self, stage: Stage, done: frozenset[int], survey: Reads, surveyed: Found | None
+    ) -> _Outcome:
+        """Write the shards of an addition that are missing."""
+        plan, addition = stage.plan, stage.addition
+        scaling = None
+        if self.normalize is not None:
+            scaling = Scaling.of(self.normalize, surveyed or {}, self.q)
+        first, image = addition.first_shard, addition.first_image
+        job = Job(self.target, self.specs, scaling, self.skip, first, image)
+        missing = [shard for shard in range(plan.n_shards) if shard not in done]
+        graph = run_graph(plan, job, missing, uuid.uuid4().hex)
+        results = [
+            replace(task, skipped=tuple((first + k, n, why) for k, n, why in task.skipped))
+            for task in execute(graph, progress=self.progress, label="materialize")
+        ]
+        statistics = None
+        if not any(task.skipped for task in results):
+            summaries = surveyed if self.over == "image" else _gathered(self.target, stage)
+            channels = channel_names(plan.images)
+            statistics = document(summaries or {}, stage.ids, channels, self.q, self.over)
+        return _Outcome(stage, done, survey, tuple(results), statistics)
+
+
+def _documents(specs: Mapping[str, ArraySpec], n_rows: int) -> dict[str, Any]:
+    return {name: spec.document(n_rows) for name, spec in specs.items()}
+
+
+def _check_memory(plan: Plan, normalize: str | None) -> None:
     projected = plan.peak_memory(normalized=normalize is not None)
     if projected > plan.memory:
         raise BudgetError(
@@ -148,50 +331,6 @@ def materialize(
             f"float32, and a task holds {projected:,}; plan with more memory, fewer "
             f"rows_per_shard ({plan.rows_per_shard:,}), or without normalize="
         )
-    target = Location.of(url, storage_options)
-    q = check_percentiles(percentiles)
-    check_choices(normalize, over, on_error)
-    specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
-    arrays = {name: spec.document(plan.n_patches) for name, spec in specs.items()}
-    attributes = _attributes(plan, specs, q, normalize, over)
-    found = target.list()
-    existing = _claim(target, found, attributes, arrays, resume)
-    target.remove([name for name in found if PARTIAL.search(name)])
-    if existing is not None:
-        target.abort_uploads()
-    done = _finished(found, plan, specs) if existing is not None else set()
-    for name, array in arrays.items():
-        if f"{name}/zarr.json" not in found:
-            target.write(f"{name}/zarr.json", as_json(array))
-    if existing is not None and existing.get("complete") and len(done) == plan.n_shards:
-        return _report(plan, target, [], begun, Reads(), done, set(), True, normalize)
-    survey, surveyed = Reads(), None
-    if normalize is not None or over == "image":
-        # The numbers must be known before the first patch is written, or are of more than patches.
-        whole = over == "image"
-        surveyed, survey = (
-            survey_images(plan.images, progress=progress)
-            if whole
-            else survey_patches(plan, progress=progress)
-        )
-    scaling = None if normalize is None else Scaling.of(normalize, surveyed or {}, q)
-    if existing is None or len(done) < plan.n_shards:
-        # Not complete (any more): readers are told before anything else is written.
-        target.write("zarr.json", as_json(group_document(attributes, arrays)))
-    missing = [shard for shard in range(plan.n_shards) if shard not in done]
-    job = Job(target, specs, scaling, skip=on_error == "skip")
-    token = uuid.uuid4().hex
-    results = execute(run_graph(plan, job, missing, token), progress=progress, label="materialize")
-    skipped = {shard for result in results for shard, _, _ in result.skipped}
-    complete = not skipped
-    if complete:
-        summaries = surveyed if over == "image" else _gathered(target, plan)
-        # Statistics and the completion mark: one object, last.
-        ids = [image.id for image in plan.images]
-        found = document(summaries or {}, ids, attributes["channels"], q, over)
-        attributes = {**attributes, "complete": True, "statistics": found}
-        target.write("zarr.json", as_json(group_document(attributes, arrays)))
-    return _report(plan, target, results, begun, survey, done, skipped, complete, normalize)
 
 
 def _check_sizes(plan: Plan) -> None:
@@ -270,19 +409,7 @@ def _attributes(
             "over": over,
             "codec": spec.codec.name,
         },
-        "images": [
-            {
-                "id": image.id,
-                "uri": image.uri,
-                "level": image.level,
-                "axes": image.axes.names,
-                "shape": list(image.shape),
-                "dtype": image.dtype.name,
-                "spacing": dict(image.spacing),
-                "unit": dict(image.unit),
-            }
-            for image in plan.images
-        ],
+        "images": image_documents(plan.images),
     }
 
 
@@ -314,83 +441,82 @@ def _claim(
                 f"{sorted(left)[:3]}; give another URL, or remove it yourself; nothing was touched"
             )
         return None
-    differs = [
-        name
-        for name in ("fingerprint", "job", "arrays")
-        if existing.get(name) != json.loads(json.dumps(attributes[name]))
-    ]
+    asked = json.loads(json.dumps({name: attributes[name] for name in ("job", "arrays")}))
+    differs = [name for name, value in asked.items() if existing.get(name) != value]
     if differs:
+        keys = sorted(k for k, v in asked["job"].items() if existing.get("job", {}).get(k) != v)
         raise FingerprintError(
             f"a store belongs to one plan and job, but the one at {target.shown!r} has another "
-            f"{' and '.join(differs)} (there {str(existing.get('fingerprint'))[:8]}, here "
-            f"{str(attributes['fingerprint'])[:8]}); give another URL, or remove it yourself; "
-            "nothing was touched"
+            f"{' and '.join(differs)}{' (' + ', '.join(keys) + ')' if keys else ''}; give another "
+            "URL, or remove it yourself; nothing was touched"
         )
     if not resume:
         raise ExistsError(
-            f"resume=False writes only where nothing is, but {target.shown!r} holds a store of "
-            "this plan; call with resume=True to finish it, or give another URL"
+            f"resume=False writes only where nothing is, but {target.shown!r} holds a store; call "
+            "with resume=True to finish or extend it, or give another URL"
         )
     return existing
 
 
-def _finished(found: Mapping[str, int], plan: Plan, specs: Mapping[str, ArraySpec]) -> set[int]:
-    """The shards that are committed, from one listing."""
-    return {
+def _finished(
+    found: Mapping[str, int], stage: Stage, specs: Mapping[str, ArraySpec]
+) -> frozenset[int]:
+    """The shards of an addition that are committed, from one listing."""
+    first = stage.addition.first_shard
+    return frozenset(
         shard
-        for shard in range(plan.n_shards)
+        for shard in range(stage.plan.n_shards)
         if all(
             found.get(name, 0) > 0
             for name in (
-                manifest_name(shard),
-                summary_name(shard),
-                *(shard_name(spec, shard) for spec in specs.values()),
+                manifest_name(first + shard),
+                summary_name(first + shard),
+                *(shard_name(spec, first + shard) for spec in specs.values()),
             )
         )
-    }
+    )
 
 
-def _gathered(target: Location, plan: Plan) -> Found:
-    """The summaries of all shards, merged in shard order."""
+def _gathered(target: Location, stage: Stage) -> Found:
+    """The summaries of all shards of an addition, merged in shard order."""
+    first, image = stage.addition.first_shard, stage.addition.first_image
 
     def read(shard: int) -> Found:
-        data = target.read(summary_name(shard))
+        data = target.read(summary_name(first + shard))
         if data is None:
             raise StoreError(
-                f"shard {shard} of {target.shown!r} lost its summary; run the same call again"
+                f"shard {first + shard} of {target.shown!r} lost its summary; run the same call "
+                "again"
             )
-        return read_summaries(data)
+        return {(i - image, c): summary for (i, c), summary in read_summaries(data).items()}
 
     with ThreadPoolExecutor(8) as pool:
-        return merged(list(pool.map(read, range(plan.n_shards))))
+        return merged(list(pool.map(read, range(stage.plan.n_shards))))
 
 
 def _report(
-    plan: Plan,
+    outcomes: Sequence[_Outcome],
     target: Location,
-    results: Sequence[Any],
     begun: float,
-    survey: Reads,
-    done: set[int],
-    skipped: set[int],
     complete: bool,
     normalize: str | None,
 ) -> RunReport:
-    written = [s for s in range(plan.n_shards) if s not in done and s not in skipped]
+    surveys = [outcome.survey for outcome in outcomes]
+    plans = [outcome.stage.plan for outcome in outcomes]
     report = RunReport.of(
-        results,
+        [task for outcome in outcomes for task in outcome.results],
         url=target.shown,
-        chunks_needed=_needed(plan, written),
-        survey_reads=survey.chunks,
+        chunks_needed=sum(_needed(o.stage.plan, o.written) for o in outcomes),
+        survey_reads=sum(survey.chunks for survey in surveys),
         seconds=0.0,
-        projected_memory=plan.peak_memory(normalized=normalize is not None),
+        projected_memory=max(p.peak_memory(normalized=normalize is not None) for p in plans),
         complete=complete,
-        already_done=len(done),
+        already_done=sum(len(outcome.done) for outcome in outcomes),
     )
     report = replace(
         report,
-        bytes_read=report.bytes_read + survey.nbytes,
-        requests=report.requests + survey.requests,
+        bytes_read=report.bytes_read + sum(survey.nbytes for survey in surveys),
+        requests=report.requests + sum(survey.requests for survey in surveys),
         seconds=time.perf_counter() - begun,
     )
     _save(report, target)

@@ -17,8 +17,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from patchloom.errors import SourceMissingError, StoreError
 from patchloom.location import Location
+from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import read_manifest
-from patchloom.store.schema import FORMAT
+from patchloom.store.schema import APPENDED, shard_of
 from patchloom.store.statistics_view import from_document
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def read_attributes(location: Location) -> dict[str, Any] | None:
             f"a patch store has patchloom attributes, but the Zarr node at {location.shown!r} has "
             "none; give another URL"
         ) from None
-    if version > FORMAT:
+    if version > APPENDED:
         raise StoreError(
-            f"this version reads stores up to format {FORMAT}, got format {version} at "
+            f"this version reads stores up to format {APPENDED}, got format {version} at "
             f"{location.shown!r}; upgrade patchloom"
         )
     found: dict[str, Any] = attributes
@@ -97,7 +98,11 @@ def read_attributes(location: Location) -> dict[str, Any] | None:
 class PatchStore:
     """Training patches: pixels, one manifest row each, and statistics.
 
-    ``len(store)`` is the number of rows, ``store[i]`` the pixels of row i, channels first.
+    ``len(store)`` is the number of rows, ``store[i]`` the pixels of row i, channels first. Rows
+    between what was appended and what was there before may be reserved: they hold no patch, show
+    the fill value, and ``manifest["row"]`` does not list them.
+
+    It shows the store as it was when it was opened: what is appended meanwhile, it does not.
     """
 
     def __init__(self, location: Location, attributes: Mapping[str, Any]) -> None:
@@ -116,11 +121,11 @@ class PatchStore:
 
     @property
     def fingerprint(self) -> str:
-        """Of the plan that it was made from."""
+        """Of the plan that it was made from; of all its additions, where images were added."""
         return str(self.attributes["fingerprint"])
 
     def __len__(self) -> int:
-        return int(self.attributes["n_patches"])
+        return n_rows_of(self.attributes)
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         if isinstance(index, int | np.integer) and not -len(self) <= index < len(self):
@@ -150,8 +155,10 @@ class PatchStore:
         is z), ``start_y``, ``start_x`` (pixels of the level that was read), ``coverage`` (share
         of the patch under the mask), ``split``, ``row``, and the images' metadata columns.
         """
-        names = sorted(self._location.list("manifest"))
-        names = [f"manifest/{name}" for name in names if name.endswith(".parquet")]
+        names = [f"manifest/{name}" for name in sorted(self._location.list("manifest"))]
+        # What lies beyond the store's own shards is being appended.
+        end = n_shards_of(self.attributes)
+        names = [n for n in names if n.endswith(".parquet") and (shard_of(n) or 0) < end]
         with ThreadPoolExecutor(8) as pool:
             parts = list(pool.map(self._location.read, names))
         if not parts:
@@ -241,12 +248,20 @@ class PatchStore:
             name: ("patch", self.manifest[name].to_numpy(zero_copy_only=False))
             for name in self.manifest.column_names
         }
-        if self.manifest.num_rows == len(self):
-            return view.assign_coords(columns)
-        return view
+        if self.manifest.num_rows != self.attributes["n_patches"]:
+            return view
+        if view.sizes["patch"] != self.manifest.num_rows:
+            # Reserved rows hold no patch.
+            view = view.isel(patch=self.manifest["row"].to_numpy())
+        return view.assign_coords(columns)
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        return zarr.open_array(self._store(), path=name, mode="r", zarr_format=3)
+        found = zarr.open_array(self._store(), path=name, mode="r", zarr_format=3)
+        if found.shape[0] == len(self):
+            return found
+        # Rows were appended since the store was opened.
+        shape = [len(self), *found.shape[1:]]
+        return zarr.Array.from_dict(found.store_path, {**found.metadata.to_dict(), "shape": shape})
 
     def _store(self) -> Any:
         from zarr.storage import FsspecStore, LocalStore
@@ -261,7 +276,8 @@ class PatchStore:
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"
         shape = "x".join(str(n) for n in self.attributes["patch_shape"])
-        return f"<PatchStore {self.url!r} {len(self):,} patches of {shape}, {state}>"
+        n = self.attributes["n_patches"]
+        return f"<PatchStore {self.url!r} {n:,} patches of {shape}, {state}>"
 
 
 def _empty_schema(axes: str) -> list[tuple[str, pa.DataType]]:
