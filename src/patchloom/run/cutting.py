@@ -60,7 +60,12 @@ class Job:
     skip: bool = False
     """Whether a chunk that cannot be read costs its patches instead of the run."""
     suspect: frozenset[int] = frozenset()
-    """Shards to make anew although a part of the manifest stands for them."""
+    """Shards, by their number in the store, to make anew although a part of the manifest stands
+    for them."""
+    first_shard: int = 0
+    """Number in the store of the plan's first shard."""
+    first_image: int = 0
+    """Position in the store of the plan's first image."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -183,7 +188,7 @@ def write_run(
     except WriteError as error:
         waiting = [number for number in left if number not in passed]
         rows = sum(_n_rows(plan, number) for number in waiting)
-        cost = ", ".join(f"{number}" for number in waiting)
+        cost = ", ".join(f"{job.first_shard + number}" for number in waiting)
         raise WriteError(f"{error} ({rows:,} patches of output shards {cost} wait)") from error
     return TaskReport(
         **run.counts,
@@ -201,11 +206,12 @@ def _left(job: Job, shards: list[int]) -> list[int]:
     """The shards that no earlier execution of this task, or other client, has committed."""
     target = job.target
     assert target is not None
-    fresh = [number for number in shards if number not in job.suspect]
+    first = job.first_shard
+    fresh = [number for number in shards if first + number not in job.suspect]
     # One request: who comes first finds nothing.
-    if not fresh or target.read(manifest_name(fresh[0])) is None:
+    if not fresh or target.read(manifest_name(first + fresh[0])) is None:
         return shards
-    there = {number for number in fresh[1:] if target.read(manifest_name(number)) is not None}
+    there = {n for n in fresh[1:] if target.read(manifest_name(first + n)) is not None}
     return [number for number in shards if number not in {fresh[0], *there}]
 
 
@@ -323,7 +329,8 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                 current.builders.clear()
     except (ChunkError, SourceChangedError) as error:
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
-        cost = ", ".join(f"{number}" for number in waiting if number in begun)
+        first = run.job.first_shard
+        cost = ", ".join(f"{first + number}" for number in waiting if number in begun)
         skip = "; on_error='skip' goes on without the patches that need it"
         raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
@@ -476,23 +483,25 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     Returns the rows that it lacks, with reasons; None if nothing is missing.
     """
     plan, job = run.plan, run.job
-    target, number = job.target, shard.number
+    target, number = job.target, job.first_shard + shard.number
     assert target is not None
+    first_row = job.first_shard * plan.rows_per_shard
     none = np.zeros(0, np.int64)
     lost = np.concatenate([none, *(slots for slots, _ in shard.lost)])
     reasons = np.concatenate([np.zeros(0, object), *(why for _, why in shard.lost)])
-    row = lost + number * plan.rows_per_shard
+    row = lost + shard.number * plan.rows_per_shard
     try:
-        columns = _manifest(plan, shard)
+        columns = _manifest(plan, shard, first_row)
     except ChunkError as error:  # of a mask, which says how much of a patch is covered
         if not job.skip:
             raise
-        row = number * plan.rows_per_shard + np.arange(_n_rows(plan, number))
-        return lost_rows(plan, shard.parts, row, np.full(len(row), str(error), object))
+        row = shard.number * plan.rows_per_shard + np.arange(_n_rows(plan, shard.number))
+        why = np.full(len(row), str(error), object)
+        return lost_rows(plan, shard.parts, row, why, first_row)
     for name, builder in shard.builders.items():
         data = builder.finish(lost)
         run.meter.take(len(data))
-        target.write(shard_name(job.specs[name], shard.number), data)
+        target.write(shard_name(job.specs[name], number), data)
         run.counts["bytes_written"] += len(data)
         run.meter.give(len(data))
     # The part of the manifest comes last: it says that all the others are there.
@@ -505,25 +514,28 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
         return None
     # A part of another name: it commits the rows that are there, and says that some are not.
     table = pa.table(columns)
-    data = manifest_bytes(table.filter(pa.array(~np.isin(table["row"].to_numpy(), row))))
+    data = manifest_bytes(
+        table.filter(pa.array(~np.isin(table["row"].to_numpy(), row + first_row)))
+    )
     target.write(gap_name(number), data)
     run.counts["bytes_written"] += len(data)
     target.remove([manifest_name(number)])
-    return lost_rows(plan, shard.parts, row, reasons)
+    return lost_rows(plan, shard.parts, row, reasons, first_row)
 
 
 def _conclude(run: _Run, shard: _Shard) -> None:
     """Write what a shard adds to the statistics: nothing more will be counted for it."""
     shard.settle(run.meter)
-    if run.job.target is not None:
-        data = summary_bytes(shard.summaries)
-        run.job.target.write(summary_name(shard.number), data)
+    job = run.job
+    if job.target is not None:
+        data = summary_bytes({(i + job.first_image, c): s for (i, c), s in shard.summaries.items()})
+        job.target.write(summary_name(job.first_shard + shard.number), data)
         run.counts["bytes_written"] += len(data)
         shard.summaries.clear()
 
 
-def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
-    """The columns of one shard's part of the manifest."""
+def _manifest(plan: Plan, shard: _Shard, first_row: int) -> dict[str, Any]:
+    """The columns of one shard's part of the manifest; the plan's rows begin at `first_row`."""
     parts = shard.parts
     axes = plan.spatial
     names = check_columns([image.metadata for image in plan.images])
@@ -552,7 +564,7 @@ def _manifest(plan: Plan, shard: _Shard) -> dict[str, Any]:
         **{f"start_{a}": corner[:, k] for k, a in enumerate(axes)},
         "coverage": np.concatenate(coverage),
         "split": splits,
-        "row": row,
+        "row": row + first_row,
         **metadata,
         **named({name: column[row - row.min()] for name, column in shard.told.items()}, plan),
         **{

@@ -81,7 +81,7 @@ class Losses:
 
 
 def lost_rows(
-    plan: Plan, parts: Sequence[Patches], row: Ints, reasons: npt.NDArray[Any]
+    plan: Plan, parts: Sequence[Patches], row: Ints, reasons: npt.NDArray[Any], first_row: int
 ) -> pa.Table:
     """What a store says of the rows of one shard that it does not have, in row order.
 
@@ -93,6 +93,8 @@ def lost_rows(
         The missing rows: int64[n].
     reasons
         Why: str[n].
+    first_row
+        Where the plan's rows begin in the store.
     """
     tables = []
     for part in parts:
@@ -101,7 +103,7 @@ def lost_rows(
             continue
         corner = {f"start_{a}": mine.corner[:, k] for k, a in enumerate(plan.spatial)}
         columns: Mapping[str, Any] = {
-            "row": mine.row,
+            "row": mine.row + first_row,
             "patch_id": pa.array(patch_ids(plan, mine), pa.string()),
             "image_id": pa.array([plan.images[part.image].id] * len(mine), pa.string()),
             "sample": mine.sample,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -22,41 +20,20 @@ from patchloom.errors import (
     StoreError,
     WriteError,
 )
-from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
+from patchloom.run.appending import image_documents, stages_of
 from patchloom.run.centers import goes_by_class
-from patchloom.run.cutting import Job
-from patchloom.run.executing import execute
-from patchloom.run.graph import run_graph
 from patchloom.run.losses import by_reason, joined_losses
-from patchloom.run.normalizing import NORMALIZATIONS, Scaling
+from patchloom.run.normalizing import NORMALIZATIONS
 from patchloom.run.reports import RunReport
 from patchloom.run.settings import Settings
-from patchloom.run.standing import Standing, record_sizes
-from patchloom.run.surveying import (
-    Found,
-    channel_names,
-    merged,
-    survey_images,
-    survey_patches,
-)
-from patchloom.sources.zarrs import reading_since
-from patchloom.store.manifest import manifest_bytes, read_summaries
+from patchloom.run.surveying import channel_names
+from patchloom.run.writing import Outcome, Work, documents
 from patchloom.store.patch_store import open_patches, read_attributes
-from patchloom.store.schema import (
-    CODECS,
-    FORMAT,
-    PARTIAL,
-    SKIPPED,
-    ArraySpec,
-    Codec,
-    as_json,
-    group_document,
-    summary_name,
-)
-from patchloom.store.statistics_view import check_percentiles, document
+from patchloom.store.schema import CODECS, FORMAT, PARTIAL, ArraySpec, Codec, as_json
+from patchloom.store.statistics_view import check_percentiles
 
 __all__ = ["check_choices", "materialize"]
 
@@ -139,6 +116,8 @@ def materialize(
     (4, 1.0)
     """
     begun, started = time.perf_counter(), time.time()
+    # A mistake in the configuration is told before anything is touched.
+    Settings.now()
     if not isinstance(plan, Plan):
         raise ConfigError(
             f"materialize takes a Plan, got {type(plan).__name__}; make one with plan"
@@ -146,6 +125,37 @@ def materialize(
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
     _check_sizes(plan)
+    _check_memory(plan, normalize)
+    target = Location.of(url, storage_options)
+    q = check_percentiles(percentiles)
+    check_choices(normalize, over, on_error)
+    specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
+    attributes = _attributes(plan, specs, q, normalize, over)
+    # Listed first: what another call begins to add meanwhile is not taken for a leftover.
+    found = target.list()
+    existing = _claim(target, found, attributes, documents(specs, plan.n_patches), resume)
+    stages = stages_of(plan, existing, target.shown)
+    for stage in stages.new:
+        _check_memory(stage.plan, normalize)
+    if existing is not None and stages.every[0].plan is not plan:
+        # The store's own: rows_per_shard, and what is told of its images.
+        specs = _specs(stages.standing[0].plan, normalize, Codec(codec or CODECS[0]))
+        kept = {k: v for k, v in existing.items() if k not in ("statistics", "skipped")}
+        attributes = {**kept, "complete": False}
+    target.remove([name for name in found if PARTIAL.search(name)])
+    if existing is not None:
+        target.abort_uploads()
+    work = Work(target, specs, q, normalize, over, on_error == "skip", progress, started)
+    outcomes, written = work.finish(stages.standing, existing, attributes, found)
+    for stage in stages.new:
+        if written is None:
+            break
+        outcome, written = work.append(stage, written, found)
+        outcomes.append(outcome)
+    return _report(outcomes, target, begun, written is not None, normalize)
+
+
+def _check_memory(plan: Plan, normalize: str | None) -> None:
     projected = plan.peak_memory(normalized=normalize is not None)
     if projected > plan.memory:
         raise BudgetError(
@@ -153,69 +163,6 @@ def materialize(
             f"float32, and a task holds {projected:,}; plan with more memory, fewer "
             f"rows_per_shard ({plan.rows_per_shard:,}), or without normalize="
         )
-    target = Location.of(url, storage_options)
-    q = check_percentiles(percentiles)
-    check_choices(normalize, over, on_error)
-    specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
-    arrays = {name: spec.document(plan.n_patches) for name, spec in specs.items()}
-    attributes = _attributes(plan, specs, q, normalize, over)
-    found = target.list()
-    existing = _claim(target, found, attributes, arrays, resume)
-    target.remove([name for name in found if PARTIAL.search(name)])
-    if existing is not None:
-        target.abort_uploads()
-    shapes = {name: len(spec.patch_shape) for name, spec in specs.items()}
-    standing = Standing.of(target, found, shapes, plan.n_shards)
-    done = standing.done
-    for name, array in arrays.items():
-        if f"{name}/zarr.json" not in found:
-            target.write(f"{name}/zarr.json", as_json(array))
-    if existing is not None and existing.get("complete") and len(done) == plan.n_shards:
-        return _report(plan, target, [], begun, Reads(), done, (), True, normalize)
-    survey, surveyed = Reads(), None
-    if normalize is not None or over == "image":
-        # The numbers must be known before the first patch is written, or are of more than patches.
-        whole = over == "image"
-        surveyed, survey = (
-            survey_images(plan.images, progress=progress)
-            if whole
-            else survey_patches(plan, progress=progress)
-        )
-    scaling = None if normalize is None else Scaling.of(normalize, surveyed or {}, q)
-    if existing is None or (existing.get("complete") and len(done) < plan.n_shards):
-        # Not complete (any more): readers are told before anything else is written.
-        target.write("zarr.json", as_json(group_document(attributes, arrays)))
-    missing = [shard for shard in range(plan.n_shards) if shard not in done]
-    job = Job(target, specs, scaling, skip=on_error == "skip", suspect=standing.suspect)
-    watched = plan.with_images([reading_since(image, started) for image in plan.images])
-    token = uuid.uuid4().hex
-    results = execute(
-        run_graph(watched, job, missing, token),
-        progress=progress,
-        label="materialize",
-        n_patches=_n_rows(plan, missing),
-    )
-    lost = [table for result in results for table in result.skipped]
-    skipped = by_reason(joined_losses(lost), plan.rows_per_shard) if lost else ()
-    # Again: a run ends with what is there, not with what it believes to have written.
-    found = target.list()
-    there = Standing.of(target, found, shapes, plan.n_shards, sized=False).done
-    complete = len(there) == plan.n_shards
-    record_sizes(target, found, shapes, plan.n_shards, there)
-    if lost:
-        target.write(SKIPPED, manifest_bytes(joined_losses(lost)))
-    elif SKIPPED in found:
-        target.remove([SKIPPED])
-    summaries = surveyed if over == "image" else _gathered(target, plan, found)
-    # Statistics and the completion mark: one object, last.
-    ids = [image.id for image in plan.images]
-    numbers = document(summaries or {}, ids, attributes["channels"], q, over)
-    attributes = {**attributes, "complete": complete, "statistics": numbers}
-    if not complete:
-        n_patches = sum(table.num_rows for table in lost)
-        attributes["skipped"] = {"n_patches": n_patches, "n_shards": plan.n_shards - len(there)}
-    target.write("zarr.json", as_json(group_document(attributes, arrays)))
-    return _report(plan, target, results, begun, survey, done, skipped, complete, normalize)
 
 
 def _check_sizes(plan: Plan) -> None:
@@ -294,19 +241,7 @@ def _attributes(
             "over": over,
             "codec": spec.codec.name,
         },
-        "images": [
-            {
-                "id": image.id,
-                "uri": image.uri,
-                "level": image.level,
-                "axes": image.axes.names,
-                "shape": list(image.shape),
-                "dtype": image.dtype.name,
-                "spacing": dict(image.spacing),
-                "unit": dict(image.unit),
-            }
-            for image in plan.images
-        ],
+        "images": image_documents(plan.images),
     }
 
 
@@ -338,81 +273,58 @@ def _claim(
                 f"{sorted(left)[:3]}; give another URL, or remove it yourself; nothing was touched"
             )
         return None
-    differs = [
-        name
-        for name in ("fingerprint", "job", "arrays")
-        if existing.get(name) != json.loads(json.dumps(attributes[name]))
-    ]
+    asked = json.loads(json.dumps({name: attributes[name] for name in ("job", "arrays")}))
+    differs = [name for name, value in asked.items() if existing.get(name) != value]
     if differs:
+        keys = sorted(k for k, v in asked["job"].items() if existing.get("job", {}).get(k) != v)
         raise FingerprintError(
             f"a store belongs to one plan and job, but the one at {target.shown!r} has another "
-            f"{' and '.join(differs)} (there {str(existing.get('fingerprint'))[:8]}, here "
-            f"{str(attributes['fingerprint'])[:8]}); give another URL, or remove it yourself; "
-            "nothing was touched"
+            f"{' and '.join(differs)}{' (' + ', '.join(keys) + ')' if keys else ''}; give another "
+            "URL, or remove it yourself; nothing was touched"
         )
     if not resume:
         raise ExistsError(
-            f"resume=False writes only where nothing is, but {target.shown!r} holds a store of "
-            "this plan; call with resume=True to finish it, or give another URL"
+            f"resume=False writes only where nothing is, but {target.shown!r} holds a store; call "
+            "with resume=True to finish or extend it, or give another URL"
         )
     return existing
 
 
-def _n_rows(plan: Plan, shards: Sequence[int]) -> int:
-    """Patches of some shards."""
-    last = plan.n_shards - 1
-    short = plan.n_shards * plan.rows_per_shard - plan.n_patches
-    return len(shards) * plan.rows_per_shard - (short if shards and shards[-1] == last else 0)
-
-
-def _gathered(target: Location, plan: Plan, found: Mapping[str, int]) -> Found:
-    """The summaries of all shards that have one, merged in shard order."""
-
-    def read(shard: int) -> Found:
-        name = summary_name(shard)
-        data = target.read(name) if name in found else None
-        return {} if data is None else read_summaries(data)
-
-    with ThreadPoolExecutor(8) as pool:
-        return merged(list(pool.map(read, range(plan.n_shards))))
-
-
 def _report(
-    plan: Plan,
+    outcomes: Sequence[Outcome],
     target: Location,
-    results: Sequence[Any],
     begun: float,
-    survey: Reads,
-    done: set[int],
-    skipped: Sequence[dict[str, Any]],
     complete: bool,
     normalize: str | None,
 ) -> RunReport:
-    written = [s for s in range(plan.n_shards) if s not in done]
+    surveys = [outcome.survey for outcome in outcomes]
+    plans = [outcome.stage.plan for outcome in outcomes]
+    lost = [table for outcome in outcomes for table in outcome.lost]
     report = RunReport.of(
-        results,
+        [task for outcome in outcomes for task in outcome.results],
         url=target.shown,
-        chunks_needed=_needed(plan, written),
-        survey_reads=survey.chunks,
+        chunks_needed=sum(_needed(o.stage.plan, o.written) for o in outcomes),
+        survey_reads=sum(survey.chunks for survey in surveys),
         seconds=0.0,
-        projected_memory=plan.peak_memory(normalized=normalize is not None),
+        projected_memory=max(p.peak_memory(normalized=normalize is not None) for p in plans),
         complete=complete,
-        already_done=len(done),
-        skipped=tuple(skipped),
-        shuffle=_mixing(plan, target, written=complete and bool(results)),
+        already_done=sum(len(outcome.done) for outcome in outcomes),
+        skipped=by_reason(joined_losses(lost), plans[0].rows_per_shard) if lost else (),
+        shuffle=_mixing(plans, target, written=complete and any(o.results for o in outcomes)),
     )
     report = replace(
         report,
-        bytes_read=report.bytes_read + survey.nbytes,
-        requests=report.requests + survey.requests,
+        bytes_read=report.bytes_read + sum(survey.nbytes for survey in surveys),
+        requests=report.requests + sum(survey.requests for survey in surveys),
         seconds=time.perf_counter() - begun,
     )
     _save(report, target)
     return report
 
 
-def _mixing(plan: Plan, target: Location, *, written: bool) -> dict[str, Any] | None:
+def _mixing(plans: Sequence[Plan], target: Location, *, written: bool) -> dict[str, Any] | None:
     """How well a shuffled plan is mixed; classes are known once the manifest is written."""
+    plan = plans[-1]
     if plan.order != "shuffled":
         return None
     if written and (plan.classes or goes_by_class(plan.config)):

@@ -19,11 +19,11 @@ __all__ = [
     "RESERVED",
     "check_columns",
     "manifest_bytes",
+    "part_names",
     "read_manifest",
     "read_sizes",
     "read_skipped",
     "read_summaries",
-    "part_names",
     "sizes_bytes",
     "summary_bytes",
 ]

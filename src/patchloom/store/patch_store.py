@@ -17,9 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from patchloom.errors import SourceMissingError, StoreError
 from patchloom.location import Location
+from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import part_names, read_manifest, read_skipped
 from patchloom.store.mixing import mixing
-from patchloom.store.schema import FORMAT, SKIPPED
+from patchloom.store.schema import APPENDED, SKIPPED, shard_of
 from patchloom.store.statistics_view import from_document
 
 if TYPE_CHECKING:
@@ -86,9 +87,9 @@ def read_attributes(location: Location) -> dict[str, Any] | None:
             f"a patch store has patchloom attributes, but the Zarr node at {location.shown!r} has "
             "none; give another URL"
         ) from None
-    if version > FORMAT:
+    if version > APPENDED:
         raise StoreError(
-            f"this version reads stores up to format {FORMAT}, got format {version} at "
+            f"this version reads stores up to format {APPENDED}, got format {version} at "
             f"{location.shown!r}; upgrade patchloom"
         )
     found: dict[str, Any] = attributes
@@ -98,7 +99,11 @@ def read_attributes(location: Location) -> dict[str, Any] | None:
 class PatchStore:
     """Training patches: pixels, one manifest row each, and statistics.
 
-    ``len(store)`` is the number of rows, ``store[i]`` the pixels of row i, channels first.
+    ``len(store)`` is the number of rows, ``store[i]`` the pixels of row i, channels first. Rows
+    between what was appended and what was there before may be reserved: they hold no patch, show
+    the fill value, and ``manifest["row"]`` does not list them.
+
+    It shows the store as it was when it was opened: what is appended meanwhile, it does not.
     """
 
     def __init__(self, location: Location, attributes: Mapping[str, Any]) -> None:
@@ -117,11 +122,11 @@ class PatchStore:
 
     @property
     def fingerprint(self) -> str:
-        """Of the plan that it was made from."""
+        """Of the plan that it was made from; of all its additions, where images were added."""
         return str(self.attributes["fingerprint"])
 
     def __len__(self) -> int:
-        return int(self.attributes["n_patches"])
+        return n_rows_of(self.attributes)
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         if isinstance(index, int | np.integer) and not -len(self) <= index < len(self):
@@ -151,7 +156,10 @@ class PatchStore:
         is z), ``start_y``, ``start_x`` (pixels of the level that was read), ``coverage`` (share
         of the patch under the mask), ``split``, ``row``, and the images' metadata columns.
         """
+        # What lies beyond the store's own shards is being appended.
+        end = n_shards_of(self.attributes)
         names = [f"manifest/{name}" for name in part_names(self._location.list("manifest"))]
+        names = [name for name in names if (shard_of(name) or 0) < end]
         with ThreadPoolExecutor(8) as pool:
             parts = list(pool.map(self._location.read, names))
         if not parts:
@@ -170,9 +178,10 @@ class PatchStore:
         """
         axes = str(self.attributes["axes"]).replace("c", "")
         table = read_skipped(self._location.read(SKIPPED), axes)
-        # A later run may have filled some of them, and was then interrupted.
-        written = self.manifest["row"].to_numpy()
-        return table.filter(pa.array(~np.isin(table["row"].to_numpy(), written)))
+        # A later run may have filled some of them, and was then interrupted; others may be of
+        # images that are being appended.
+        row, written = table["row"].to_numpy(), self.manifest["row"].to_numpy()
+        return table.filter(pa.array((row < n_rows_of(self.attributes)) & ~np.isin(row, written)))
 
     @cached_property
     def statistics(self) -> xarray.Dataset:
@@ -296,12 +305,20 @@ class PatchStore:
             name: ("patch", self.manifest[name].to_numpy(zero_copy_only=False))
             for name in self.manifest.column_names
         }
-        if self.manifest.num_rows == len(self):
-            return view.assign_coords(columns)
-        return view
+        if self.manifest.num_rows != self.attributes["n_patches"]:
+            return view
+        if view.sizes["patch"] != self.manifest.num_rows:
+            # Reserved rows hold no patch.
+            view = view.isel(patch=self.manifest["row"].to_numpy())
+        return view.assign_coords(columns)
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        return zarr.open_array(self._store(), path=name, mode="r", zarr_format=3)
+        found = zarr.open_array(self._store(), path=name, mode="r", zarr_format=3)
+        if found.shape[0] == len(self):
+            return found
+        # Rows were appended since the store was opened.
+        shape = [len(self), *found.shape[1:]]
+        return zarr.Array.from_dict(found.store_path, {**found.metadata.to_dict(), "shape": shape})
 
     def _store(self) -> Any:
         from zarr.storage import FsspecStore, LocalStore
@@ -316,7 +333,8 @@ class PatchStore:
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"
         shape = "x".join(str(n) for n in self.attributes["patch_shape"])
-        return f"<PatchStore {self.url!r} {len(self):,} patches of {shape}, {state}>"
+        n = self.attributes["n_patches"]
+        return f"<PatchStore {self.url!r} {n:,} patches of {shape}, {state}>"
 
 
 def _empty_schema(axes: str) -> list[tuple[str, pa.DataType]]:

@@ -26,19 +26,21 @@ import numpy as np
 from patchloom.errors import ConfigError
 
 __all__ = [
+    "APPENDED",
     "CODECS",
     "FORMAT",
+    "OBJECTS",
     "PARTIAL",
+    "SKIPPED",
     "ArraySpec",
     "Codec",
-    "OBJECTS",
-    "SKIPPED",
     "as_json",
     "gap_name",
     "group_document",
     "manifest_name",
     "shard_name",
     "shard_objects",
+    "shard_of",
     "summary_name",
 ]
 
@@ -49,9 +51,13 @@ SKIPPED = "skipped.parquet"
 """The rows that a run left out, with reasons."""
 OBJECTS = "objects.parquet"
 """Sizes of the objects of each shard."""
+APPENDED = 2
+"""Version of a store that images were added to: a reader that knows only of one plan would err."""
 
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.part$")
 """What a write that was killed leaves behind on a local disk."""
+
+_SHARD = re.compile(r"(?:[a-z]+/c/|manifest/|summaries/)(\d+)")
 
 _NUMCODECS = {
     "blosc-zstd": {"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 2},
@@ -217,6 +223,16 @@ def gap_name(shard: int) -> str:
 def summary_name(shard: int) -> str:
     """Object with a shard's part of the statistics."""
     return f"summaries/{shard:08d}.parquet"
+
+
+def shard_of(name: str) -> int | None:
+    """The shard that an object is of; None if it is of none.
+
+    >>> shard_of("images/c/12/0/0/0"), shard_of("manifest/00000012.parquet"), shard_of("zarr.json")
+    (12, 12, None)
+    """
+    found = _SHARD.match(name)
+    return int(found[1]) if found else None
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:

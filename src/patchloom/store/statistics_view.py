@@ -15,7 +15,7 @@ from patchloom.summaries import RELATIVE_WIDTH, Summary, percentiles
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["check_percentiles", "dataset", "document", "from_document"]
+__all__ = ["check_percentiles", "dataset", "document", "from_document", "joined"]
 
 _NUMBERS = ("count", "nans", "mean", "std", "min", "max")
 
@@ -73,6 +73,20 @@ def document(
             [[_plain(v) for v in percentiles(s, q).tolist()] for s in row] for row in grid
         ],
     }
+
+
+def joined(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics of several sets of images as those of all; numbers stay as they are.
+
+    Parameters
+    ----------
+    documents
+        From `document`, of other images each, with the same channels and quantiles.
+    """
+    found = dict(documents[0])
+    for name in ("images", *_NUMBERS, "percentile"):
+        found[name] = [row for document in documents for row in document[name]]
+    return {**found, "exact": all(document["exact"] for document in documents)}
 
 
 def from_document(found: Mapping[str, Any]) -> xarray.Dataset:

@@ -1,0 +1,260 @@
+"""Writing: what one call of `materialize` does to a store, addition by addition."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from patchloom.image import Reads
+from patchloom.location import Location
+from patchloom.planning.plans import Plan
+from patchloom.run.appending import Stage, appended, check_pending, leftovers, pending, told_of
+from patchloom.run.cutting import Job
+from patchloom.run.executing import execute
+from patchloom.run.graph import run_graph
+from patchloom.run.losses import joined_losses
+from patchloom.run.normalizing import Scaling
+from patchloom.run.reports import TaskReport
+from patchloom.run.standing import Standing, record_sizes
+from patchloom.run.surveying import Found, channel_names, merged, survey_images, survey_patches
+from patchloom.sources.zarrs import reading_since
+from patchloom.store.additions import n_rows_of, n_shards_of
+from patchloom.store.manifest import manifest_bytes, read_summaries
+from patchloom.store.schema import SKIPPED, ArraySpec, as_json, group_document, summary_name
+from patchloom.store.statistics_view import document, joined
+
+__all__ = ["Outcome", "Work", "documents"]
+
+logger = logging.getLogger("patchloom")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done for one addition."""
+
+    stage: Stage
+    done: frozenset[int]
+    """Shards that were finished before, counted in the addition."""
+    survey: Reads
+    surveyed: Found | None
+    results: tuple[TaskReport, ...]
+
+    @property
+    def written(self) -> list[int]:
+        """Shards that were made, counted in the addition."""
+        return [shard for shard in range(self.stage.plan.n_shards) if shard not in self.done]
+
+    @property
+    def lost(self) -> list[pa.Table]:
+        """The rows that are missing, with reasons."""
+        return [table for task in self.results for table in task.skipped]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call writes, and how; the same for all additions of a store."""
+
+    target: Location
+    specs: Mapping[str, ArraySpec]
+    q: tuple[float, ...]
+    normalize: str | None
+    over: str
+    skip: bool
+    progress: bool
+    since: float
+    """When the call began, in seconds since 1970: a source must not be written after it."""
+
+    def finish(
+        self,
+        standing: Sequence[Stage],
+        existing: Mapping[str, Any] | None,
+        attributes: Mapping[str, Any],
+        found: Mapping[str, int],
+    ) -> tuple[list[Outcome], Mapping[str, Any] | None]:
+        """Make what the additions that a store has lack; its attributes, if it is complete.
+
+        Parameters
+        ----------
+        standing
+            The additions.
+        existing
+            Attributes of the store; None where nothing stands.
+        attributes
+            What they are to be, without statistics.
+        found
+            A listing of the store.
+        """
+        arrays = documents(self.specs, n_rows_of(attributes))
+        for name, array in arrays.items():
+            if f"{name}/zarr.json" not in found:
+                self.target.write(f"{name}/zarr.json", as_json(array))
+        n_shards = n_shards_of(attributes)
+        there = Standing.of(self.target, found, self._ndims, n_shards)
+        every = [_own(stage, there) for stage in standing]
+        lacks = len(there.done) < n_shards
+        if existing is not None and existing.get("complete") and not lacks:
+            pairs = zip(standing, every, strict=True)
+            return [Outcome(s, done, Reads(), None, ()) for s, done in pairs], existing
+        looks = [self._survey(s, d) for s, d in zip(standing, every, strict=True)]
+        if existing is None or (existing.get("complete") and lacks):
+            # Not complete (any more): readers are told before anything else is written.
+            self._write_group(attributes, arrays)
+        outcomes = [
+            self._make(s, d, there.suspect, *look)
+            for s, d, look in zip(standing, every, looks, strict=True)
+        ]
+        found, n_done = self._settle(outcomes, n_shards)
+        complete = n_done == n_shards
+        told = [self._statistics(outcome, found) for outcome in outcomes]
+        # Statistics and the completion mark: one object, last.
+        attributes = {**attributes, "complete": complete, "statistics": joined(told)}
+        if not complete:
+            n_lost = sum(table.num_rows for outcome in outcomes for table in outcome.lost)
+            attributes["skipped"] = {"n_patches": n_lost, "n_shards": n_shards - n_done}
+        self._write_group(attributes, arrays)
+        return outcomes, attributes if complete else None
+
+    def append(
+        self, stage: Stage, attributes: Mapping[str, Any], found: Mapping[str, int]
+    ) -> tuple[Outcome, Mapping[str, Any] | None]:
+        """Make an addition to a complete store; the attributes with it, if it is whole.
+
+        Until the last write the store is what it was: readers of it look no further.
+        """
+        from patchloom import __version__
+
+        if self.progress:
+            logger.info("materialize: %s", told_of(stage, self.target))
+        done, suspect = frozenset[int](), frozenset[int]()
+        n_shards = stage.addition.first_shard + stage.plan.n_shards
+        is_begun = attributes.get("pending", {}).get("fingerprint") == stage.addition.fingerprint
+        if is_begun:
+            there = Standing.of(self.target, found, self._ndims, n_shards)
+            done, suspect = _own(stage, there), there.suspect
+        else:
+            self.target.remove(leftovers(found, attributes))
+        survey, surveyed = self._survey(stage, done)
+        if not is_begun:
+            attributes = pending(attributes, stage)
+            self._write_group(attributes, documents(self.specs, n_rows_of(attributes)))
+        outcome = self._make(stage, done, suspect, survey, surveyed)
+        found, n_done = self._settle([outcome], n_shards)
+        if n_done < n_shards:
+            return outcome, None
+        check_pending(self.target, stage)
+        statistics = joined([attributes["statistics"], self._statistics(outcome, found)])
+        attributes = appended(attributes, stage, statistics, __version__)
+        arrays = documents(self.specs, n_rows_of(attributes))
+        for name, array in arrays.items():
+            self.target.write(f"{name}/zarr.json", as_json(array))
+        # Rows, statistics and images: one object, last.
+        self._write_group(attributes, arrays)
+        return outcome, attributes
+
+    @property
+    def _ndims(self) -> dict[str, int]:
+        return {name: len(spec.patch_shape) for name, spec in self.specs.items()}
+
+    def _write_group(self, attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
+
+    def _survey(self, stage: Stage, done: frozenset[int]) -> tuple[Reads, Found | None]:
+        """What must be known before the first patch is written, or is of more than patches."""
+        if self.over == "image":
+            found, reads = survey_images(stage.plan.images, progress=self.progress)
+        elif self.normalize is not None and len(done) < stage.plan.n_shards:
+            found, reads = survey_patches(stage.plan, progress=self.progress)
+        else:
+            return Reads(), None
+        return reads, found
+
+    def _make(
+        self,
+        stage: Stage,
+        done: frozenset[int],
+        suspect: frozenset[int],
+        survey: Reads,
+        surveyed: Found | None,
+    ) -> Outcome:
+        """Write the shards of an addition that are missing."""
+        plan, addition = stage.plan, stage.addition
+        scaling = None
+        if self.normalize is not None:
+            scaling = Scaling.of(self.normalize, surveyed or {}, self.q)
+        job = Job(
+            self.target,
+            self.specs,
+            scaling,
+            skip=self.skip,
+            suspect=suspect,
+            first_shard=addition.first_shard,
+            first_image=addition.first_image,
+        )
+        missing = [shard for shard in range(plan.n_shards) if shard not in done]
+        watched = plan.with_images([reading_since(image, self.since) for image in plan.images])
+        results = execute(
+            run_graph(watched, job, missing, uuid.uuid4().hex),
+            progress=self.progress,
+            label="materialize",
+            n_patches=_n_rows(plan, missing),
+        )
+        return Outcome(stage, done, survey, surveyed, tuple(results))
+
+    def _settle(self, outcomes: Sequence[Outcome], n_shards: int) -> tuple[Mapping[str, int], int]:
+        """Write down what is there and what was lost; a listing, and the whole shards in it."""
+        # Again: a run ends with what is there, not with what it believes to have written.
+        found = self.target.list()
+        there = Standing.of(self.target, found, self._ndims, n_shards, sized=False).done
+        record_sizes(self.target, found, self._ndims, n_shards, there)
+        lost = [table for outcome in outcomes for table in outcome.lost]
+        if lost:
+            self.target.write(SKIPPED, manifest_bytes(joined_losses(lost)))
+        elif SKIPPED in found:
+            self.target.remove([SKIPPED])
+        return found, len(there)
+
+    def _statistics(self, outcome: Outcome, found: Mapping[str, int]) -> dict[str, Any]:
+        """Of what could be read of an addition."""
+        stage, summaries = outcome.stage, outcome.surveyed
+        if self.over != "image":
+            summaries = _gathered(self.target, stage, found)
+        channels = channel_names(stage.plan.images)
+        return document(summaries or {}, stage.ids, channels, self.q, self.over)
+
+
+def documents(specs: Mapping[str, ArraySpec], n_rows: int) -> dict[str, Any]:
+    """The metadata documents of the arrays of a store."""
+    return {name: spec.document(n_rows) for name, spec in specs.items()}
+
+
+def _own(stage: Stage, there: Standing) -> frozenset[int]:
+    """The whole shards of an addition, counted in it."""
+    first = stage.addition.first_shard
+    return frozenset(shard for shard in range(stage.plan.n_shards) if first + shard in there.done)
+
+
+def _n_rows(plan: Plan, shards: Sequence[int]) -> int:
+    """Patches of some shards."""
+    last = plan.n_shards - 1
+    short = plan.n_shards * plan.rows_per_shard - plan.n_patches
+    return len(shards) * plan.rows_per_shard - (short if shards and shards[-1] == last else 0)
+
+
+def _gathered(target: Location, stage: Stage, found: Mapping[str, int]) -> Found:
+    """The summaries of all shards of an addition that have one, merged in shard order."""
+    first, image = stage.addition.first_shard, stage.addition.first_image
+
+    def read(shard: int) -> Found:
+        name = summary_name(first + shard)
+        data = target.read(name) if name in found else None
+        known = {} if data is None else read_summaries(data)
+        return {(i - image, c): summary for (i, c), summary in known.items()}
+
+    with ThreadPoolExecutor(8) as pool:
+        return merged(list(pool.map(read, range(stage.plan.n_shards))))
