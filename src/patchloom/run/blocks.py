@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from patchloom.image import ChunkReader, Image, Ints, Reads, overlap
 from patchloom.planning.incidence import Cut
 from patchloom.planning.runs import FETCH
+from patchloom.run.sharing import Share
 
 __all__ = ["BlockCache", "Meter", "Supplied", "arrivals", "batch_blocks", "stored_chunks"]
 
@@ -113,6 +115,8 @@ class BlockCache:
         Counts the bytes held.
     on_load
         Called once with each block when it arrives: (block, pixels).
+    share
+        Has the blocks that other legs need too; None reads all of them.
     """
 
     def __init__(
@@ -123,11 +127,13 @@ class BlockCache:
         reader: ChunkReader,
         meter: Meter,
         on_load: Callable[[int, Pixels], None] | None = None,
+        share: Share | None = None,
     ) -> None:
         self._image = image
         self._reader = reader
         self._meter = meter
         self._on_load = on_load
+        self._share = share
         self._held: dict[int, Pixels] = {}
         self._queue, self._due = arrivals(steps, blocks)
         self._next = 0
@@ -154,8 +160,11 @@ class BlockCache:
     def leave(self, step: int) -> None:
         """Forget the blocks that no later step needs."""
         while self._gone < len(self._leaving) and self._ends[self._gone] <= step:
-            block = self._held.pop(int(self._leaving[self._gone]))
+            number = int(self._leaving[self._gone])
+            block = self._held.pop(number)
             self._meter.give(block.nbytes)
+            if self._share is not None:
+                self._share.leave(number)
             self._gone += 1
 
     def windows(self, sample: int, corner: Ints, cut: Cut) -> Pixels:
@@ -223,16 +232,24 @@ class BlockCache:
         return region, start.tolist()
 
     def _load(self, blocks: Ints) -> None:
-        layout, axes = self._image.layout, self._image.axes
-        chunks = self._reader.read(stored_chunks(self._image, blocks))
-        n = layout.chunks_per_block
-        channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
-        for k, block in enumerate(blocks.tolist()):
-            parts = [chunk.transpose(axes.order) for chunk in chunks[k * n : (k + 1) * n]]
-            whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
-            space = whole.shape[whole.ndim - len(axes.spatial) :]
-            pixels = whole.reshape(-1, layout.n_channels, *space)
+        decode = (
+            self._decode if self._share is None else partial(self._share.load, decode=self._decode)
+        )
+        for block, pixels in zip(blocks.tolist(), decode(blocks), strict=True):
             self._held[block] = pixels
             self._meter.take(pixels.nbytes)
             if self._on_load is not None:
                 self._on_load(block, pixels)
+
+    def _decode(self, blocks: Ints) -> list[Pixels]:
+        layout, axes = self._image.layout, self._image.axes
+        chunks = self._reader.read(stored_chunks(self._image, blocks))
+        n = layout.chunks_per_block
+        channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
+        found = []
+        for k in range(len(blocks)):
+            parts = [chunk.transpose(axes.order) for chunk in chunks[k * n : (k + 1) * n]]
+            whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
+            space = whole.shape[whole.ndim - len(axes.spatial) :]
+            found.append(whole.reshape(-1, layout.n_channels, *space))
+        return found

@@ -23,8 +23,10 @@ from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
 from patchloom.run.masks import covered_share
+from patchloom.run.nearby import Nearby
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
+from patchloom.run.sharing import Share, Visit, visit_to
 from patchloom.run.tiles import columns_of
 from patchloom.run.union import union
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
@@ -100,6 +102,8 @@ class _Run:
     plan: Plan
     job: Job
     supplied: dict[ArrayKey, Supplied]
+    visit: Visit | None = None
+    """Its place among the tasks that share blocks."""
     meter: Meter = field(default_factory=Meter)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
@@ -145,28 +149,41 @@ def write_run(
     # Blosc's own threads write blocks in the order in which they finish: bytes would differ
     # from run to run. Dask's threads are the parallelism here.
     numcodecs.blosc.use_threads = False
-    report = _attempt(plan, job, list(shards), supplied or {})
-    return TaskReport(**{**report, "seconds": time.perf_counter() - begun})
+    normalized = job.scaling is not None
+    parts = []
+    for leg, some in plan.runs.legs_of(shards):
+        with visit_to(plan, leg, normalized=normalized) as visit:
+            parts.append(_attempt(plan, job, some, supplied or {}, visit))
+    return replace(TaskReport.joined(parts), seconds=time.perf_counter() - begun)
 
 
 def cut_run(
     plan: Plan, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied] | None = None
 ) -> tuple[dict[tuple[int, int], Summary], Reads]:
     """Summarize the pixels of some shards' patches, each once, without writing."""
-    run = _Run(plan, Job(None), dict(supplied or {}))
     found: dict[tuple[int, int], Summary] = {}
-    for shard in _walk(run, shards):
-        for key, summary in shard.summaries.items():
-            found[key] = found.get(key, Summary.empty()) + summary
-        shard.summaries.clear()
-    counts = run.counts
-    return found, Reads(counts["chunk_reads"], counts["requests"], counts["bytes_read"])
+    reads = Reads()
+    for leg, some in plan.runs.legs_of(shards):
+        with visit_to(plan, leg) as visit:
+            run = _Run(plan, Job(None), dict(supplied or {}), visit)
+            for shard in _walk(run, some):
+                for key, summary in shard.summaries.items():
+                    found[key] = found.get(key, Summary.empty()) + summary
+                shard.summaries.clear()
+        reads.chunks += run.counts["chunk_reads"]
+        reads.requests += run.counts["requests"]
+        reads.nbytes += run.counts["bytes_read"]
+    return found, reads
 
 
 def _attempt(
-    plan: Plan, job: Job, shards: list[int], supplied: Mapping[ArrayKey, Supplied]
+    plan: Plan,
+    job: Job,
+    shards: list[int],
+    supplied: Mapping[ArrayKey, Supplied],
+    visit: Visit | None,
 ) -> dict[str, Any]:
-    run = _Run(plan, job, dict(supplied))
+    run = _Run(plan, job, dict(supplied), visit)
     done: list[int] = []
     skipped: list[tuple[int, int, str]] = []
     try:
@@ -181,7 +198,7 @@ def _attempt(
         else:
             # One at a time: only the shards that need the chunk are left out.
             for number in [n for n in shards if n not in done]:
-                more = _attempt(plan, job, [number], supplied)
+                more = _attempt(plan, job, [number], supplied, visit)
                 skipped += more["skipped"]
                 for name in run.counts:
                     run.counts[name] += more[name]
@@ -240,12 +257,16 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
     caches: dict[str, BlockCache] = {}
     for name, array in arrays.items():
         patch, block = touches(array.layout, samples[name], corner, plan.cut)
-        counter = None
+        counter = share = None
+        shares = run.visit is not None and array.source.addressable
+        if name == "image" or shares:
+            near = Nearby.of(plan, index, array.layout, np.unique(block), sample)
         if name == "image":
-            span = int(turn[0]), int(turn[-1])
-            counter = _counter(run, index, image, np.unique(block), span, begun)
+            counter = _counter(run, index, near, (int(turn[0]), int(turn[-1])), begun)
+        if run.visit is not None and shares:
+            share = Share(run.visit, index, name, near.shared(plan))
         reader = run.reader(index, name, array)
-        caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter)
+        caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter, share)
     bounds = np.flatnonzero(np.diff(step)) + 1
     starts = np.concatenate([[0], bounds])
     stops = np.concatenate([bounds, [len(step)]])
@@ -351,12 +372,7 @@ def _store(
 
 
 def _counter(
-    run: _Run,
-    index: int,
-    image: Image,
-    blocks: Ints,
-    span: tuple[int, int],
-    begun: dict[int, _Shard],
+    run: _Run, index: int, near: Nearby, span: tuple[int, int], begun: dict[int, _Shard]
 ) -> Callable[[int, Pixels], None]:
     """A function that counts a block's pixels when it arrives, each pixel once.
 
@@ -365,26 +381,19 @@ def _counter(
     of all patches of the plan.
     """
     plan = run.plan
-    layout = image.layout
-    [patches] = plan.along(plan.touching(index, blocks))
-    turn = plan.sequence.turns_of(patches.rank)
-    patch, block = touches(layout, patches.sample, patches.corner, plan.cut)
-    order = np.lexsort((turn[patch], block))
-    patch, block = patch[order], block[order]
-    begin = np.searchsorted(block, blocks)
-    end = np.searchsorted(block, blocks, side="right")
-    owner = turn[patch[begin]]
+    layout = plan.images[index].layout
+    owner = near.turn[near.patch[near.begin]]
     here = (owner >= span[0]) & (owner <= span[1])
     owner //= plan.rows_per_shard
-    place = {int(b): k for k, b in enumerate(blocks)}
+    place = {block: k for k, block in enumerate(near.blocks.tolist())}
 
     def count(flat: int, pixels: Pixels) -> None:
         k = place[flat]
         shard = begun.get(int(owner[k]))
         if shard is None or not here[k]:
             return
-        members = patch[begin[k] : end[k]]
-        _tally(run, shard, index, layout, flat, pixels, patches.take(members))
+        members = near.patch[near.begin[k] : near.end[k]]
+        _tally(run, shard, index, layout, flat, pixels, near.patches.take(members))
 
     return count
 

@@ -24,7 +24,7 @@ class Graph:
     """A Dask graph and the keys of its results, in order."""
 
     dsk: Any
-    keys: list[tuple[str, int]]
+    keys: Sequence[tuple[str, int | str]]
 
 
 def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) -> Graph:
@@ -49,13 +49,15 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
     if job is not None:
         layer[job_key] = job
     lazies = _lazy_arrays(plan, job)
-    keys: list[tuple[str, int]] = []
+    keys: list[tuple[str, str]] = []
     counted: set[Any] = set()
+    width = len(str(plan.n_tasks))
     for task in range(plan.n_tasks):
         wanted = sorted(set(plan.runs.shards(task)) & set(shards))
         if not wanted:
             continue
-        key = (name, task)
+        # Dask goes by the text of keys: neighbours, which share blocks, follow one another.
+        key = (name, f"{task:0{width}}")
         # What is not asked for is not gone through.
         parts = plan.tour(wanted) if lazies else []
         ids, dependencies = _supplies(plan, parts, lazies, counted)

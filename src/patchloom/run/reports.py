@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,6 +29,19 @@ class TaskReport:
     """Most bytes of pixels and encoded patches held at once."""
     skipped: tuple[tuple[int, int, str], ...] = ()
     """Shards left out: (shard, patches, reason)."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Any]]) -> TaskReport:
+        """One report of what was done part after part."""
+        counts = {*(parts[0] if parts else {})} - {"peak_memory", "skipped"}
+        sums = {name: sum(part[name] for part in parts) for name in counts}
+        return cls(
+            **{
+                **sums,
+                "peak_memory": max((part["peak_memory"] for part in parts), default=0),
+                "skipped": tuple(one for part in parts for one in part["skipped"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
