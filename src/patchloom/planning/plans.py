@@ -206,6 +206,11 @@ class Plan:
         """Tasks that materialise it; the number of workers plays no part."""
         return len(self.runs)
 
+    @property
+    def has_common_blocks(self) -> bool:
+        """Whether legs of its tasks may need blocks in common."""
+        return len(self.runs.legs) > 2 and not (self.is_aligned and self.sequence.is_straight)
+
     def peak_memory(self, *, normalized: bool = False) -> int:
         """Bytes that a task holds at most; more where it writes small integers as float32."""
         peak, small = self.runs.peak_memory, self.dtype.itemsize

@@ -18,6 +18,7 @@ from dask.base import get_scheduler
 from dask.callbacks import Callback
 
 from patchloom.run.graph import Graph
+from patchloom.run.stretches import stretched
 
 __all__ = ["execute"]
 
@@ -57,7 +58,8 @@ def _plain(graph: Graph) -> Any:
 def _on_cluster(client: Any, graph: Graph, step: Callable[[], None]) -> list[Any]:
     from distributed import as_completed
 
-    futures = client.get(graph.dsk, graph.keys, sync=False)
+    with stretched(client, graph):
+        futures = client.get(graph.dsk, graph.keys, sync=False)
     try:
         for future in as_completed(futures, raise_errors=False):
             if future.status == "error":

@@ -25,6 +25,8 @@ class Graph:
 
     dsk: Any
     keys: Sequence[tuple[str, int | str]]
+    neighbours: bool = False
+    """Whether tasks that follow one another read blocks in common."""
 
 
 def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) -> Graph:
@@ -67,7 +69,7 @@ def run_graph(plan: Plan, job: Job | None, shards: Sequence[int], token: str) ->
             layer[key] = (_write, plan_key, job_key, wanted, ids, dependencies)
         keys.append(key)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=list(lazies.values()))
-    return Graph(graph, keys)
+    return Graph(graph, keys, neighbours=plan.has_common_blocks and not lazies)
 
 
 def survey_graph(

@@ -330,8 +330,7 @@ def visit_to(plan: Plan, leg: int, *, normalized: bool = False) -> Iterator[Visi
     normalized
         Whether patches are written as float32.
     """
-    alone = plan.is_aligned and plan.sequence.is_straight
-    if _OFF.is_set() or alone or len(plan.runs.legs) < 3:
+    if _OFF.is_set() or not plan.has_common_blocks:
         yield None
         return
     with shared_blocks(plan, normalized=normalized).visit(leg) as visit:
