@@ -112,8 +112,9 @@ class Plan:
     """Chunks of masks, labels and images that were decoded to plan it."""
 
     def __getstate__(self) -> dict[str, object]:
-        # What is derived is derived again: it need not travel.
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        # What is derived is derived again: it need not travel, but for what is dear and small.
+        runs = {"runs": self.runs} if "runs" in self.__dict__ else {}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, **runs}
 
     # -- what it is ---------------------------------------------------------------------
 
@@ -206,6 +207,11 @@ class Plan:
     def n_tasks(self) -> int:
         """Tasks that materialise it; the number of workers plays no part."""
         return len(self.runs)
+
+    @property
+    def has_common_blocks(self) -> bool:
+        """Whether legs of its tasks may need blocks in common."""
+        return len(self.runs.legs) > 2 and not (self.is_aligned and self.sequence.is_straight)
 
     def peak_memory(self, *, normalized: bool = False) -> int:
         """Bytes that a task holds at most; more where it writes small integers as float32."""
@@ -542,9 +548,11 @@ class Plan:
 
     @property
     def chunk_reads(self) -> int:
-        """Chunk decodes that an undisturbed run makes: chunks at run borders count again.
+        """Chunk decodes that an undisturbed run makes at most: each leg of a task reads for itself.
 
-        Dask makes a chunk of an array in memory once, however many tasks need it.
+        Legs that go through one process share what they have in common, as far as memory
+        allows, and then there are fewer. Dask makes a chunk of an array in memory once, however
+        many tasks need it.
         """
         return sum(self._image_reads)
 
@@ -953,7 +961,9 @@ class Plan:
 
     def with_images(self, images: Sequence[Image]) -> Plan:
         """The same plan over other handles of the same images."""
-        return replace(self, images=tuple(images))
+        found = replace(self, images=tuple(images))
+        found.__dict__.update({"runs": self.runs} if "runs" in self.__dict__ else {})
+        return found
 
 
 def _model(kind: type[_Model], document: Mapping[str, Any] | None) -> _Model | None:

@@ -22,6 +22,8 @@ from patchloom.summaries import DISTINCT
 __all__ = [
     "FETCH",
     "GATHER",
+    "LEG_BYTES",
+    "MAX_TASKS",
     "MIN_TASKS",
     "RUN_BYTES",
     "Runs",
@@ -40,8 +42,12 @@ SHARD_BYTES = 32 * 2**20
 """Default size of an output shard before compression."""
 MIN_TASKS = 16
 """A plan is cut into at least so many tasks where it has as many shards."""
-RUN_BYTES = 2**30
-"""Patches of one task, in bytes before compression, at most: what a lost worker costs at most."""
+LEG_BYTES = 2**30
+"""Patches of one leg, in bytes before compression, at most."""
+RUN_BYTES = 2**32
+"""Patches of one task, in bytes before compression, at most, unless there were too many tasks."""
+MAX_TASKS = 2**14
+"""Tasks of a plan, at most, as far as its shards can be dealt out so."""
 FETCH = 32 * 2**20
 """Bytes of decoded blocks that a task asks for in one batch, at least one block."""
 GATHER = 16 * 2**20
@@ -72,6 +78,9 @@ class Runs:
     rows_per_shard: int
     bounds: Ints
     """First shard of each task, and the number of shards at the end: int64[n_tasks + 1]."""
+    legs: Ints
+    """The same of each leg: a task goes through its shards leg by leg, and by the end of a leg
+    has given back all that the leg held. Every border of tasks is one of legs."""
     memory: Ints
     """Projected peak memory of each task, in bytes: int64[n_tasks]."""
 
@@ -84,9 +93,21 @@ class Runs:
         return int(self.memory.max()) if len(self.memory) else 0
 
     def rows(self) -> Iterator[tuple[int, int]]:
-        """The rows [start, stop) of each task."""
-        rows = np.minimum(self.bounds * self.rows_per_shard, self.n_rows).tolist()
+        """The rows [start, stop) of each leg."""
+        rows = np.minimum(self.legs * self.rows_per_shard, self.n_rows).tolist()
         yield from pairwise(rows)
+
+    def legs_of(self, shards: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """The legs that hold some shards (ascending), and which of the shards each holds."""
+        leg = np.searchsorted(self.legs, shards, side="right") - 1
+        cuts = np.flatnonzero(np.diff(leg)) + 1
+        parts = np.split(np.asarray(shards, np.int64), cuts) if len(leg) else []
+        return [(int(leg[at]), p.tolist()) for at, p in zip([0, *cuts], parts, strict=False)]
+
+    def legs_at(self, turns: Ints) -> Ints:
+        """The leg that goes through each of some turns: int64[n]."""
+        found: Ints = np.searchsorted(self.legs, turns // self.rows_per_shard, side="right") - 1
+        return found
 
     def shards(self, task: int) -> range:
         """The shards of one task."""
@@ -265,32 +286,45 @@ def arrange(
     """
     n = cells.n_rows
     if not n:
-        return Runs(0, rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
+        return Runs(0, rows, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
     n_shards = -(-n // rows)
     if order.is_mixed:
         bounds = np.append(np.arange(0, n_shards, order.window // rows), n_shards)
         needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
-        return Runs(n, rows, bounds, _fitting(needs, memory, rows, cut, order))
+        return Runs(n, rows, bounds, bounds, _fitting(needs, memory, rows, cut, order))
     clean = np.ones(n_shards + 1, np.bool_)
     if aligned and order.is_straight:
         clean = borders(cells.unit_sizes(cells.unit_begins(images)), rows)
     shard_bytes = rows * _patch_bytes(images, cut)
-    longest = max(1, min(n_shards // MIN_TASKS, RUN_BYTES // max(1, shard_bytes)))
+    longest = max(1, min(n_shards // MIN_TASKS, LEG_BYTES // max(1, shard_bytes)))
     length = 1 << (longest.bit_length() - 1)
+    handed = not all(a.source.addressable for image in images for a in image.cut_arrays.values())
+    # What a leg leaves over keeps blocks for the next ones, where legs have blocks in common.
+    room = memory if aligned or handed else memory // 2
     while True:
-        bounds = _bounds(clean, length)
-        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
-        if length == 1 or needs.max() <= memory:
+        legs = _bounds(clean, length)
+        needs = _project(images, cells, cut, rows, legs, aligned, sticks_out, order)
+        if length == 1 or needs.max() <= room:
             break
         length //= 2
     worst = int(needs.max())
     if worst > memory:
+        at = int(needs.argmax())
         raise BudgetError(
-            f"one task must fit into memory={memory:,} bytes, but task {int(needs.argmax())} with "
-            f"shards of {rows:,} patches needs {worst:,}; raise memory, lower rows_per_shard "
-            f"({rows:,}) or the patch size {list(cut.size)}"
+            f"one task must fit into memory={memory:,} bytes, but shards {legs[at]:,} to "
+            f"{legs[at + 1] - 1:,} of {rows:,} patches each need {worst:,}; raise memory, lower "
+            f"rows_per_shard ({rows:,}) or the patch size {list(cut.size)}"
         )
-    return Runs(n, rows, bounds, needs)
+    # Dask hands a task all its chunks at once: then the task is one leg.
+    together = 1 if handed else _legs_of_task(len(needs), length * shard_bytes)
+    first = np.arange(0, len(needs), together)
+    return Runs(n, rows, np.append(legs[first], n_shards), legs, np.maximum.reduceat(needs, first))
+
+
+def _legs_of_task(n_legs: int, leg_bytes: int) -> int:
+    """How many legs make a task: as many as parallelism allows."""
+    longest = min(n_legs // MIN_TASKS, RUN_BYTES // max(1, leg_bytes))
+    return max(1, longest, -(-n_legs // MAX_TASKS))
 
 
 def window_rows(

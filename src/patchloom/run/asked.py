@@ -47,10 +47,10 @@ class Asked:
 
 
 def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, str], Asked]:
-    """What an undisturbed run asks of every array, task by task."""
+    """What an undisturbed run asks of every array at most: each leg of a task for itself."""
     arrays: dict[tuple[int, str], Asked] = {}
-    for task in range(plan.n_tasks):
-        for part in plan.tour(plan.runs.shards(task)):
+    for _, shards in plan.runs.legs_of(range(plan.n_shards)):
+        for part in plan.tour(shards):
             image = plan.images[part.image]
             shard = part.row // plan.rows_per_shard
             turn = plan.sequence.turns_of(part.rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from patchloom.errors import ChunkError
 from patchloom.image import ChunkReader, Image, Ints, Reads, overlap
 from patchloom.planning.incidence import Cut
 from patchloom.planning.runs import FETCH
+from patchloom.run.sharing import Share
 
 __all__ = ["BlockCache", "Meter", "Supplied", "arrivals", "batch_blocks", "stored_chunks"]
 
@@ -116,6 +118,8 @@ class BlockCache:
         Called once with each block when it arrives: (block, pixels).
     on_broken
         Called with each block that cannot be read, and why; without it that is an error.
+    share
+        Has the blocks that other legs need too; None reads all of them.
     """
 
     def __init__(
@@ -127,12 +131,14 @@ class BlockCache:
         meter: Meter,
         on_load: Callable[[int, Pixels], None] | None = None,
         on_broken: Callable[[int, str], None] | None = None,
+        share: Share | None = None,
     ) -> None:
         self._image = image
         self._reader = reader
         self._meter = meter
         self._on_load = on_load
         self._on_broken = on_broken
+        self._share = share
         self._held: dict[int, Pixels] = {}
         self._queue, self._due = arrivals(steps, blocks)
         self._next = 0
@@ -159,9 +165,12 @@ class BlockCache:
     def leave(self, step: int) -> None:
         """Forget the blocks that no later step needs."""
         while self._gone < len(self._leaving) and self._ends[self._gone] <= step:
-            block = self._held.pop(int(self._leaving[self._gone]), None)
+            number = int(self._leaving[self._gone])
+            block = self._held.pop(number, None)
             if block is not None:  # a broken one never came
                 self._meter.give(block.nbytes)
+                if self._share is not None:
+                    self._share.leave(number)
             self._gone += 1
 
     def windows(self, sample: int, corner: Ints, cut: Cut) -> Pixels:
@@ -229,9 +238,11 @@ class BlockCache:
         return region, start.tolist()
 
     def _load(self, blocks: Ints) -> None:
-        layout, axes = self._image.layout, self._image.axes
+        decode = (
+            self._decode if self._share is None else partial(self._share.load, decode=self._decode)
+        )
         try:
-            chunks = self._reader.read(stored_chunks(self._image, blocks))
+            found = decode(blocks)
         except ChunkError as error:
             if self._on_broken is None:
                 raise
@@ -242,14 +253,21 @@ class BlockCache:
             for k in range(len(blocks)):
                 self._load(blocks[k : k + 1])
             return
-        n = layout.chunks_per_block
-        channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
-        for k, block in enumerate(blocks.tolist()):
-            parts = [chunk.transpose(axes.order) for chunk in chunks[k * n : (k + 1) * n]]
-            whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
-            space = whole.shape[whole.ndim - len(axes.spatial) :]
-            pixels = whole.reshape(-1, layout.n_channels, *space)
+        for block, pixels in zip(blocks.tolist(), found, strict=True):
             self._held[block] = pixels
             self._meter.take(pixels.nbytes)
             if self._on_load is not None:
                 self._on_load(block, pixels)
+
+    def _decode(self, blocks: Ints) -> list[Pixels]:
+        layout, axes = self._image.layout, self._image.axes
+        chunks = self._reader.read(stored_chunks(self._image, blocks))
+        n = layout.chunks_per_block
+        channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
+        found = []
+        for k in range(len(blocks)):
+            parts = [chunk.transpose(axes.order) for chunk in chunks[k * n : (k + 1) * n]]
+            whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
+            space = whole.shape[whole.ndim - len(axes.spatial) :]
+            found.append(whole.reshape(-1, layout.n_channels, *space))
+        return found

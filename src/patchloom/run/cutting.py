@@ -25,8 +25,10 @@ from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
 from patchloom.run.losses import Losses, lost_rows
 from patchloom.run.masks import covered_share
+from patchloom.run.nearby import Nearby
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
+from patchloom.run.sharing import Share, Visit, visit_to
 from patchloom.run.tiles import columns_of
 from patchloom.run.union import union
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
@@ -119,6 +121,8 @@ class _Run:
     plan: Plan
     job: Job
     supplied: dict[ArrayKey, Supplied]
+    visit: Visit | None = None
+    """Its place among the tasks that share blocks."""
     meter: Meter = field(default_factory=Meter)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
@@ -172,33 +176,42 @@ def write_run(
     # Blosc's own threads write blocks in the order in which they finish: bytes would differ
     # from run to run. Dask's threads are the parallelism here.
     numcodecs.blosc.use_threads = False
-    run = _Run(plan, job, dict(supplied or {}))
     left = _left(job, list(shards))
-    passed = [number for number in shards if number not in left]
-    n_patches, skipped, gaps = sum(_n_rows(plan, number) for number in passed), [], []
+    gone = {*shards} - {*left}
+    parts = [TaskReport(n_patches=sum(_n_rows(plan, number) for number in gone))]
+    for leg, some in plan.runs.legs_of(left):
+        with visit_to(plan, leg, normalized=job.scaling is not None) as visit:
+            parts.append(_write_leg(_Run(plan, job, dict(supplied or {}), visit), some))
+    return replace(
+        TaskReport.joined(parts),
+        n_shards=len(shards),
+        n_passed=len(gone),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _write_leg(run: _Run, shards: list[int]) -> TaskReport:
+    """Write the shards of one leg of a task."""
+    plan, job = run.plan, run.job
+    done, gaps, lost = set(), [], []
     try:
-        for shard in _walk(run, left) if left else ():
-            lost = _commit(run, shard)
-            passed.append(shard.number)
-            n_patches += _n_rows(plan, shard.number)
-            if lost is not None:
+        for shard in _walk(run, shards):
+            rows = _commit(run, shard)
+            done.add(shard.number)
+            if rows is not None:
                 gaps.append(shard.number)
-                skipped.append(lost)
-                n_patches -= lost.num_rows
+                lost.append(rows)
     except WriteError as error:
-        waiting = [number for number in left if number not in passed]
-        rows = sum(_n_rows(plan, number) for number in waiting)
+        waiting = [number for number in shards if number not in done]
+        n_rows = sum(_n_rows(plan, number) for number in waiting)
         cost = ", ".join(f"{job.first_shard + number}" for number in waiting)
-        raise WriteError(f"{error} ({rows:,} patches of output shards {cost} wait)") from error
+        raise WriteError(f"{error} ({n_rows:,} patches of output shards {cost} wait)") from error
     return TaskReport(
         **run.counts,
-        n_patches=n_patches,
-        n_shards=len(shards),
-        n_passed=len(shards) - len(left),
+        n_patches=sum(_n_rows(plan, n) for n in done) - sum(rows.num_rows for rows in lost),
         peak_memory=run.meter.peak,
         gaps=tuple(gaps),
-        skipped=tuple(table for table in skipped if table.num_rows),
-        seconds=time.perf_counter() - begun,
+        skipped=tuple(rows for rows in lost if rows.num_rows),
     )
 
 
@@ -219,14 +232,19 @@ def cut_run(
     plan: Plan, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied] | None = None
 ) -> tuple[dict[tuple[int, int], Summary], Reads]:
     """Summarize the pixels of some shards' patches, each once, without writing."""
-    run = _Run(plan, Job(None), dict(supplied or {}))
     found: dict[tuple[int, int], Summary] = {}
-    for shard in _walk(run, shards):
-        for key, summary in shard.summaries.items():
-            found[key] = found.get(key, Summary.empty()) + summary
-        shard.summaries.clear()
-    counts = run.counts
-    return found, Reads(counts["chunk_reads"], counts["requests"], counts["bytes_read"])
+    reads = Reads()
+    for leg, some in plan.runs.legs_of(shards):
+        with visit_to(plan, leg) as visit:
+            run = _Run(plan, Job(None), dict(supplied or {}), visit)
+            for shard in _walk(run, some):
+                for key, summary in shard.summaries.items():
+                    found[key] = found.get(key, Summary.empty()) + summary
+                shard.summaries.clear()
+        reads.chunks += run.counts["chunk_reads"]
+        reads.requests += run.counts["requests"]
+        reads.nbytes += run.counts["bytes_read"]
+    return found, reads
 
 
 def _n_rows(plan: Plan, shard: int) -> int:
@@ -274,13 +292,20 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
     for name, array in arrays.items():
         pairs = partial(touches, array.layout, samples[name], corner, plan.cut)
         patch, block = pairs()
-        counter = missed = None
+        counter = missed = share = None
+        shares = run.visit is not None and array.source.addressable
+        if name == "image" or shares:
+            near = Nearby.of(plan, index, array.layout, np.unique(block), sample)
         if name == "image":
             span = int(turn[0]), int(turn[-1])
-            counter, missed = _counter(run, index, image, np.unique(block), span, begun)
+            counter, missed = _counter(run, index, near, span, begun)
+        if run.visit is not None and shares:
+            share = Share(run.visit, index, name, near.shared(plan))
         reader = run.reader(index, name, array)
         broken = losses.watch(pairs, missed) if run.job.skip else None
-        caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter, broken)
+        caches[name] = BlockCache(
+            array, step[patch], block, reader, run.meter, counter, broken, share
+        )
     bounds = np.flatnonzero(np.diff(step)) + 1
     starts = np.concatenate([[0], bounds])
     stops = np.concatenate([bounds, [len(step)]])
@@ -401,12 +426,7 @@ def _store(
 
 
 def _counter(
-    run: _Run,
-    index: int,
-    image: Image,
-    blocks: Ints,
-    span: tuple[int, int],
-    begun: dict[int, _Shard],
+    run: _Run, index: int, near: Nearby, span: tuple[int, int], begun: dict[int, _Shard]
 ) -> tuple[Callable[[int, Pixels], None], Callable[[int], None]]:
     """A function that counts a block's pixels when it arrives, each pixel once, and one to
     tell that it never will.
@@ -416,18 +436,11 @@ def _counter(
     of all patches of the plan.
     """
     plan = run.plan
-    layout = image.layout
-    [patches] = plan.along(plan.touching(index, blocks))
-    turn = plan.sequence.turns_of(patches.rank)
-    patch, block = touches(layout, patches.sample, patches.corner, plan.cut)
-    order = np.lexsort((turn[patch], block))
-    patch, block = patch[order], block[order]
-    begin = np.searchsorted(block, blocks)
-    end = np.searchsorted(block, blocks, side="right")
-    owner = turn[patch[begin]]
+    layout = plan.images[index].layout
+    owner = near.turn[near.patch[near.begin]]
     here = (owner >= span[0]) & (owner <= span[1])
     owner //= plan.rows_per_shard
-    place = {int(b): k for k, b in enumerate(blocks)}
+    place = {block: k for k, block in enumerate(near.blocks.tolist())}
 
     def count(flat: int, pixels: Pixels) -> None:
         k = place[flat]
@@ -435,8 +448,8 @@ def _counter(
         if shard is None or not here[k]:
             return
         run.counts["chunks_owned"] += layout.chunks_per_block
-        members = patch[begin[k] : end[k]]
-        _tally(run, shard, index, layout, flat, pixels, patches.take(members))
+        members = near.patch[near.begin[k] : near.end[k]]
+        _tally(run, shard, index, layout, flat, pixels, near.patches.take(members))
 
     def missed(flat: int) -> None:
         k = place[flat]

@@ -19,6 +19,7 @@ from dask.callbacks import Callback
 from patchloom.run.graph import Graph, Key
 from patchloom.run.progress import Progress
 from patchloom.run.settings import Settings
+from patchloom.run.stretches import stretched
 
 __all__ = ["execute"]
 
@@ -101,7 +102,8 @@ def _on_cluster(client: Any, graph: Graph, settings: Settings, step: Step) -> li
     try:
         while keys or live:
             while keys and (len(live) + len(keys)) * graph.weight <= settings.tasks_at_once:
-                some = submit({**known, **graph.part(keys)}, keys)
+                with stretched(client, keys, neighbours=graph.neighbours):
+                    some = submit({**known, **graph.part(keys)}, keys)
                 live |= {future.key: future for future in some}
                 finished.update(some)
                 keys = next(parts, None)

@@ -20,7 +20,7 @@ from patchloom.run.showing import Look, show_run
 
 __all__ = ["Graph", "Key", "light", "run_graph", "survey_graph"]
 
-Key = tuple[str, int]
+Key = tuple[str, int | str]
 """The key of a task: what it does, with a token, and its number."""
 
 
@@ -33,6 +33,8 @@ class Graph:
     keys: Sequence[Key]
     shared: Mapping[str, Any] = field(default_factory=dict)
     """Values that every task takes, by key: sent once, however many parts there are."""
+    neighbours: bool = False
+    """Whether tasks that follow one another read blocks in common."""
     make: Callable[[Sequence[Key]], dict[Any, Any]] | None = None
     """Makes the tasks of some keys, each with the keys of its blocks last."""
 
@@ -93,13 +95,15 @@ def run_graph(
     wanted = np.asarray(shards, np.int64)
     bounds = np.searchsorted(wanted, plan.runs.bounds)
     tasks = np.flatnonzero(np.diff(bounds)).tolist()
+    width = len(str(plan.n_tasks))
 
     def make(keys: Sequence[Key]) -> dict[Any, Any]:
         made: dict[Any, Any] = {}
         # A block that two parts need may be made twice: each part counts it.
         counted: set[Any] = set()
         for key in keys:
-            mine = _numbers(wanted[bounds[key[1]] : bounds[key[1] + 1]])
+            task = int(key[1])
+            mine = _numbers(wanted[bounds[task] : bounds[task + 1]])
             # What is not asked for is not gone through.
             ids, blocks = _supplies(plan, plan.tour(mine), lazies, counted) if lazies else _NOTHING
             if job is None:
@@ -109,7 +113,9 @@ def run_graph(
         return made
 
     given = HighLevelGraph.from_collections(name, {}, dependencies=list(lazies.values()))
-    return Graph(given, [(name, task) for task in tasks], shared, make)
+    # Dask goes by the text of keys: neighbours, which share blocks, follow one another.
+    keys = [(name, f"{task:0{width}}") for task in tasks]
+    return Graph(given, keys, shared, plan.has_common_blocks and not lazies, make)
 
 
 def _numbers(shards: Ints) -> Sequence[int]:

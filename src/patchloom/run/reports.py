@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from patchloom.table import html_table
@@ -35,6 +35,20 @@ class TaskReport:
     """Shards that lack patches, or in their statistics blocks, that could not be read."""
     skipped: tuple[Any, ...] = ()
     """Tables of the rows that are missing, with reasons."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[TaskReport]) -> TaskReport:
+        """One report of what was done part after part."""
+        found: dict[str, Any] = {}
+        for each in fields(cls):
+            values = [getattr(part, each.name) for part in parts]
+            if isinstance(each.default, tuple):
+                found[each.name] = tuple(one for value in values for one in value)
+            elif each.name == "peak_memory":
+                found[each.name] = max(values, default=0)
+            else:
+                found[each.name] = sum(values)
+        return cls(**found)
 
 
 @dataclass(frozen=True)
