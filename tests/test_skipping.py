@@ -109,7 +109,8 @@ def check_gaps(
     assert len(store) == len(whole)
     assert store.manifest.equals(whole.manifest.take(kept))
     for name in whole.attributes["arrays"]:
-        there, full = store._array(name)[...], whole._array(name)[...]
+        there = np.asarray(store._array(name)[...])
+        full = np.asarray(whole._array(name)[...])
         np.testing.assert_array_equal(there[kept], full[kept])
         assert not there[sorted(lost)].any()
     table = store.skipped
@@ -141,18 +142,18 @@ image_chunks = st.sets(
 label_chunks = st.sets(st.tuples(st.integers(0, 1), st.integers(0, 1)), max_size=1)
 
 
-JOBS: dict[str, Any] = dict(
-    config=st.sampled_from(STRATEGIES),
-    order=st.sampled_from(
+JOBS: dict[str, Any] = {
+    "config": st.sampled_from(STRATEGIES),
+    "order": st.sampled_from(
         [{}, {"order": "shuffled", "window": 3}, {"order": "shuffled", "window": 1000}]
     ),
-    rows=st.sampled_from([1, 5, 17]),
-    mode=st.sampled_from(["drop", "constant", "reflect"]),
-    image=image_chunks,
-    labels=label_chunks,
-    with_labels=st.booleans(),
-    mended=st.integers(0, 4),
-)
+    "rows": st.sampled_from([1, 5, 17]),
+    "mode": st.sampled_from(["drop", "constant", "reflect"]),
+    "image": image_chunks,
+    "labels": label_chunks,
+    "with_labels": st.booleans(),
+    "mended": st.integers(0, 4),
+}
 
 
 @settings(max_examples=15, suppress_health_check=list(HealthCheck))
@@ -231,9 +232,7 @@ def gaps(source: Path, tmp_path: Path) -> Iterator[tuple[patchloom.Plan, Path]]:
     plan = made(tmp_path, STRATEGIES[0], labels=False)
     patchloom.materialize(plan, tmp_path / "whole.zarr", progress=False)
     break_chunks(tmp_path, {(0, 1, 1)}, set())
-    report = patchloom.materialize(
-        plan, tmp_path / "out.zarr", on_error="skip", progress=False
-    )
+    report = patchloom.materialize(plan, tmp_path / "out.zarr", on_error="skip", progress=False)
     assert not report.complete
     yield plan, tmp_path
     mend(tmp_path, source, {(0, 1, 1)}, set())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import google_crc32c
 import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +89,8 @@ class _Shard:
     """Turns to come of those whose blocks are counted here."""
     lost: list[tuple[Ints, Pixels]] = field(default_factory=list)
     """Slots of patches that cannot be cut, and why."""
+    written: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Bytes and crc32c of its objects."""
     uncounted: bool = False
     """Whether a block is missing in its statistics."""
 
@@ -466,7 +469,7 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     reasons = np.concatenate([np.zeros(0, object), *(why for _, why in shard.lost)])
     row = lost + number * plan.rows_per_shard
     try:
-        columns = _manifest(plan, shard)
+        table = pa.table(_manifest(plan, shard))
     except ChunkError as error:  # of a mask, which says how much of a patch is covered
         if not job.skip:
             raise
@@ -475,20 +478,21 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     for name, builder in shard.builders.items():
         data = builder.finish(lost)
         run.meter.take(len(data))
-        target.write(shard_name(job.specs[name], shard.number), data)
+        shard.written[name] = len(data), google_crc32c.value(data)
+        target.write(shard_name(job.specs[name], number), data)
         run.counts["bytes_written"] += len(data)
         run.meter.give(len(data))
     # The part of the manifest comes last: it says that all the others are there.
     if not len(lost) and not shard.uncounted:
-        data = manifest_bytes(columns)
+        data = manifest_bytes(table, shard.written)
         target.write(manifest_name(number), data)
         run.counts["bytes_written"] += len(data)
         if number in job.suspect:
             target.remove([gap_name(number)])
         return None
     # A part of another name: it commits the rows that are there, and says that some are not.
-    table = pa.table(columns)
-    data = manifest_bytes(table.filter(pa.array(~np.isin(table["row"].to_numpy(), row))))
+    kept = ~np.isin(table["row"].to_numpy(), row)
+    data = manifest_bytes(table.filter(pa.array(kept)), shard.written)
     target.write(gap_name(number), data)
     run.counts["bytes_written"] += len(data)
     target.remove([manifest_name(number)])
@@ -500,6 +504,7 @@ def _conclude(run: _Run, shard: _Shard) -> None:
     shard.settle(run.meter)
     if run.job.target is not None:
         data = summary_bytes(shard.summaries)
+        shard.written["summary"] = len(data), google_crc32c.value(data)
         run.job.target.write(summary_name(shard.number), data)
         run.counts["bytes_written"] += len(data)
         shard.summaries.clear()

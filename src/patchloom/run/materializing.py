@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pyarrow.lib import ArrowException
 
 from patchloom.errors import (
     BudgetError,
@@ -40,7 +41,8 @@ from patchloom.run.surveying import (
     survey_images,
     survey_patches,
 )
-from patchloom.store.manifest import manifest_bytes, read_summaries
+from patchloom.run.verifying import verify as check
+from patchloom.store.manifest import read_summaries, skipped_bytes
 from patchloom.store.patch_store import read_attributes
 from patchloom.store.schema import (
     CODECS,
@@ -73,6 +75,7 @@ def materialize(
     progress: bool = True,
     on_error: str = "raise",
     codec: str | None = None,
+    verify: bool = False,
 ) -> RunReport:
     """Write the patches of a plan into a store, on the Dask scheduler that is set.
 
@@ -109,6 +112,10 @@ def materialize(
     codec
         ``"blosc-zstd"`` (default), ``"blosc-lz4"``, ``"zstd"`` or ``"none"``; each patch also
         carries a crc32c checksum.
+    verify
+        Whether to check first all that earlier runs have written (`patchloom.verify`), and make
+        anew what is damaged. Without it shards are made anew of which an object is missing or
+        has another size than was recorded.
 
     Returns
     -------
@@ -161,6 +168,9 @@ def materialize(
     target.remove([name for name in found if PARTIAL.search(name)])
     if existing is not None:
         target.abort_uploads()
+    if verify and existing is not None:
+        check(url, plan, repair=True, storage_options=storage_options, progress=progress)
+        found, existing = target.list(), read_attributes(target)
     shapes = {name: len(spec.patch_shape) for name, spec in specs.items()}
     standing = Standing.of(target, found, shapes, plan.n_shards)
     done = standing.done
@@ -194,7 +204,7 @@ def materialize(
     complete = len(there) == plan.n_shards
     record_sizes(target, found, shapes, plan.n_shards, there)
     if lost:
-        target.write(SKIPPED, manifest_bytes(joined_losses(lost)))
+        target.write(SKIPPED, skipped_bytes(joined_losses(lost)))
     elif SKIPPED in found:
         target.remove([SKIPPED])
     summaries = surveyed if over == "image" else _gathered(target, plan, found)
@@ -355,7 +365,14 @@ def _gathered(target: Location, plan: Plan, found: Mapping[str, int]) -> Found:
     def read(shard: int) -> Found:
         name = summary_name(shard)
         data = target.read(name) if name in found else None
-        return {} if data is None else read_summaries(data)
+        try:
+            return {} if data is None else read_summaries(data)
+        except (ArrowException, OSError, KeyError, ValueError) as error:
+            raise StoreError(
+                f"every shard has a summary that can be read, but {name} of {target.shown!r} "
+                f"has not ({type(error).__name__}); call again with verify=True, which finds and "
+                "makes anew all that is damaged"
+            ) from error
 
     with ThreadPoolExecutor(8) as pool:
         return merged(list(pool.map(read, range(plan.n_shards))))

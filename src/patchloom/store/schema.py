@@ -28,11 +28,11 @@ from patchloom.errors import ConfigError
 __all__ = [
     "CODECS",
     "FORMAT",
+    "OBJECTS",
     "PARTIAL",
+    "SKIPPED",
     "ArraySpec",
     "Codec",
-    "OBJECTS",
-    "SKIPPED",
     "as_json",
     "gap_name",
     "group_document",
