@@ -38,7 +38,7 @@ from patchloom.store.schema import (
     shard_name,
     summary_name,
 )
-from patchloom.store.shards import ShardBuilder
+from patchloom.store.shards import ShardBuilder, seal
 from patchloom.summaries import Summary, Tally
 
 __all__ = ["Job", "cut_run", "steps_of", "write_run"]
@@ -90,7 +90,7 @@ class _Shard:
     lost: list[tuple[Ints, Pixels]] = field(default_factory=list)
     """Slots of patches that cannot be cut, and why."""
     written: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Bytes and crc32c of its objects."""
+    """Bytes and checksum of its objects."""
     uncounted: bool = False
     """Whether a block is missing in its statistics."""
 
@@ -312,9 +312,14 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
     except ChunkError as error:
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
         cost = ", ".join(f"{number}" for number in waiting if number in begun)
+        out = (
+            "on_error='skip' goes on without the patches that need it"
+            if run.job.target is not None
+            else "what patches are normalised with needs every pixel; normalize=None does not"
+        )
         raise ChunkError(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
-            "it; on_error='skip' goes on without the patches that need it)"
+            f"it; {out})"
         ) from error
     finally:
         for shard_begun in begun.values():
@@ -478,7 +483,7 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     for name, builder in shard.builders.items():
         data = builder.finish(lost)
         run.meter.take(len(data))
-        shard.written[name] = len(data), google_crc32c.value(data)
+        shard.written[name] = len(data), seal(data, plan.rows_per_shard)
         target.write(shard_name(job.specs[name], number), data)
         run.counts["bytes_written"] += len(data)
         run.meter.give(len(data))

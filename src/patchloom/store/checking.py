@@ -27,6 +27,7 @@ from patchloom.store.schema import (
     shard_name,
     summary_name,
 )
+from patchloom.store.shards import seal
 
 __all__ = ["Checked", "Damage", "check_metadata", "check_shard", "specs_of"]
 
@@ -124,7 +125,8 @@ def check_shard(
     gap
         Whether it was committed without some rows.
     rows
-        Given the name of an array, a row and its pixels, for each of the `wanted` rows.
+        Given the name of an array, a row and its pixels, for each of the `wanted` rows of sound
+        objects.
     wanted
         Rows whose pixels are asked for.
     """
@@ -150,11 +152,14 @@ def check_shard(
         name = shard_name(spec, shard)
         data = location.read(name)
         n_objects, nbytes = n_objects + (data is not None), nbytes + len(data or b"")
-        before = len(damage)
-        if data is not None:
-            _pixels(data, spec, shard, present, kind, rows, wanted, partial(wrong, name))
-        if len(damage) == before:
-            _is_written(data, written.get(kind), partial(wrong, name))
+        try:
+            held = _pixels(data, spec, shard, present, written.get(kind), wanted)
+        except _DamagedError as error:
+            wrong(name, str(error))
+            continue
+        for row, pixels in held.items():
+            if rows is not None:
+                rows(kind, row, pixels)
     return Checked(table, n_objects, nbytes, tuple(damage))
 
 
@@ -167,7 +172,7 @@ def _is_written(
     elif written is not None and len(data) != written[0]:
         wrong(f"has {len(data):,} bytes, was written with {written[0]:,}")
     elif written is not None and google_crc32c.value(data) != written[1]:
-        wrong("is not the object that was written (its checksum is another)")
+        wrong("is not the object that was written")
     else:
         return True
     return False
@@ -196,48 +201,56 @@ def _manifest(
     stop = min(first + attributes["rows_per_shard"], attributes["n_patches"])
     if not gap and not np.array_equal(row, np.arange(first, stop)):
         wrong(f"lists {len(row)} rows, which are not the rows {first} to {stop - 1} in order")
-        return None, written
+        return None, {}
     if gap and ((np.diff(row) < 1).any() or (len(row) and not first <= row[0] <= row[-1] < stop)):
         wrong(f"lists rows that are not ascending from {first} to {stop - 1}")
-        return None, written
+        return None, {}
     return table, written
 
 
+class _DamagedError(Exception):
+    """What is wrong with an object."""
+
+
 def _pixels(
-    data: bytes,
+    data: bytes | None,
     spec: ArraySpec,
     shard: int,
     present: Ints | None,
-    kind: str,
-    rows: Callable[[str, int, Pixels], None] | None,
+    written: list[int] | None,
     wanted: frozenset[int],
-    wrong: Callable[[str], None],
-) -> None:
-    """Check the index and every patch of one object of pixels."""
+) -> dict[int, Pixels]:
+    """Check the index and every patch of one object of pixels; the wanted ones by row."""
     n, first = spec.rows_per_shard, shard * spec.rows_per_shard
+    if data is None:
+        raise _DamagedError("is missing")
+    if len(data) < 16 * n + 4:
+        raise _DamagedError(f"has {len(data):,} bytes, fewer than an index of {n} rows")
     tail = data[-(16 * n + 4) :]
-    if len(tail) < 16 * n + 4:
-        wrong(f"has {len(data):,} bytes, fewer than an index of {n} rows")
-        return
     if google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
-        wrong("its index does not match its checksum")
-        return
+        raise _DamagedError("its index does not match its checksum")
     index = np.frombuffer(tail[:-4], "<u8").reshape(n, 2)
     slots = np.flatnonzero(index[:, 0] != _ABSENT)
     if present is not None and not np.array_equal(slots + first, present):
-        wrong(f"holds {len(slots)} patches, other ones than the {len(present)} of the manifest")
-        return
-    decode, bad = _decoder(spec), []
+        raise _DamagedError(
+            f"holds {len(slots)} patches, other ones than the {len(present)} of the manifest"
+        )
+    decode, bad, held = _decoder(spec), [], {}
     for slot, (start, length) in zip(slots.tolist(), index[slots].tolist(), strict=True):
         try:
             pixels = decode(data[start : start + length])
         except Exception:  # each codec has errors of its own
             bad.append(first + slot)
             continue
-        if rows is not None and first + slot in wanted:
-            rows(kind, first + slot, pixels)
+        if first + slot in wanted:
+            held[first + slot] = pixels
     if bad:
-        wrong(f"{len(bad)} of {len(slots)} patches do not decode, the first is row {bad[0]}")
+        raise _DamagedError(
+            f"{len(bad)} of {len(slots)} patches do not decode, the first is row {bad[0]}"
+        )
+    if written is not None and [len(data), seal(data, n)] != written:
+        raise _DamagedError("is not the object that was written, its patches are other ones")
+    return held
 
 
 def _decoder(spec: ArraySpec) -> Callable[[bytes], Pixels]:

@@ -43,7 +43,7 @@ RESERVED = frozenset(
 """Columns of every manifest and names of its xarray view; metadata columns have other names."""
 
 WRITTEN = b"objects"
-"""Key of a part's schema metadata: bytes and crc32c of the other objects of its shard."""
+"""Key of a part's schema metadata: bytes and checksum of the other objects of its shard."""
 
 SummaryKey = tuple[int, int]
 
@@ -98,7 +98,7 @@ def manifest_bytes(table: pa.Table, written: Mapping[str, Sequence[int]]) -> byt
     table
         Its rows.
     written
-        Bytes and crc32c of each other object of the shard, by what it holds.
+        Bytes and checksum of each other object of the shard, by what it holds.
     """
     return _parquet(table.replace_schema_metadata({WRITTEN: json.dumps(written).encode()}))
 
