@@ -252,7 +252,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         for name, array in arrays.items()
     }
     caches: dict[str, BlockCache] = {}
-    losses = Losses.none(len(corner))
+    losses = Losses(len(corner))
     for name, array in arrays.items():
         pairs = partial(touches, array.layout, samples[name], corner, plan.cut)
         patch, block = pairs()
