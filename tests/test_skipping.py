@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"name": "chunk_aligned", "patch_size": [8, 8]},
     {"name": "random", "patch_size": [10, 6], "n_patches": 40},
 ]
+SPLIT = {"by": "blocks", "block_size": 24, "shares": {"train": 0.5, "val": 0.5}}
 Chunks = set[tuple[int, ...]]
 
 
@@ -145,7 +150,12 @@ label_chunks = st.sets(st.tuples(st.integers(0, 1), st.integers(0, 1)), max_size
 JOBS: dict[str, Any] = {
     "config": st.sampled_from(STRATEGIES),
     "order": st.sampled_from(
-        [{}, {"order": "shuffled", "window": 3}, {"order": "shuffled", "window": 1000}]
+        [
+            {},
+            {"order": "grouped", "group_by": "split", "split": SPLIT},
+            {"order": "shuffled", "window": 3},
+            {"order": "shuffled", "window": 1000},
+        ]
     ),
     "rows": st.sampled_from([1, 5, 17]),
     "mode": st.sampled_from(["drop", "constant", "reflect"]),
@@ -254,11 +264,11 @@ def test_filling_in_leaves_other_shards_alone(
     assert report.complete
     assert report.n_shards == len(partial)
     numbers = {str(int(number)) for number in partial}
-    for path, time in times.items():
+    for path, when in times.items():
         inside = path.relative_to(out).parts
         shard = inside[2] if inside[:2] == ("images", "c") else str(path.name.split(".")[0])
         if inside[0] in ("images", "manifest", "summaries") and shard.isdigit():
-            touched = not path.exists() or path.stat().st_mtime_ns != time
+            touched = not path.exists() or path.stat().st_mtime_ns != when
             assert touched == (str(int(shard)) in numbers), path
 
 
@@ -312,8 +322,40 @@ def test_training_on_a_store_with_gaps(gaps: tuple[patchloom.Plan, Path]) -> Non
         store.pad_mask([store.skipped["row"][0].as_py()])
     assert set(rows.tolist()) | set(store.skipped["row"].to_pylist()) == set(range(len(store)))
     assert 0 < store.statistics["count"].values[0, 0] < SHAPE[1] * SHAPE[2]
+    view = store.to_xarray()
+    assert view.row.values.tolist() == rows.tolist()
+    last = len(rows) - 1
+    np.testing.assert_array_equal(view.images[last].values, store[int(rows[last])])
     reasons = pq.read_table(folder / "out.zarr" / "skipped.parquet")["reason"].to_pylist()
     assert all("image.zarr" in reason for reason in reasons)
+
+
+def test_a_client_that_skips_is_killed(
+    gaps: tuple[patchloom.Plan, Path], tmp_path: Path, source: Path
+) -> None:
+    """In a process of its own, by -9, somewhere: skipping again ends as if it had not been."""
+    _, folder = gaps
+    given = {
+        "image": str(folder / "image.zarr"),
+        "patching": STRATEGIES[0],
+        "rows_per_shard": 5,
+        "on_error": "skip",
+    }
+    undisturbed, out = contents(folder / "out.zarr"), folder / "killed.zarr"
+    for killed in (True, False):
+        text = json.dumps({**given, "out": str(out)})
+        client = subprocess.Popen(
+            [sys.executable, "-m", "tests.runner", text],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            stdout=subprocess.DEVNULL,
+        )
+        while killed and client.poll() is None:
+            if list(out.rglob("*.partial.parquet")):
+                client.kill()
+            time.sleep(0.001)
+        client.wait(timeout=240)
+    assert contents(out) == undisturbed
 
 
 def test_a_shard_that_only_lacks_counts_is_made_again(source: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,35 @@ def test_any_flipped_bit_is_found(data: st.DataObject, whole: Path) -> None:
     finally:
         path.write_bytes(before)
     assert len(report.damaged_shards) == 1
+
+
+def test_a_folder_in_place_of_an_object_is_damage(out: Path) -> None:
+    """Of any kind of object."""
+    for name in ("images/c/1/0/0/0", "summaries/00000002.parquet", "manifest/00000003.parquet"):
+        (out / name).unlink()
+        (out / name).mkdir()
+    report = check(out)
+    assert report.damaged_shards == (1, 2, 3)
+
+
+def test_memory_follows_one_shard_not_the_store(tmp_path: Path) -> None:
+    """Four times as many shards are checked in the same memory."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (512, 512), dtype="uint16")
+    zarr.create_array(tmp_path / "a.zarr", data=pixels, chunks=(64, 64))
+    images = patchloom.open_images(tmp_path / "a.zarr")
+    peaks = []
+    for stride in (64, 32):
+        config = {"name": "grid", "patch_size": [64, 64], "stride": [stride, stride]}
+        plan = patchloom.plan(images, config, rows_per_shard=32)
+        patchloom.materialize(plan, tmp_path / f"{stride}.zarr", progress=False)
+        check(tmp_path / f"{stride}.zarr", sample=0)
+        tracemalloc.start()
+        assert check(tmp_path / f"{stride}.zarr", sample=0).n_checked == plan.n_shards
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    shard = 32 * 64 * 64 * 2
+    assert max(peaks) < 4 * shard
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_few_tasks_whatever_the_number_of_shards(tmp_path: Path) -> None:

@@ -136,12 +136,21 @@ def check_shard(
     def wrong(name: str, what: str) -> None:
         damage.append(Damage(shard, name, what))
 
-    data = location.read(part)
-    n_objects, nbytes = int(data is not None), len(data or b"")
-    table, written = _manifest(data, attributes, shard, gap, partial(wrong, part))
+    n_objects = nbytes = 0
+
+    def read(name: str) -> bytes | None:
+        nonlocal n_objects, nbytes
+        try:
+            data = location.read(name)
+        except Exception as error:  # each file system has errors of its own
+            wrong(name, f"cannot be read ({location.describe(error)})")
+            return b""
+        n_objects, nbytes = n_objects + (data is not None), nbytes + len(data or b"")
+        return data
+
+    table, written = _manifest(read(part), attributes, shard, gap, partial(wrong, part))
     name = summary_name(shard)
-    data = location.read(name)
-    n_objects, nbytes = n_objects + (data is not None), nbytes + len(data or b"")
+    data = read(name)
     if _is_written(data, written.get("summary"), partial(wrong, name)):
         try:
             read_summaries(data or b"")
@@ -150,10 +159,8 @@ def check_shard(
     present = None if table is None else table["row"].to_numpy()
     for kind, spec in specs.items():
         name = shard_name(spec, shard)
-        data = location.read(name)
-        n_objects, nbytes = n_objects + (data is not None), nbytes + len(data or b"")
         try:
-            held = _pixels(data, spec, shard, present, written.get(kind), wanted)
+            held = _pixels(read(name), spec, shard, present, written.get(kind), wanted)
         except _DamagedError as error:
             wrong(name, str(error))
             continue

@@ -245,7 +245,10 @@ class PatchStore:
         return out
 
     def to_xarray(self) -> xarray.Dataset:
-        """The arrays as a lazy xarray.Dataset with the manifest's columns as coordinates."""
+        """The arrays as a lazy xarray.Dataset with the manifest's columns as coordinates.
+
+        Of a store that is not complete, the rows that are there.
+        """
         import xarray
 
         names = [n for n in ("images", "labels", "targets") if n in self.attributes["arrays"]]
@@ -256,9 +259,9 @@ class PatchStore:
             name: ("patch", self.manifest[name].to_numpy(zero_copy_only=False))
             for name in self.manifest.column_names
         }
-        if self.manifest.num_rows == len(self):
-            return view.assign_coords(columns)
-        return view
+        if self.manifest.num_rows < len(self):
+            view = view.isel(patch=self.manifest["row"].to_numpy())
+        return view.assign_coords(columns)
 
     def _array(self, name: str) -> zarr.Array[Any]:
         return zarr.open_array(self._store(), path=name, mode="r", zarr_format=3)
