@@ -31,6 +31,7 @@ from patchloom.run.materializing import _specs
 from patchloom.store.manifest import part_names
 from patchloom.store.schema import Codec
 from tests import oracle
+from tests.servers.s3 import S3Server
 
 SHAPE, CHUNK, LABEL_CHUNK = (2, 48, 40), 16, 24
 STRATEGIES: list[dict[str, Any]] = [
@@ -356,6 +357,36 @@ def test_a_client_that_skips_is_killed(
             time.sleep(0.001)
         client.wait(timeout=240)
     assert contents(out) == undisturbed
+
+
+@pytest.mark.parametrize("where", ["processes", "memory", "s3"])
+def test_skipping_anywhere(
+    where: str,
+    gaps: tuple[patchloom.Plan, Path],
+    source: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """In other processes, in memory and on a real object store: the same objects."""
+    plan, folder = gaps
+    options, url = {}, f"memory://skips-{folder.name}"
+    if where == "processes":
+        url = str(folder / "again.zarr")
+    elif where == "s3":
+        server: S3Server = request.getfixturevalue("s3_server")
+        options, url = server.storage_options, f"{server.fresh_bucket()}/out.zarr"
+    scheduler = where if where == "processes" else "threads"
+    more: dict[str, Any] = {"storage_options": options, "progress": False}
+
+    def objects() -> dict[str, bytes]:
+        place = Location.of(url, options)
+        return {name: place.read(name) or b"" for name in sorted(place.list())}
+
+    with dask.config.set(scheduler=scheduler, num_workers=2):
+        patchloom.materialize(plan, url, on_error="skip", **more)
+        assert objects() == contents(folder / "out.zarr")
+        mend(folder, source, {(0, 1, 1)}, set())
+        assert patchloom.materialize(plan, url, **more).complete
+    assert objects() == contents(folder / "whole.zarr")
 
 
 def test_a_shard_that_only_lacks_counts_is_made_again(source: Path, tmp_path: Path) -> None:
