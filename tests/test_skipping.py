@@ -167,7 +167,7 @@ JOBS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(**JOBS)
 def test_lost_patches_are_those_that_show_a_broken_chunk(
     source: Path, tmp_path_factory: pytest.TempPathFactory, **job: Any
@@ -177,7 +177,8 @@ def test_lost_patches_are_those_that_show_a_broken_chunk(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(900)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(**JOBS)
 def test_lost_patches_are_those_that_show_a_broken_chunk_for_long(
     source: Path, tmp_path_factory: pytest.TempPathFactory, **job: Any

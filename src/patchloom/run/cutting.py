@@ -24,7 +24,7 @@ from patchloom.planning.runs import GATHER
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
-from patchloom.run.losses import Losses, lost_rows
+from patchloom.run.gaps import Losses, lost_rows
 from patchloom.run.masks import covered_share
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport

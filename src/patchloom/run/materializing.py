@@ -29,8 +29,8 @@ from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
+from patchloom.run.gaps import by_reason, joined_losses
 from patchloom.run.graph import run_graph
-from patchloom.run.losses import by_reason, joined_losses
 from patchloom.run.normalizing import NORMALIZATIONS, Scaling
 from patchloom.run.reports import RunReport
 from patchloom.run.standing import Standing, record_sizes

@@ -1,4 +1,4 @@
-"""Losses: which patches cannot be cut because a block could not be read, and why."""
+"""Gaps: which patches cannot be cut because a block could not be read, and why."""
 
 from __future__ import annotations
 
