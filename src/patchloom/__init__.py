@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from patchloom.run.reports import RunReport as RunReport
     from patchloom.run.scoring import survey as survey
     from patchloom.run.surveying import statistics as statistics
-    from patchloom.run.verifying import VerifyReport as VerifyReport
+    from patchloom.run.verify_report import VerifyReport as VerifyReport
     from patchloom.run.verifying import verify as verify
     from patchloom.sources.opening import open_images as open_images
     from patchloom.sources.points import read_points as read_points
@@ -49,7 +49,7 @@ _HOME = {
     "Plan": "patchloom.planning.plans",
     "Points": "patchloom.points",
     "RunReport": "patchloom.run.reports",
-    "VerifyReport": "patchloom.run.verifying",
+    "VerifyReport": "patchloom.run.verify_report",
     "alternatives": "patchloom.run.aligning",
     "materialize": "patchloom.run.materializing",
     "open_images": "patchloom.sources.opening",
