@@ -25,7 +25,11 @@ def main(text: str) -> None:
     plan = patchloom.plan(image, given["patching"], rows_per_shard=given["rows_per_shard"])
     with dask.config.set(scheduler=given.get("scheduler", "threads"), num_workers=2):
         report = patchloom.materialize(
-            plan, given["out"], storage_options=given.get("options"), progress=False
+            plan,
+            given["out"],
+            storage_options=given.get("options"),
+            progress=False,
+            on_error=given.get("on_error", "raise"),
         )
     print(json.dumps(report.to_dict()))
 

@@ -57,7 +57,7 @@ def test_somebodys_files_are_never_overwritten(tmp_path: Path) -> None:
     patchloom.materialize(plan, begun, progress=False)
     for root in (begun, tmp_path / "whole.zarr"):
         names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
-        assert len(names) == 5, names
+        assert len(names) == 6, names
 
 
 def test_a_complete_store_that_lost_objects_is_mended(tmp_path: Path) -> None:

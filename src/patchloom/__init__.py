@@ -4,6 +4,7 @@ The walk, each arrow one value::
 
     open_images -> [Image] -> plan -> Plan -> materialize -> RunReport + store
     open_patches -> PatchStore
+    verify -> VerifyReport
 
 This face re-exports nouns and verbs lazily and defines nothing: ``import patchloom`` imports
 neither Dask nor Zarr.
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from patchloom.run.reports import RunReport as RunReport
     from patchloom.run.scoring import survey as survey
     from patchloom.run.surveying import statistics as statistics
+    from patchloom.run.verify_report import VerifyReport as VerifyReport
+    from patchloom.run.verifying import verify as verify
     from patchloom.sources.opening import open_images as open_images
     from patchloom.sources.points import read_points as read_points
     from patchloom.store.patch_store import PatchStore as PatchStore
@@ -46,6 +49,7 @@ _HOME = {
     "Plan": "patchloom.planning.plans",
     "Points": "patchloom.points",
     "RunReport": "patchloom.run.reports",
+    "VerifyReport": "patchloom.run.verify_report",
     "alternatives": "patchloom.run.aligning",
     "materialize": "patchloom.run.materializing",
     "open_images": "patchloom.sources.opening",
@@ -55,6 +59,7 @@ _HOME = {
     "statistics": "patchloom.run.surveying",
     "price": "patchloom.run.pricing",
     "survey": "patchloom.run.scoring",
+    "verify": "patchloom.run.verifying",
 }
 _ROOMS = {"errors", "patching"}
 

@@ -29,7 +29,7 @@ __all__ = ["main"]
 SCHEDULERS = ("threads", "synchronous", "processes")
 """What ``--scheduler`` takes besides the address of a cluster."""
 
-_WRONG, _INTERRUPTED = 2, 130
+_DAMAGED, _WRONG, _INTERRUPTED = 1, 2, 130
 _RESUMABLE = {"run", "demo"}
 
 
@@ -149,8 +149,9 @@ def plan_command(
     help="Dask cluster (tcp://host:8786), or threads (default), processes or synchronous.",
 )
 @click.option("--dry-run", is_flag=True, help="Plan, say what it will take, write nothing.")
+@click.option("--verify", is_flag=True, help="Check what is written already; mend what is damaged.")
 @_json
-def run(job: str, scheduler: str | None, dry_run: bool, as_json: bool) -> None:
+def run(job: str, scheduler: str | None, dry_run: bool, verify: bool, as_json: bool) -> None:
     """Write the patch store of a job; run it again to finish what was interrupted."""
     from patchloom.config import load_job
 
@@ -163,7 +164,7 @@ def run(job: str, scheduler: str | None, dry_run: bool, as_json: bool) -> None:
         return
     with _scheduler(scheduler):
         planned = plan_of(loaded, progress=not as_json)
-        report = materialize_job(loaded, planned)
+        report = materialize_job(loaded, planned, verify=verify)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
         return
@@ -173,8 +174,54 @@ def run(job: str, scheduler: str | None, dry_run: bool, as_json: bool) -> None:
         click.echo(f"\nThe store is complete{nothing}; look at it: patchloom inspect {report.url}")
     else:
         click.echo("\nThe store is not complete: some chunks could not be read (see skipped).")
+        click.echo(f"The patches that need them are listed in {report.url}/skipped.parquet.")
         click.echo("Mend them and run the same command again; the rest is kept.")
     click.echo(f"Reports of all runs: {report.url}.report/")
+
+
+@main.command("verify")
+@click.argument("url")
+@click.option("--job", metavar="JOB.yaml", help="Compare with the plan of this job too.")
+@click.option(
+    "--sample",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Patches to compare with their sources.",
+)
+@click.option("--repair", is_flag=True, help="Let the next run of the job remake what is damaged.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask cluster (tcp://host:8786), or threads (default), processes or synchronous.",
+)
+@_json
+def verify_command(
+    url: str, job: str | None, sample: int, repair: bool, scheduler: str | None, as_json: bool
+) -> None:
+    """Check every shard of the patch store at URL; exit status 1 if something is damaged."""
+    from patchloom.config import load_job
+
+    loaded = None if job is None else load_job(job)
+    _check_scheduler(scheduler)
+    from patchloom.run.jobs import output_options, plan_of
+    from patchloom.run.verifying import verify
+
+    with _scheduler(scheduler):
+        planned = None if loaded is None else plan_of(loaded, progress=not as_json)
+        report = verify(
+            url,
+            planned,
+            sample=sample,
+            repair=repair,
+            storage_options=None if loaded is None else output_options(loaded),
+        )
+    click.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
+    if report.repaired and not as_json:
+        click.echo("The next run of its job makes them again: patchloom run JOB.yaml")
+    if not report.ok:
+        sys.exit(_DAMAGED)
 
 
 @main.command()

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.image import Image
 from patchloom.planning.incidence import Patches
 from patchloom.planning.plans import Plan
 from patchloom.randomness import digest, philox
 
-__all__ = ["patch_ids"]
+__all__ = ["box_ids", "patch_ids"]
 
 Ints = npt.NDArray[np.int64]
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -28,16 +27,37 @@ def patch_ids(plan: Plan, patches: Patches) -> list[str]:
     """
     image = plan.images[patches.image]
     occurrence = _occurrence(plan, patches) if plan.patching.repeats else None
-    return _ids(image, plan.patch_size, patches, occurrence)
+    size = plan.patch_size
+    return box_ids(image.id, image.level, size, patches.sample, patches.corner, occurrence)
 
 
-def _ids(image: Image, size: Sequence[int], patches: Patches, occurrence: Ints | None) -> list[str]:
-    seed = digest("patch", image.id, image.level, tuple(size), size=24)
+def box_ids(
+    image_id: str,
+    level: int,
+    size: Sequence[int],
+    sample: Ints,
+    corner: Ints,
+    occurrence: Ints | None = None,
+) -> list[str]:
+    """Ids of boxes of one image.
+
+    Parameters
+    ----------
+    image_id, level
+        The image.
+    size
+        Extent of a box.
+    sample, corner
+        Flat sample int64[n] and first pixel int64[n, ndim] of each.
+    occurrence
+        How often each box was drawn before: int64[n]; by default never.
+    """
+    seed = digest("patch", image_id, level, tuple(size), size=24)
     key = np.uint64(int.from_bytes(seed[:8], "little"))
     mask = np.frombuffer(seed[8:], "<u4")
     # The key of a first occurrence is the image's own, so its ids never collide.
     keys = key if occurrence is None else key + occurrence.astype(np.uint64) * _ODD
-    words = philox(keys, patches.sample, *patches.corner.T)
+    words = philox(keys, sample, *corner.T)
     table = np.stack(words, -1).astype("<u4") ^ mask
     text = binascii.hexlify(table.tobytes()).decode("ascii")
     return [text[k : k + 32] for k in range(0, len(text), 32)]

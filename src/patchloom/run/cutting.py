@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import google_crc32c
 import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from patchloom.planning.runs import GATHER
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
-from patchloom.run.losses import Losses, lost_rows
+from patchloom.run.gaps import Losses, lost_rows
 from patchloom.run.masks import covered_share
 from patchloom.run.nearby import Nearby
 from patchloom.run.normalizing import Scaling
@@ -39,7 +40,7 @@ from patchloom.store.schema import (
     shard_name,
     summary_name,
 )
-from patchloom.store.shards import ShardBuilder
+from patchloom.store.shards import ShardBuilder, seal
 from patchloom.summaries import Summary, Tally
 
 __all__ = ["Job", "cut_run", "steps_of", "write_run"]
@@ -95,6 +96,8 @@ class _Shard:
     """Turns to come of those whose blocks are counted here."""
     lost: list[tuple[Ints, Pixels]] = field(default_factory=list)
     """Slots of patches that cannot be cut, and why."""
+    written: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Bytes and checksum of its objects."""
     uncounted: bool = False
     """Whether a block is missing in its statistics."""
 
@@ -288,7 +291,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         for name, array in arrays.items()
     }
     caches: dict[str, BlockCache] = {}
-    losses = Losses.none(len(corner))
+    losses = Losses(len(corner))
     for name, array in arrays.items():
         pairs = partial(touches, array.layout, samples[name], corner, plan.cut)
         patch, block = pairs()
@@ -356,10 +359,14 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
         first = run.job.first_shard
         cost = ", ".join(f"{first + number}" for number in waiting if number in begun)
-        skip = "; on_error='skip' goes on without the patches that need it"
+        out = (
+            "; on_error='skip' goes on without the patches that need it"
+            if run.job.target is not None
+            else "; what patches are normalised with needs every pixel; normalize=None does not"
+        )
         raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
-            f"it{skip if isinstance(error, ChunkError) else ''})"
+            f"it{out if isinstance(error, ChunkError) else ''})"
         ) from error
     finally:
         for shard_begun in begun.values():
@@ -504,7 +511,7 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     reasons = np.concatenate([np.zeros(0, object), *(why for _, why in shard.lost)])
     row = lost + shard.number * plan.rows_per_shard
     try:
-        columns = _manifest(plan, shard, first_row)
+        table = pa.table(_manifest(plan, shard, first_row))
     except ChunkError as error:  # of a mask, which says how much of a patch is covered
         if not job.skip:
             raise
@@ -514,22 +521,21 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     for name, builder in shard.builders.items():
         data = builder.finish(lost)
         run.meter.take(len(data))
+        shard.written[name] = len(data), seal(data, plan.rows_per_shard)
         target.write(shard_name(job.specs[name], number), data)
         run.counts["bytes_written"] += len(data)
         run.meter.give(len(data))
     # The part of the manifest comes last: it says that all the others are there.
     if not len(lost) and not shard.uncounted:
-        data = manifest_bytes(columns)
+        data = manifest_bytes(table, shard.written)
         target.write(manifest_name(number), data)
         run.counts["bytes_written"] += len(data)
         if number in job.suspect:
             target.remove([gap_name(number)])
         return None
     # A part of another name: it commits the rows that are there, and says that some are not.
-    table = pa.table(columns)
-    data = manifest_bytes(
-        table.filter(pa.array(~np.isin(table["row"].to_numpy(), row + first_row)))
-    )
+    kept = ~np.isin(table["row"].to_numpy(), row + first_row)
+    data = manifest_bytes(table.filter(pa.array(kept)), shard.written)
     target.write(gap_name(number), data)
     run.counts["bytes_written"] += len(data)
     target.remove([manifest_name(number)])
@@ -542,6 +548,7 @@ def _conclude(run: _Run, shard: _Shard) -> None:
     job = run.job
     if job.target is not None:
         data = summary_bytes({(i + job.first_image, c): s for (i, c), s in shard.summaries.items()})
+        shard.written["summary"] = len(data), google_crc32c.value(data)
         job.target.write(summary_name(job.first_shard + shard.number), data)
         run.counts["bytes_written"] += len(data)
         shard.summaries.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from patchloom.config import Job
 from patchloom.image import Image
 from patchloom.planning.plans import Plan
@@ -10,7 +12,7 @@ from patchloom.run.materializing import materialize
 from patchloom.run.reports import RunReport
 from patchloom.sources.opening import open_images
 
-__all__ = ["images_of", "materialize_job", "plan_of"]
+__all__ = ["images_of", "materialize_job", "output_options", "plan_of"]
 
 
 def images_of(job: Job) -> list[Image]:
@@ -63,9 +65,11 @@ def plan_of(job: Job, *, progress: bool = False) -> Plan:
     )
 
 
-def materialize_job(job: Job, planned: Plan, *, progress: bool = True) -> RunReport:
+def materialize_job(
+    job: Job, planned: Plan, *, progress: bool = True, verify: bool = False
+) -> RunReport:
     """Write the patches of a job's plan into its output."""
-    options = job.storage_options if job.output_options is None else job.output_options
+    options = output_options(job)
     return materialize(
         planned,
         job.output,
@@ -76,4 +80,10 @@ def materialize_job(job: Job, planned: Plan, *, progress: bool = True) -> RunRep
         progress=progress,
         on_error=job.on_error,
         codec=job.codec,
+        verify=verify,
     )
+
+
+def output_options(job: Job) -> Any:
+    """Storage options of the job's output."""
+    return job.storage_options if job.output_options is None else job.output_options

@@ -25,11 +25,12 @@ from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
 from patchloom.run.appending import image_documents, stages_of
 from patchloom.run.centers import goes_by_class
-from patchloom.run.losses import by_reason, joined_losses
+from patchloom.run.gaps import by_reason, joined_losses
 from patchloom.run.normalizing import NORMALIZATIONS
 from patchloom.run.reports import RunReport
 from patchloom.run.settings import Settings
 from patchloom.run.surveying import channel_names
+from patchloom.run.verifying import verify as check
 from patchloom.run.writing import Outcome, Work, documents
 from patchloom.store.patch_store import open_patches, read_attributes
 from patchloom.store.schema import CODECS, FORMAT, PARTIAL, ArraySpec, Codec, as_json
@@ -53,6 +54,7 @@ def materialize(
     progress: bool = True,
     on_error: str = "raise",
     codec: str | None = None,
+    verify: bool = False,
 ) -> RunReport:
     """Write the patches of a plan into a store, on the Dask scheduler that is set.
 
@@ -89,6 +91,10 @@ def materialize(
     codec
         ``"blosc-zstd"`` (default), ``"blosc-lz4"``, ``"zstd"`` or ``"none"``; each patch also
         carries a crc32c checksum.
+    verify
+        Whether to check first all that earlier runs have written (`patchloom.verify`), and make
+        anew what is damaged. Without it shards are made anew of which an object is missing or
+        has another size than was recorded.
 
     Returns
     -------
@@ -134,6 +140,9 @@ def materialize(
     # Listed first: what another call begins to add meanwhile is not taken for a leftover.
     found = target.list()
     existing = _claim(target, found, attributes, documents(specs, plan.n_patches), resume)
+    if verify and existing is not None:
+        check(url, repair=True, storage_options=storage_options, progress=progress)
+        found, existing = target.list(), read_attributes(target)
     stages = stages_of(plan, existing, target.shown)
     for stage in stages.new:
         _check_memory(stage.plan, normalize)

@@ -10,22 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from pyarrow.lib import ArrowException
 
+from patchloom.errors import StoreError
 from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.planning.plans import Plan
 from patchloom.run.appending import Stage, appended, check_pending, leftovers, pending, told_of
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
+from patchloom.run.gaps import joined_losses
 from patchloom.run.graph import run_graph
-from patchloom.run.losses import joined_losses
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
 from patchloom.run.standing import Standing, record_sizes
 from patchloom.run.surveying import Found, channel_names, merged, survey_images, survey_patches
 from patchloom.sources.zarrs import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
-from patchloom.store.manifest import manifest_bytes, read_summaries
+from patchloom.store.manifest import read_summaries, skipped_bytes
 from patchloom.store.schema import SKIPPED, ArraySpec, as_json, group_document, summary_name
 from patchloom.store.statistics_view import document, joined
 
@@ -214,7 +216,7 @@ class Work:
         record_sizes(self.target, found, self._ndims, n_shards, there)
         lost = [table for outcome in outcomes for table in outcome.lost]
         if lost:
-            self.target.write(SKIPPED, manifest_bytes(joined_losses(lost)))
+            self.target.write(SKIPPED, skipped_bytes(joined_losses(lost)))
         elif SKIPPED in found:
             self.target.remove([SKIPPED])
         return found, len(there)
@@ -253,7 +255,14 @@ def _gathered(target: Location, stage: Stage, found: Mapping[str, int]) -> Found
     def read(shard: int) -> Found:
         name = summary_name(first + shard)
         data = target.read(name) if name in found else None
-        known = {} if data is None else read_summaries(data)
+        try:
+            known = {} if data is None else read_summaries(data)
+        except (ArrowException, OSError, KeyError, ValueError) as error:
+            raise StoreError(
+                f"every shard has a summary that can be read, but {name} of {target.shown!r} "
+                f"has not ({type(error).__name__}); call again with verify=True, which finds and "
+                "makes anew all that is damaged"
+            ) from error
         return {(i - image, c): summary for (i, c), summary in known.items()}
 
     with ThreadPoolExecutor(8) as pool:

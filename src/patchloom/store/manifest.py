@@ -17,6 +17,7 @@ from patchloom.summaries import Summary
 
 __all__ = [
     "RESERVED",
+    "WRITTEN",
     "check_columns",
     "manifest_bytes",
     "part_names",
@@ -25,6 +26,7 @@ __all__ = [
     "read_skipped",
     "read_summaries",
     "sizes_bytes",
+    "skipped_bytes",
     "summary_bytes",
 ]
 
@@ -39,6 +41,9 @@ RESERVED = frozenset(
     | {"class", "place", *TILES}
 )
 """Columns of every manifest and names of its xarray view; metadata columns have other names."""
+
+WRITTEN = b"objects"
+"""Key of a part's schema metadata: bytes and checksum of the other objects of its shard."""
 
 SummaryKey = tuple[int, int]
 
@@ -85,9 +90,17 @@ def check_columns(rows: Sequence[Mapping[str, Any]], places: pa.Table | None = N
     return names
 
 
-def manifest_bytes(columns: Mapping[str, Any] | pa.Table) -> bytes:
-    """One part of the manifest."""
-    return _parquet(columns if isinstance(columns, pa.Table) else pa.table(dict(columns)))
+def manifest_bytes(table: pa.Table, written: Mapping[str, Sequence[int]]) -> bytes:
+    """One part of the manifest.
+
+    Parameters
+    ----------
+    table
+        Its rows.
+    written
+        Bytes and checksum of each other object of the shard, by what it holds.
+    """
+    return _parquet(table.replace_schema_metadata({WRITTEN: json.dumps(written).encode()}))
 
 
 def part_names(names: Iterable[str]) -> list[str]:
@@ -106,7 +119,7 @@ def part_names(names: Iterable[str]) -> list[str]:
 
 def read_manifest(parts: Sequence[bytes]) -> pa.Table:
     """All parts as one table, in row order."""
-    tables = [pq.read_table(io.BytesIO(part)) for part in parts]
+    tables = [pq.read_table(io.BytesIO(part)).replace_schema_metadata(None) for part in parts]
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
@@ -142,7 +155,7 @@ def summary_bytes(summaries: Mapping[SummaryKey, Summary]) -> bytes:
 
 def read_summaries(data: bytes) -> dict[SummaryKey, Summary]:
     """Inverse of `summary_bytes`."""
-    table = pq.read_table(io.BytesIO(data))
+    table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     value = table["value"].to_numpy().astype(np.float64)
     count = table["count"].to_numpy()
     found, at = {}, 0
@@ -173,6 +186,11 @@ def read_sizes(data: bytes | None) -> dict[str, npt.NDArray[np.int64]]:
         return {}
 
 
+def skipped_bytes(table: pa.Table) -> bytes:
+    """The rows that a run left out."""
+    return _parquet(table)
+
+
 def read_skipped(data: bytes | None, axes: str) -> pa.Table:
     """The rows that a run left out, in row order; without the object, none."""
     if data is not None:
@@ -188,5 +206,5 @@ def _joined(parts: Sequence[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
 
 def _parquet(table: pa.Table, **options: Any) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", **options)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, **options)
     return sink.getvalue()

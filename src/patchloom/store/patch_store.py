@@ -294,7 +294,10 @@ class PatchStore:
         return out
 
     def to_xarray(self) -> xarray.Dataset:
-        """The arrays as a lazy xarray.Dataset with the manifest's columns as coordinates."""
+        """The arrays as a lazy xarray.Dataset with the manifest's columns as coordinates.
+
+        Of a store that is not complete, the rows that are there.
+        """
         import xarray
 
         names = [n for n in ("images", "labels", "targets") if n in self.attributes["arrays"]]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from patchloom.store.schema import ArraySpec
 
-__all__ = ["ShardBuilder", "encoder"]
+__all__ = ["ShardBuilder", "encoder", "seal"]
 
 Encode = Callable[[npt.NDArray[Any]], bytes]
 _ABSENT = 2**64 - 1
@@ -31,6 +31,27 @@ def encoder(spec: ArraySpec) -> Encode:
         return body + checksum.to_bytes(4, "little")
 
     return encode
+
+
+def seal(data: bytes, rows_per_shard: int) -> int:
+    """A checksum that two objects of pixels share only if they hold the same patches.
+
+    crc32c of the checksums of all patches and of where they lie. (That of the whole object would
+    not do: whatever bytes are followed by their own crc32c leave the same remainder.)
+
+    Parameters
+    ----------
+    data
+        The whole object, whose index is sound.
+    rows_per_shard
+        Rows of its index.
+    """
+    tail = data[-(16 * rows_per_shard + 4) : -4]
+    index = np.frombuffer(tail, "<u8").reshape(-1, 2)
+    ends = index[index[:, 0] != _ABSENT].sum(1).astype(np.int64)
+    checksums = np.frombuffer(data, np.uint8)[ends[:, None] + np.arange(-4, 0)]
+    value: int = google_crc32c.value(checksums.tobytes() + bytes(tail))
+    return value
 
 
 class ShardBuilder:

@@ -1,9 +1,10 @@
-"""Losses: which patches cannot be cut because a block could not be read, and why."""
+"""Gaps: which patches cannot be cut because a block could not be read, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,14 @@ EXAMPLES = 5
 class Losses:
     """What some patches of one image miss."""
 
-    why: Ints
-    """Position of the reason of each in `reasons`, -1 where nothing is missing: int64[n]."""
+    n: int
+    """How many patches there are."""
     reasons: list[str] = field(default_factory=list)
 
-    @classmethod
-    def none(cls, n: int) -> Losses:
-        """Nothing missing so far."""
-        return cls(np.full(n, -1, np.int64))
+    @cached_property
+    def why(self) -> Ints:
+        """Position of the reason of each in `reasons`, -1 where nothing is missing: int64[n]."""
+        return np.full(self.n, -1, np.int64)
 
     def watch(
         self,
