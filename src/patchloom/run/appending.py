@@ -145,9 +145,9 @@ def _recognised(
             continue
         if not same_splits(plan, which, part):
             raise FingerprintError(
-                f"the splits of a store stay when images are added, but with the new ones those "
-                f"of images at {shown!r} would move; plan with split keep= (what splits.assignments() "
-                "of the old plan tells, or the manifest), or give another URL; nothing was touched"
+                f"the splits of a store stay when images are added, but some of {shown!r} would "
+                "move to other ones; plan with keep= in split (what splits.assignments() of the "
+                "old plan tells, or the manifest), or give another URL; nothing was touched"
             )
         return Stage(part, addition)
     raise _refused(shown, [*_differences(plan, part, images, addition, attributes["seed"])])
@@ -333,16 +333,20 @@ def leftovers(found: Mapping[str, int], attributes: Mapping[str, Any]) -> list[s
     return sorted(names, key=lambda name: not name.startswith("manifest/"))
 
 
-def foreseen(plan: Plan, target: Location) -> str:
-    """What writing a plan to a place would append, as a line; empty where nothing stands."""
+def foreseen(plan: Plan, target: Location) -> dict[str, Any]:
+    """What writing a plan to a place would append to what stands there; reads one object.
+
+    Returns
+    -------
+    dict
+        ``appends`` with a line an addition, or ``refused`` with the reason; else empty.
+    """
     try:
         attributes = read_attributes(target)
-        if attributes is None:
-            return ""
         stages = stages_of(plan, attributes, target.shown)
     except PatchloomError as error:
-        return f"It would be refused: {error}"
-    return ", ".join(told_of(stage, target) for stage in stages.new)
+        return {"refused": str(error)}
+    return {"appends": [told_of(stage, target) for stage in stages.new]} if stages.new else {}
 
 
 def told_of(stage: Stage, target: Location) -> str:

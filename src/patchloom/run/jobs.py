@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from patchloom.config import Job
 from patchloom.image import Image
 from patchloom.planning.plans import Plan
@@ -10,7 +13,7 @@ from patchloom.run.materializing import materialize
 from patchloom.run.reports import RunReport
 from patchloom.sources.opening import open_images
 
-__all__ = ["images_of", "materialize_job", "plan_of"]
+__all__ = ["images_of", "materialize_job", "output_options", "plan_of"]
 
 
 def images_of(job: Job) -> list[Image]:
@@ -63,16 +66,20 @@ def plan_of(job: Job, *, progress: bool = False) -> Plan:
     )
 
 
+def output_options(job: Job) -> Mapping[str, Any] | None:
+    """Options of the file system that a job writes to."""
+    return job.storage_options if job.output_options is None else job.output_options
+
+
 def materialize_job(job: Job, planned: Plan, *, progress: bool = True) -> RunReport:
     """Write the patches of a job's plan into its output."""
-    options = job.storage_options if job.output_options is None else job.output_options
     return materialize(
         planned,
         job.output,
         percentiles=job.percentiles,
         normalize=job.normalize,
         over=job.over,
-        storage_options=options,
+        storage_options=output_options(job),
         progress=progress,
         on_error=job.on_error,
         codec=job.codec,
