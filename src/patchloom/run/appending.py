@@ -110,13 +110,7 @@ def stages_of(plan: Plan, attributes: Mapping[str, Any] | None, shown: str) -> S
         last = stage.addition
         place = {name: k for name, k in place.items() if name not in {*stage.ids}}
     if place:
-        new.append(_added(plan, [*place.values()], last, shown))
-    if new and channel_names(plan.images) != attributes["channels"]:
-        raise FingerprintError(
-            f"all images of a store have the same channels, but those at {shown!r} are "
-            f"{attributes['channels']} and new ones have others; rename them, or give another URL; "
-            "nothing was touched"
-        )
+        new.append(_added(plan, [*place.values()], last, attributes, shown))
     return Stages(tuple(standing), tuple(new))
 
 
@@ -177,14 +171,26 @@ def _begun(
     return Stage(part, last.followed_by(part.fingerprint, len(which), part.n_patches))
 
 
-def _added(plan: Plan, which: list[int], last: Addition, shown: str) -> Stage:
+def _added(
+    plan: Plan, which: list[int], last: Addition, attributes: Mapping[str, Any], shown: str
+) -> Stage:
     """The stage of images that are new."""
     part = subset(plan, which, last.rows_per_shard, fixed_split(plan, which))
-    if not same_splits(plan, which, part):
+    theirs, ours = attributes["patch_shape"], [*part.patch_shape]
+    wrong = None
+    if ours != theirs:
+        wrong = f"patches of one shape, but old ones have {theirs} and new ones {ours}"
+    elif channel_names(plan.images) != attributes["channels"]:
+        wrong = f"images of the same channels, {attributes['channels']}, but new ones have others"
+    elif not same_splits(plan, which, part):
+        wrong = (
+            "images with the splits that they have by themselves, but those of new ones depend "
+            "on old ones (guards in one world)"
+        )
+    if wrong is not None:
         raise FingerprintError(
-            f"images are added to a store with the splits that they have by themselves, but those "
-            f"of the {len(which):,} new ones at {shown!r} depend on the others (guards of one "
-            "world); give another URL; nothing was touched"
+            f"a store takes {wrong} (at {shown!r}, {len(which):,} images); plan them apart, for a "
+            "store of their own at another URL; nothing was touched"
         )
     return Stage(part, last.followed_by(part.fingerprint, len(which), part.n_patches))
 
