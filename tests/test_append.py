@@ -549,6 +549,35 @@ def test_two_clients_append_the_same_bytes(folder: Path, tmp_path: Path) -> None
     assert contents(out) == contents(whole)
 
 
+def test_of_two_that_append_other_images_one_stops(folder: Path, tmp_path: Path) -> None:
+    """The one that began first finds the store taken, and overwrites nothing of the other."""
+    import dask
+    import dask.array as da
+
+    out, clean = tmp_path / "out.zarr", tmp_path / "clean.zarr"
+    for url in (out, clean):
+        patchloom.materialize(planned(folder, "a", rows_per_shard=3), url, progress=False)
+    patchloom.materialize(planned(folder, "ac"), clean, progress=False)
+
+    def slow(block: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+        if not patchloom.open_patches(out).attributes.get("additions"):
+            patchloom.materialize(planned(folder, "ac"), out, progress=False)
+        return block
+
+    lazy = da.from_array(pixels("b"), chunks=(16, 24)).map_blocks(slow, dtype="uint16", meta=0)
+    images = [
+        *patchloom.open_images(str(folder / "a.zarr"), ids=["a"]),
+        *patchloom.open_images(lazy, ids=["b"]),
+    ]
+    plan = patchloom.plan(images, PATCHING)
+    with (
+        dask.config.set(scheduler="synchronous"),
+        pytest.raises(ExistsError, match="one call at a time"),
+    ):
+        patchloom.materialize(plan, out, progress=False)
+    assert contents(out) == contents(clean)
+
+
 # -- elsewhere ------------------------------------------------------------------------
 
 

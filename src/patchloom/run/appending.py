@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchloom.errors import ExistsError, FingerprintError, PatchloomError
+from patchloom.errors import FingerprintError, PatchloomError
 from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.planning.plans import Plan
@@ -26,7 +26,6 @@ __all__ = [
     "Stage",
     "Stages",
     "appended",
-    "check_pending",
     "foreseen",
     "image_documents",
     "leftovers",
@@ -307,25 +306,6 @@ def appended(
         "additions": [addition.to_document() for addition in additions],
         "statistics": statistics,
     }
-
-
-def check_pending(target: Location, stage: Stage) -> None:
-    """Refuse to finish an addition that another call took from the store meanwhile.
-
-    Raises
-    ------
-    ExistsError
-        If the store is given other images by now.
-    """
-    now = read_attributes(target) or {}
-    own = stage.addition.fingerprint
-    begun = now.get("pending", {}).get("fingerprint")
-    has = [item["fingerprint"] for item in now.get("additions", ())]
-    if own not in (begun, *has):
-        raise ExistsError(
-            f"a store is given images by one call at a time, but another one adds others to "
-            f"{target.shown!r}; let it end, then run the same call again"
-        )
 
 
 def leftovers(found: Mapping[str, int], attributes: Mapping[str, Any]) -> list[str]:

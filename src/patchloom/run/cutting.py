@@ -28,6 +28,7 @@ from patchloom.run.reports import TaskReport
 from patchloom.run.tiles import columns_of
 from patchloom.run.union import union
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
+from patchloom.store.pending import check_pending
 from patchloom.store.schema import ArraySpec, manifest_name, shard_name, summary_name
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
@@ -55,6 +56,8 @@ class Job:
     """Number in the store of the plan's first shard."""
     first_image: int = 0
     """Position in the store of the plan's first image."""
+    pending: str | None = None
+    """Fingerprint of the addition that is being made, if it is one to a store."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -429,6 +432,8 @@ def _commit(run: _Run, shard: _Shard) -> None:
     plan, job = run.plan, run.job
     target = job.target
     assert target is not None
+    if job.pending is not None:
+        check_pending(target, job.pending)
     for name, builder in shard.builders.items():
         data = builder.finish()
         run.meter.take(len(data))
@@ -446,6 +451,8 @@ def _conclude(run: _Run, shard: _Shard) -> None:
     shard.settle(run.meter)
     job = run.job
     if job.target is not None:
+        if job.pending is not None:
+            check_pending(job.target, job.pending)
         data = summary_bytes({(i + job.first_image, c): s for (i, c), s in shard.summaries.items()})
         job.target.write(summary_name(job.first_shard + shard.number), data)
         run.counts["bytes_written"] += len(data)

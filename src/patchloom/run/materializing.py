@@ -30,7 +30,6 @@ from patchloom.planning.plans import Plan
 from patchloom.run.appending import (
     Stage,
     appended,
-    check_pending,
     image_documents,
     leftovers,
     pending,
@@ -52,6 +51,7 @@ from patchloom.run.surveying import (
 from patchloom.store.additions import n_rows_of
 from patchloom.store.manifest import read_summaries
 from patchloom.store.patch_store import read_attributes
+from patchloom.store.pending import check_pending
 from patchloom.store.schema import (
     CODECS,
     FORMAT,
@@ -273,10 +273,10 @@ class _Work:
             attributes = pending(attributes, stage)
             arrays = _documents(self.specs, n_rows_of(attributes))
             self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
-        outcome = self._make(stage, done, survey, surveyed)
+        outcome = self._make(stage, done, survey, surveyed, is_new=True)
         if outcome.statistics is None:
             return outcome, None
-        check_pending(self.target, stage)
+        check_pending(self.target, stage.addition.fingerprint)
         statistics = joined([attributes["statistics"], outcome.statistics])
         attributes = appended(attributes, stage, statistics, __version__)
         arrays = _documents(self.specs, n_rows_of(attributes))
@@ -297,7 +297,13 @@ class _Work:
         return reads, found
 
     def _make(
-        self, stage: Stage, done: frozenset[int], survey: Reads, surveyed: Found | None
+        self,
+        stage: Stage,
+        done: frozenset[int],
+        survey: Reads,
+        surveyed: Found | None,
+        *,
+        is_new: bool = False,
     ) -> _Outcome:
         """Write the shards of an addition that are missing."""
         plan, addition = stage.plan, stage.addition
@@ -305,7 +311,8 @@ class _Work:
         if self.normalize is not None:
             scaling = Scaling.of(self.normalize, surveyed or {}, self.q)
         first, image = addition.first_shard, addition.first_image
-        job = Job(self.target, self.specs, scaling, self.skip, first, image)
+        coming = addition.fingerprint if is_new else None
+        job = Job(self.target, self.specs, scaling, self.skip, first, image, coming)
         missing = [shard for shard in range(plan.n_shards) if shard not in done]
         graph = run_graph(plan, job, missing, uuid.uuid4().hex)
         results = [
