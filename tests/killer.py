@@ -15,7 +15,10 @@ from typing import Any
 
 import dask
 
-import patchloom
+# Imported before the first fork, and not in each.
+from patchloom.run.drafting import plan
+from patchloom.run.materializing import materialize
+from patchloom.sources.opening import open_images
 
 DEAD = 9
 
@@ -55,10 +58,10 @@ def _die_at(n: int) -> None:
 
 
 def _append(given: dict[str, Any], out: Path) -> None:
-    images = patchloom.open_images(given["images"], labels=given.get("labels"))
-    plan = patchloom.plan(images, given["patching"], **given.get("plan", {}))
+    images = open_images(given["images"], labels=given["labels"])
+    planned = plan(images, given["patching"], rows_per_shard=given["rows_per_shard"])
     with dask.config.set(scheduler="synchronous"):
-        patchloom.materialize(plan, out, progress=False, **given.get("job", {}))
+        materialize(planned, out, progress=False)
 
 
 if __name__ == "__main__":

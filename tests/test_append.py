@@ -404,7 +404,7 @@ def test_killed_at_every_write(folder: Path, tmp_path: Path) -> None:
         "images": names,
         "labels": labels,
         "patching": PATCHING,
-        "plan": {"rows_per_shard": 9},
+        "rows_per_shard": 9,
         "base": str(base),
         "folder": str(copies),
     }
