@@ -220,6 +220,8 @@ def _differences(
         yield (
             f"other patches of these images ({addition.n_patches:,} there, {part.n_patches:,} here)"
         )
+    if plan is not part and plan.split is not None and plan.split.stratify:
+        yield "or splits that were dealt out anew (keep= in split holds them)"
     drawn = _drawn_together(plan)
     if drawn and plan is not part:
         yield (
