@@ -152,7 +152,10 @@ def plan_command(
 @click.option("--verify", is_flag=True, help="Check what is written already; mend what is damaged.")
 @_json
 def run(job: str, scheduler: str | None, dry_run: bool, verify: bool, as_json: bool) -> None:
-    """Write the patch store of a job; run it again to finish what was interrupted."""
+    """Write the patch store of a job.
+
+    Run it again to finish what was interrupted, or to append images that came since.
+    """
     from patchloom.config import load_job
 
     loaded = load_job(job)
@@ -308,14 +311,28 @@ def _show_plan(plan: Plan, as_json: bool, job: Job | None = None, **more: Any) -
     if job is not None:
         more |= {"output_url": job.output, "normalize": job.normalize, "over": job.over}
     cost, summary = price(plan, **more), plan.figures()
+    standing = {} if job is None else _foreseen(plan, job)
     if as_json:
-        click.echo(json.dumps({**cost.to_dict(), **summary}, indent=1))
+        click.echo(json.dumps({**cost.to_dict(), **summary, **standing}, indent=1))
         return
     _figures("Plan", summary)
     rows = [(label, text) for key, label, text in cost.rows() if key not in summary]
     _table("Cost", rows)
     if not plan.n_patches:
         click.echo("\nThe plan is empty; what was left out, and why, stands above.")
+    for line in standing.get("appends", ()):
+        click.echo(f"\nRunning it {line}; the figures above are of all images.")
+    if "refused" in standing:
+        click.echo(f"\nRunning it would be refused: {standing['refused']}")
+
+
+def _foreseen(plan: Plan, job: Job) -> dict[str, Any]:
+    """What running a job would append to what stands at its output."""
+    from patchloom.location import Location
+    from patchloom.run.appending import foreseen
+    from patchloom.run.jobs import output_options
+
+    return foreseen(plan, Location.of(job.output, output_options(job)))
 
 
 def _show_images(images: Sequence[Image], as_json: bool) -> None:
@@ -348,12 +365,12 @@ def _show_store(store: PatchStore, as_json: bool) -> None:
     rows = [
         ("url", store.url),
         ("complete", "yes" if store.complete else "no: run its job again to finish it"),
-        ("patches", f"{len(store):,}"),
+        ("patches", f"{told['n_patches']:,}"),
         ("patch", f"{_times(told['patch_shape'])} ({told['axes']})"),
         ("arrays", ", ".join(told["arrays"])),
         ("channels", ", ".join(told["channels"])),
         ("patches a shard", f"{told['rows_per_shard']:,}"),
-        ("images", f"{len(told['images']):,}"),
+        ("images", f"{len(told['images']):,}{_additions(told)}"),
         ("patching", ", ".join(f"{k} {v}" for k, v in job["patching"].items() if v is not None)),
         ("min_coverage", str(job["min_coverage"])),
         ("normalize", str(job["normalize"] or "no: pixels of the source")),
@@ -365,6 +382,15 @@ def _show_store(store: PatchStore, as_json: bool) -> None:
     found = told.get("statistics")
     if found:
         _table(f"Statistics over {found['over']}", *_statistics(found))
+
+
+def _additions(told: Mapping[str, Any]) -> str:
+    """How a store came by its images, where some were appended."""
+    numbers = [f"{item['n_images']:,}" for item in told.get("additions", ())]
+    text = f" ({' + '.join(numbers)} appended)" if numbers else ""
+    if (begun := told.get("pending")) is not None:
+        text += f", {len(begun['images']):,} being appended: run its job again to finish it"
+    return text
 
 
 def _statistics(found: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:

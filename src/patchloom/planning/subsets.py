@@ -44,10 +44,11 @@ def subset(
     BudgetError
         If one shard, or window, does not fit into the memory.
     """
+    bits = _bit_begins(plan.cells)
     found = replace(
         plan,
         images=tuple(plan.images[k] for k in which),
-        cells=Cells.join([_cells_of(plan, k) for k in which]),
+        cells=Cells.join([_cells_of(plan, k, bits) for k in which]),
         places=None if plan.places is None else _places_of(plan.places, which),
         split=split,
         # What was told of all of them is not told of some.
@@ -92,7 +93,18 @@ def same_splits(plan: Plan, which: Sequence[int], part: Plan) -> bool:
     return [whole.blocks.frames[k] for k in which] == [*own.blocks.frames]
 
 
-def _cells_of(plan: Plan, image: int) -> Cells:
+def _bit_begins(cells: Cells) -> Ints:
+    """Where the bitmaps of each image begin, and the number of bytes at the end: int64[k + 1]."""
+    found = np.full(len(cells.bounds), len(cells.bits), np.int64)
+    if len(cells.bit):
+        begin = np.where(cells.bit >= 0, cells.bit.astype(np.int64), len(cells.bits))
+        some = np.flatnonzero(np.diff(cells.bounds))
+        found[some] = np.minimum.reduceat(begin, cells.bounds[some])
+    # They lie image by image; one without any has none before the next one's.
+    return np.minimum.accumulate(found[::-1])[::-1]
+
+
+def _cells_of(plan: Plan, image: int, bit_begins: Ints) -> Cells:
     """The cells of one image along the curve, in columns as narrow as they alone need."""
     cells = plan.cells
     low, high = cells.span(image)
@@ -108,13 +120,10 @@ def _cells_of(plan: Plan, image: int) -> Cells:
     }
     bits = cells.bits[:0]
     if len(cells.bit):
+        first, after = bit_begins[image : image + 2].tolist()
         begin = cells.bit[position].astype(np.int64)
-        own = begin[begin >= 0]
-        later = cells.bit[high:]
-        first = int(own.min()) if len(own) else 0
-        after = int(later[later >= 0].min(initial=len(cells.bits)))
         columns["bit"] = np.where(begin >= 0, begin - first, -1)
-        bits = cells.bits[first:after] if len(own) else bits
+        bits = cells.bits[first:after]
     return Cells.from_columns(columns, bits, 1)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchloom.errors import ExistsError, FingerprintError, PatchloomError
+from patchloom.errors import FingerprintError, PatchloomError
 from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.planning.plans import Plan
@@ -26,7 +26,6 @@ __all__ = [
     "Stage",
     "Stages",
     "appended",
-    "check_pending",
     "foreseen",
     "image_documents",
     "leftovers",
@@ -110,13 +109,7 @@ def stages_of(plan: Plan, attributes: Mapping[str, Any] | None, shown: str) -> S
         last = stage.addition
         place = {name: k for name, k in place.items() if name not in {*stage.ids}}
     if place:
-        new.append(_added(plan, [*place.values()], last, shown))
-    if new and channel_names(plan.images) != attributes["channels"]:
-        raise FingerprintError(
-            f"all images of a store have the same channels, but those at {shown!r} are "
-            f"{attributes['channels']} and new ones have others; rename them, or give another URL; "
-            "nothing was touched"
-        )
+        new.append(_added(plan, [*place.values()], last, attributes, shown))
     return Stages(tuple(standing), tuple(new))
 
 
@@ -145,9 +138,9 @@ def _recognised(
             continue
         if not same_splits(plan, which, part):
             raise FingerprintError(
-                f"the splits of a store stay when images are added, but with the new ones those "
-                f"of images at {shown!r} would move; plan with split keep= (what splits.assignments() "
-                "of the old plan tells, or the manifest), or give another URL; nothing was touched"
+                f"the splits of a store stay when images are added, but some of {shown!r} would "
+                "move to other ones; plan with keep= in split (what splits.assignments() of the "
+                "old plan tells, or the manifest), or give another URL; nothing was touched"
             )
         return Stage(part, addition)
     raise _refused(shown, [*_differences(plan, part, images, addition, attributes["seed"])])
@@ -177,14 +170,26 @@ def _begun(
     return Stage(part, last.followed_by(part.fingerprint, len(which), part.n_patches))
 
 
-def _added(plan: Plan, which: list[int], last: Addition, shown: str) -> Stage:
+def _added(
+    plan: Plan, which: list[int], last: Addition, attributes: Mapping[str, Any], shown: str
+) -> Stage:
     """The stage of images that are new."""
     part = subset(plan, which, last.rows_per_shard, fixed_split(plan, which))
-    if not same_splits(plan, which, part):
+    theirs, ours = attributes["patch_shape"], [*part.patch_shape]
+    wrong = None
+    if ours != theirs:
+        wrong = f"patches of one shape, but old ones have {theirs} and new ones {ours}"
+    elif channel_names(plan.images) != attributes["channels"]:
+        wrong = f"images of the same channels, {attributes['channels']}, but new ones have others"
+    elif not same_splits(plan, which, part):
+        wrong = (
+            "images with the splits that they have by themselves, but those of new ones depend "
+            "on old ones (guards in one world)"
+        )
+    if wrong is not None:
         raise FingerprintError(
-            f"images are added to a store with the splits that they have by themselves, but those "
-            f"of the {len(which):,} new ones at {shown!r} depend on the others (guards of one "
-            "world); give another URL; nothing was touched"
+            f"a store takes {wrong} (at {shown!r}, {len(which):,} images); plan them apart, for a "
+            "store of their own at another URL; nothing was touched"
         )
     return Stage(part, last.followed_by(part.fingerprint, len(which), part.n_patches))
 
@@ -215,6 +220,8 @@ def _differences(
         yield (
             f"other patches of these images ({addition.n_patches:,} there, {part.n_patches:,} here)"
         )
+    if plan is not part and plan.split is not None and plan.split.stratify:
+        yield "or splits that were dealt out anew (keep= in split holds them)"
     drawn = _drawn_together(plan)
     if drawn and plan is not part:
         yield (
@@ -303,25 +310,6 @@ def appended(
     }
 
 
-def check_pending(target: Location, stage: Stage) -> None:
-    """Refuse to finish an addition that another call took from the store meanwhile.
-
-    Raises
-    ------
-    ExistsError
-        If the store is given other images by now.
-    """
-    now = read_attributes(target) or {}
-    own = stage.addition.fingerprint
-    begun = now.get("pending", {}).get("fingerprint")
-    has = [item["fingerprint"] for item in now.get("additions", ())]
-    if own not in (begun, *has):
-        raise ExistsError(
-            f"a store is given images by one call at a time, but another one adds others to "
-            f"{target.shown!r}; let it end, then run the same call again"
-        )
-
-
 def leftovers(found: Mapping[str, int], attributes: Mapping[str, Any]) -> list[str]:
     """Objects of an addition that nobody finishes: what commits a shard comes first."""
     first = n_shards_of(attributes)
@@ -333,16 +321,20 @@ def leftovers(found: Mapping[str, int], attributes: Mapping[str, Any]) -> list[s
     return sorted(names, key=lambda name: not name.startswith("manifest/"))
 
 
-def foreseen(plan: Plan, target: Location) -> str:
-    """What writing a plan to a place would append, as a line; empty where nothing stands."""
+def foreseen(plan: Plan, target: Location) -> dict[str, Any]:
+    """What writing a plan to a place would append to what stands there; reads one object.
+
+    Returns
+    -------
+    dict
+        ``appends`` with a line an addition, or ``refused`` with the reason; else empty.
+    """
     try:
         attributes = read_attributes(target)
-        if attributes is None:
-            return ""
         stages = stages_of(plan, attributes, target.shown)
     except PatchloomError as error:
-        return f"It would be refused: {error}"
-    return ", ".join(told_of(stage, target) for stage in stages.new)
+        return {"refused": str(error)}
+    return {"appends": [told_of(stage, target) for stage in stages.new]} if stages.new else {}
 
 
 def told_of(stage: Stage, target: Location) -> str:

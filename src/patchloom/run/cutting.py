@@ -33,13 +33,8 @@ from patchloom.run.sharing import Share, Visit, visit_to
 from patchloom.run.tiles import columns_of
 from patchloom.run.union import union
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
-from patchloom.store.schema import (
-    ArraySpec,
-    gap_name,
-    manifest_name,
-    shard_name,
-    summary_name,
-)
+from patchloom.store.pending import check_pending
+from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_name, summary_name
 from patchloom.store.shards import ShardBuilder, seal
 from patchloom.summaries import Summary, Tally
 
@@ -69,6 +64,8 @@ class Job:
     """Number in the store of the plan's first shard."""
     first_image: int = 0
     """Position in the store of the plan's first image."""
+    pending: str | None = None
+    """Fingerprint of the addition that is being made, if it is one to a store."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -518,6 +515,8 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
         row = shard.number * plan.rows_per_shard + np.arange(_n_rows(plan, shard.number))
         why = np.full(len(row), str(error), object)
         return lost_rows(plan, shard.parts, row, why, first_row)
+    if job.pending is not None:
+        check_pending(target, job.pending)
     for name, builder in shard.builders.items():
         data = builder.finish(lost)
         run.meter.take(len(data))
@@ -547,6 +546,8 @@ def _conclude(run: _Run, shard: _Shard) -> None:
     shard.settle(run.meter)
     job = run.job
     if job.target is not None:
+        if job.pending is not None:
+            check_pending(job.target, job.pending)
         data = summary_bytes({(i + job.first_image, c): s for (i, c), s in shard.summaries.items()})
         shard.written["summary"] = len(data), google_crc32c.value(data)
         job.target.write(summary_name(job.first_shard + shard.number), data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from patchloom.config import Job
@@ -65,25 +66,24 @@ def plan_of(job: Job, *, progress: bool = False) -> Plan:
     )
 
 
+def output_options(job: Job) -> Mapping[str, Any] | None:
+    """Options of the file system that a job writes to."""
+    return job.storage_options if job.output_options is None else job.output_options
+
+
 def materialize_job(
     job: Job, planned: Plan, *, progress: bool = True, verify: bool = False
 ) -> RunReport:
     """Write the patches of a job's plan into its output."""
-    options = output_options(job)
     return materialize(
         planned,
         job.output,
         percentiles=job.percentiles,
         normalize=job.normalize,
         over=job.over,
-        storage_options=options,
+        storage_options=output_options(job),
         progress=progress,
         on_error=job.on_error,
         codec=job.codec,
         verify=verify,
     )
-
-
-def output_options(job: Job) -> Any:
-    """Storage options of the job's output."""
-    return job.storage_options if job.output_options is None else job.output_options

@@ -59,7 +59,8 @@ def materialize(
     """Write the patches of a plan into a store, on the Dask scheduler that is set.
 
     Interrupt it at any point and run the same call again: only what is missing is made, and
-    the store ends byte for byte as if nothing had happened.
+    the store ends byte for byte as if nothing had happened. Run it with a plan of more images, and
+    those are appended: what is there already stays as it is; see docs/append.md.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def materialize(
     storage_options
         For fsspec, to write the store; never shown or saved.
     resume
-        Whether to go on with a store of the same plan; False refuses one.
+        Whether to go on with a store of the same plan, or append to it; False refuses one.
     progress
         Whether to show it.
     on_error
@@ -104,9 +105,9 @@ def materialize(
     Raises
     ------
     ExistsError
-        If something else stands at `url`.
+        If something else stands at `url`, or another call appends other images meanwhile.
     FingerprintError
-        If a store of another plan or job stands there.
+        If a store of another plan or job stands there: it says which setting or image differs.
     ChunkError
         If a chunk cannot be read.
     WriteError

@@ -16,7 +16,7 @@ from patchloom.errors import StoreError
 from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.planning.plans import Plan
-from patchloom.run.appending import Stage, appended, check_pending, leftovers, pending, told_of
+from patchloom.run.appending import Stage, appended, leftovers, pending, told_of
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.gaps import joined_losses
@@ -28,6 +28,7 @@ from patchloom.run.surveying import Found, channel_names, merged, survey_images,
 from patchloom.sources.zarrs import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import read_summaries, skipped_bytes
+from patchloom.store.pending import check_pending
 from patchloom.store.schema import SKIPPED, ArraySpec, as_json, group_document, summary_name
 from patchloom.store.statistics_view import document, joined
 
@@ -145,11 +146,11 @@ class Work:
         if not is_begun:
             attributes = pending(attributes, stage)
             self._write_group(attributes, documents(self.specs, n_rows_of(attributes)))
-        outcome = self._make(stage, done, suspect, survey, surveyed)
+        outcome = self._make(stage, done, suspect, survey, surveyed, is_new=True)
         found, n_done = self._settle([outcome], n_shards)
         if n_done < n_shards:
             return outcome, None
-        check_pending(self.target, stage)
+        check_pending(self.target, stage.addition.fingerprint)
         statistics = joined([attributes["statistics"], self._statistics(outcome, found)])
         attributes = appended(attributes, stage, statistics, __version__)
         arrays = documents(self.specs, n_rows_of(attributes))
@@ -183,6 +184,8 @@ class Work:
         suspect: frozenset[int],
         survey: Reads,
         surveyed: Found | None,
+        *,
+        is_new: bool = False,
     ) -> Outcome:
         """Write the shards of an addition that are missing."""
         plan, addition = stage.plan, stage.addition
@@ -197,6 +200,7 @@ class Work:
             suspect=suspect,
             first_shard=addition.first_shard,
             first_image=addition.first_image,
+            pending=addition.fingerprint if is_new else None,
         )
         missing = [shard for shard in range(plan.n_shards) if shard not in done]
         watched = plan.with_images([reading_since(image, self.since) for image in plan.images])
