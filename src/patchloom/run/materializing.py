@@ -141,10 +141,10 @@ def materialize(
     # Listed first: what another call begins to add meanwhile is not taken for a leftover.
     found = target.list()
     existing = _claim(target, found, attributes, documents(specs, plan.n_patches), resume)
-    if verify and existing is not None:
-        check(url, repair=True, storage_options=storage_options, progress=progress)
-        found, existing = target.list(), read_attributes(target)
     stages = stages_of(plan, existing, target.shown)
+    if verify and existing is not None:
+        check(url, plan, repair=True, storage_options=storage_options, progress=progress)
+        found, existing = target.list(), read_attributes(target)
     for stage in stages.new:
         _check_memory(stage.plan, normalize)
     if existing is not None and stages.every[0].plan is not plan:

@@ -23,12 +23,14 @@ from patchloom.image import Image
 from patchloom.location import Location, StorageOptions
 from patchloom.planning.identity import box_ids, patch_ids
 from patchloom.planning.plans import Plan
+from patchloom.run.appending import stages_of
 from patchloom.run.executing import execute
 from patchloom.run.graph import Graph, light
 from patchloom.run.masks import read_region
 from patchloom.run.normalizing import Scaling
 from patchloom.run.verify_report import VerifyReport
 from patchloom.sources.opening import open_images
+from patchloom.store.additions import additions_of, n_shards_of
 from patchloom.store.checking import Damage, check_metadata, check_shard, specs_of
 from patchloom.store.patch_store import open_patches
 from patchloom.store.schema import (
@@ -126,23 +128,16 @@ def verify(
         raise ConfigError(f"sample= is a number of patches, 0 for none, got {sample!r}")
     store = open_patches(url, storage_options=storage_options)
     target, attributes = Location.of(url, storage_options), store.attributes
-    if plan is not None and plan.fingerprint != attributes["fingerprint"]:
-        raise FingerprintError(
-            f"a store is checked against its own plan, but the one at {target.shown!r} has the "
-            f"fingerprint {attributes['fingerprint'][:8]} and the plan {plan.fingerprint[:8]}; "
-            "give the plan or job that made it, or none"
-        )
+    plans = {} if plan is None else _plans(plan, attributes, target)
     documents = _documents(target)
     damage = check_metadata(target, attributes, documents)
     shards, gaps, missing = _committed(target, attributes)
     if attributes["complete"]:
         damage += [Damage(k, manifest_name(k), "is missing") for k in missing]
-    picked = _picked(attributes["n_patches"], sample, seed, attributes["rows_per_shard"])
+    picked = _picked(attributes, sample, seed)
     options = storage_options if source_options is None else source_options
-    if plan is not None:
-        plan = plan.with_images([light(image) for image in plan.images])
     specs = specs_of(attributes, documents)
-    work = _Work(target, attributes, specs, plan, StorageOptions(options or {}))
+    work = _Work(target, attributes, specs, plans, StorageOptions(options or {}))
     results = execute(_graph(work, shards, gaps, picked), progress=progress, label="verify")
     found = [result for part in results for result in part]
     damage += [item for result in found for item in result.damage]
@@ -190,18 +185,35 @@ def _committed(
 ) -> tuple[list[int], frozenset[int], list[int]]:
     """Shards that are committed, those of them with gaps, and those that are not; one listing."""
     names = {f"manifest/{name}" for name in target.list("manifest")}
-    every = range(-(-attributes["n_patches"] // attributes["rows_per_shard"]))
+    every = range(n_shards_of(attributes))
     gaps = frozenset(k for k in every if gap_name(k) in names)
     there = [k for k in every if k in gaps or manifest_name(k) in names]
     return there, gaps, sorted({*every} - {*there})
 
 
-def _picked(n_patches: int, sample: int, seed: int, rows_per_shard: int) -> dict[int, list[int]]:
+def _plans(plan: Plan, attributes: Mapping[str, Any], target: Location) -> dict[int, Plan]:
+    """The plan of each addition of a store, by its first row."""
+    try:
+        stages = stages_of(plan, attributes, target.shown).standing
+    except FingerprintError as error:
+        raise FingerprintError(f"a store is checked against its own plan, but {error}") from None
+    return {
+        stage.addition.first_row: stage.plan.with_images([light(i) for i in stage.plan.images])
+        for stage in stages
+    }
+
+
+def _picked(attributes: Mapping[str, Any], sample: int, seed: int) -> dict[int, list[int]]:
     """The rows of the sample by their shards."""
-    rows = np.random.default_rng(seed).choice(n_patches, min(sample, n_patches), replace=False)
+    n, additions = attributes["n_patches"], additions_of(attributes)
+    picked = np.random.default_rng(seed).choice(n, min(sample, n), replace=False)
+    # Between additions there are rows without patches.
+    ends = np.cumsum([addition.n_patches for addition in additions])
+    at = np.searchsorted(ends, picked, side="right")
+    past = np.array([a.stop_row for a in additions], np.int64) - ends
     found: dict[int, list[int]] = {}
-    for row in sorted(rows.tolist()):
-        found.setdefault(row // rows_per_shard, []).append(row)
+    for row in sorted((picked + past[at]).tolist()):
+        found.setdefault(row // attributes["rows_per_shard"], []).append(row)
     return found
 
 
@@ -230,7 +242,8 @@ class _Work:
     target: Location
     attributes: Mapping[str, Any]
     specs: Mapping[str, ArraySpec]
-    plan: Plan | None
+    plans: Mapping[int, Plan]
+    """Of each addition, by its first row; none if the plan was not given."""
     options: StorageOptions
 
 
@@ -321,8 +334,10 @@ def _boxes(work: _Work, shard: int, table: pa.Table) -> list[str]:
     sample = table["sample"].to_numpy()
     corner = np.stack([table[name].to_numpy() for name in names[3:]], -1)
     bad = np.zeros(table.num_rows, np.bool_)
-    if work.plan is not None:
-        bad = _unlike_plan(work.plan, table["row"].to_numpy(), ids, image_ids, sample, corner)
+    if work.plans:
+        first = max(k for k in work.plans if k <= shard * attributes["rows_per_shard"])
+        row = table["row"].to_numpy() - first
+        bad = _unlike_plan(work.plans[first], row, ids, image_ids, sample, corner)
     else:
         size = attributes["patch_shape"][1:]
         levels = {image["id"]: image["level"] for image in attributes["images"]}
@@ -338,9 +353,9 @@ def _boxes(work: _Work, shard: int, table: pa.Table) -> list[str]:
             bad[mine] = True
     if not bad.any():
         return []
-    first = int(table["row"][int(np.flatnonzero(bad)[0])].as_py())
-    whose = "the plan's" if work.plan is not None else "those of their ids"
-    return [f"{int(bad.sum())} boxes or ids are not {whose}, the first is row {first}"]
+    wrong = int(table["row"][int(np.flatnonzero(bad)[0])].as_py())
+    whose = "the plan's" if work.plans else "those of their ids"
+    return [f"{int(bad.sum())} boxes or ids are not {whose}, the first is row {wrong}"]
 
 
 def _unlike_plan(
@@ -394,8 +409,8 @@ def _differs(
 
 def _source(work: _Work, image_id: str, name: str) -> Image | str:
     """The array that patches of one image were cut from, or why it is not to be had."""
-    if work.plan is not None:
-        same = [image for image in work.plan.images if image.id == image_id]
+    if work.plans:
+        same = [i for plan in work.plans.values() for i in plan.images if i.id == image_id]
         if not same:
             return f"the plan has no image {image_id!r}"
         array = same[0].cut_arrays[_ROLES[name]]

@@ -8,7 +8,14 @@ from typing import Any
 
 from patchloom.randomness import digest
 
-__all__ = ["Addition", "additions_of", "fingerprint_of", "n_rows_of", "n_shards_of"]
+__all__ = [
+    "Addition",
+    "additions_of",
+    "fingerprint_of",
+    "n_rows_of",
+    "n_shards_of",
+    "rows_of_shard",
+]
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,13 @@ def n_shards_of(attributes: Mapping[str, Any]) -> int:
     """Shards of a store; objects of later ones belong to an addition that is not finished."""
     last = additions_of(attributes)[-1]
     return last.first_shard + last.n_shards
+
+
+def rows_of_shard(attributes: Mapping[str, Any], shard: int) -> tuple[int, int]:
+    """The rows of a shard that hold patches: the first one, and the one after the last."""
+    rows = int(attributes["rows_per_shard"])
+    owner = [a for a in additions_of(attributes) if a.first_shard <= shard][-1]
+    return shard * rows, min((shard + 1) * rows, owner.stop_row)
 
 
 def fingerprint_of(additions: list[Addition]) -> str:

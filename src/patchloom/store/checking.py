@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchloom.location import Location
+from patchloom.store.additions import n_rows_of, rows_of_shard
 from patchloom.store.manifest import WRITTEN, read_summaries
 from patchloom.store.schema import (
     ArraySpec,
@@ -94,7 +95,7 @@ def check_metadata(
     """
     found = []
     for name, spec in specs_of(attributes, documents).items():
-        data, wanted = location.read(f"{name}/zarr.json"), spec.document(attributes["n_patches"])
+        data, wanted = location.read(f"{name}/zarr.json"), spec.document(n_rows_of(attributes))
         if documents[name] != json.loads(as_json(wanted)):
             found.append(Damage(None, "zarr.json", f"tells of other rows than {name!r} has"))
         if data is None:
@@ -204,8 +205,7 @@ def _manifest(
     except Exception as error:  # a damaged file fails in many ways
         wrong(f"cannot be read ({type(error).__name__})")
         return None, {}
-    first = shard * attributes["rows_per_shard"]
-    stop = min(first + attributes["rows_per_shard"], attributes["n_patches"])
+    first, stop = rows_of_shard(attributes, shard)
     if not gap and not np.array_equal(row, np.arange(first, stop)):
         wrong(f"lists {len(row)} rows, which are not the rows {first} to {stop - 1} in order")
         return None, {}
