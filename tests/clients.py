@@ -19,10 +19,11 @@ PATCHING = {"name": "sequential", "patch_size": [48, 48], "overlaps": [16, 16]}
 ROWS = 16
 
 
-def noise(path: Path) -> Path:
+def noise(path: Path, side: int = 1024) -> Path:
     """A stored image of noise: slow enough to encode that a run can be caught at work."""
-    array = zarr.create_array(path, shape=(2, 1024, 1024), dtype="uint16", chunks=(1, 128, 128))
-    array[...] = np.random.default_rng(0).integers(0, 2**16, (2, 1024, 1024), dtype="uint16")
+    shape = (2, side, side)
+    array = zarr.create_array(path, shape=shape, dtype="uint16", chunks=(1, 128, 128))
+    array[...] = np.random.default_rng(0).integers(0, 2**16, shape, dtype="uint16")
     return path
 
 

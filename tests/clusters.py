@@ -14,7 +14,7 @@ ATTEMPTS = 3
 
 @contextmanager
 def local_cluster(**options: Any) -> Iterator[Any]:
-    """A cluster with a dashboard on any free port; starting it is tried again if the machine was too slow."""
+    """A cluster, its dashboard on a free port; starting is tried again if the machine was slow."""
     with dask.config.set({"distributed.comm.timeouts.connect": "120s"}):
         for attempt in range(ATTEMPTS):
             try:

@@ -16,7 +16,7 @@ from tests.servers.s3 import S3Server
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stored image of noise."""
-    return noise(tmp_path_factory.mktemp("source") / "image.zarr")
+    return noise(tmp_path_factory.mktemp("source") / "image.zarr", 640)
 
 
 @pytest.fixture(scope="session")

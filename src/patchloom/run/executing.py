@@ -18,6 +18,7 @@ from dask.base import get_scheduler
 from dask.callbacks import Callback
 
 from patchloom.run.graph import Graph
+from patchloom.run.losses import naming_losses
 
 __all__ = ["execute"]
 
@@ -42,7 +43,8 @@ def execute(graph: Graph, *, progress: bool, label: str) -> list[Any]:
     client = getattr(get, "__self__", None)
     with _Progress(len(graph.keys), label, progress) as shown:
         if client is not None and hasattr(client, "scheduler_info"):
-            return _on_cluster(client, graph, shown.step)
+            with naming_losses(client):
+                return _on_cluster(client, graph, shown.step)
         with _Counting(graph.keys[0][0], shown.step):
             found: list[Any] = list(get(_plain(graph), graph.keys))
         return found
@@ -60,7 +62,7 @@ def _on_cluster(client: Any, graph: Graph, step: Callable[[], None]) -> list[Any
     futures = client.get(graph.dsk, graph.keys, sync=False)
     try:
         for future in as_completed(futures, raise_errors=False):
-            if future.status == "error":
+            if future.status != "finished":
                 future.result()
             step()
         found: list[Any] = client.gather(futures)
