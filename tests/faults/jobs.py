@@ -11,6 +11,7 @@ import dask
 import fsspec
 import numpy as np
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 import patchloom
 from patchloom.planning.plans import Plan
@@ -47,8 +48,8 @@ class StoredJob:
                 shape=SHAPE,
                 dtype="uint16",
                 compressors=[
-                    zarr.codecs.ZstdCodec(checksum=True),
-                    *([zarr.codecs.Crc32cCodec()] if "shards" in more else []),
+                    ZstdCodec(checksum=True),
+                    *([Crc32cCodec()] if "shards" in more else []),
                 ],
                 **more,  # type: ignore[arg-type]
             )
@@ -83,7 +84,7 @@ class StoredJob:
         """Plan and write, through the proxy unless told otherwise."""
         options = more.pop("options", self.options)
         plan = plan or self.plan(options)
-        with dask.config.set(scheduler="threads", num_workers=4):
+        with dask.config.set(scheduler="threads", num_workers=more.pop("workers", 4)):
             return patchloom.materialize(plan, out, storage_options=options, progress=False, **more)
 
     def written(self, out: str) -> dict[str, bytes]:
