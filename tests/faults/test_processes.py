@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 import patchloom
@@ -54,6 +55,9 @@ class Cluster:
             except TimeoutError:
                 self.close()
         if self._client is None:
+            # On a busy machine a new worker is slow, but not lost.
+            patience = {"distributed.deploy.lost-worker-timeout": "300s"}
+            self._stack.enter_context(dask.config.set(patience))
             options = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
             cluster = self._stack.enter_context(local_cluster(**options))
             self._client = self._stack.enter_context(Client(cluster))
