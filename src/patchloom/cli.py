@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchloom import __version__
-from patchloom.errors import ConfigError, PatchloomError
+from patchloom.errors import ConfigError, PatchloomError, SchedulerLostError
 
 if TYPE_CHECKING:
     from patchloom.config import Job
@@ -289,8 +289,18 @@ def _scheduler(name: str | None) -> Iterator[None]:
             f"--scheduler is the address of a running Dask scheduler, but {name!r} does not "
             f"answer: {error}; start one (dask scheduler), or leave the option out"
         ) from None
-    with client:
-        yield
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    try:
+        with client:
+            try:
+                yield
+            except SchedulerLostError:
+                # A client that is closed while it looks for its scheduler logs a stack trace.
+                logger.setLevel(logging.CRITICAL)
+                raise
+    finally:
+        logger.setLevel(before)
 
 
 def _kind_of(location: Any) -> str:

@@ -57,6 +57,8 @@ class Fault:
     """Regular expressions that method and path match somewhere."""
     after: int = 0
     """How many requests that it is about pass before."""
+    every: int = 1
+    """Of the requests for one object, the first of so many."""
     times: int = 1_000_000
     """How often the same request is disturbed at most."""
     status: int = 503
@@ -132,6 +134,7 @@ class _State:
     log: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
     met: Counter[int] = field(default_factory=Counter)
+    seen: Counter[tuple[int, str]] = field(default_factory=Counter)
     done: Counter[tuple[int, str]] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
@@ -141,7 +144,7 @@ class _State:
         with self.lock:
             self.released.set()
             self.faults, self.released = faults, threading.Event()
-            for counts in (self.asked, self.met, self.done):
+            for counts in (self.asked, self.met, self.seen, self.done):
                 counts.clear()
             self.log.clear()
 
@@ -166,6 +169,9 @@ class _State:
             return False
         self.met[k] += 1
         if self.met[k] <= fault["after"] or self.done[k, name] >= fault["times"]:
+            return False
+        self.seen[k, f"{method} {path}"] += 1
+        if (self.seen[k, f"{method} {path}"] - 1) % fault["every"]:
             return False
         word = hashlib.sha256(f"{fault['seed']} {name} {self.asked[name]}".encode()).digest()
         if int.from_bytes(word[:8], "big") / 2**64 >= fault["share"]:

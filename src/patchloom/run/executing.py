@@ -17,6 +17,7 @@ from dask.base import get_scheduler
 from dask.callbacks import Callback
 
 from patchloom.run.graph import Graph, Key
+from patchloom.run.losses import naming_losses
 from patchloom.run.progress import Progress
 from patchloom.run.settings import Settings
 from patchloom.run.stretches import stretched
@@ -54,7 +55,8 @@ def execute(graph: Graph, *, progress: bool, label: str, n_patches: int = 0) -> 
     client = getattr(get, "__self__", None)
     with Progress(label, len(graph.keys), n_patches, settings) as shown:
         if client is not None and hasattr(client, "scheduler_info"):
-            return _on_cluster(client, graph, settings, shown.step)
+            with naming_losses(client):
+                return _on_cluster(client, graph, settings, shown.step)
         return _here(get, graph, settings, shown.step)
 
 

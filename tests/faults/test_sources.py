@@ -1,0 +1,177 @@
+"""Rows 8 to 10: chunks of a source that are broken, missing, or change while they are read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+from dask.callbacks import Callback
+
+import patchloom
+from patchloom.errors import ChunkError, SourceChangedError
+from tests.clients import PATCHING, ROWS, contents
+from tests.faults.jobs import SHAPE, StoredJob
+from tests.servers.proxy import Fault, Proxy
+
+
+@pytest.mark.parametrize(
+    "path",
+    [r"/sharded\.zarr/c/", pytest.param(r"/plain\.zarr/c/", marks=pytest.mark.slow)],
+)
+def test_bits_that_turn_over_on_the_way_cost_nothing(
+    path: str, stored_job: StoredJob, proxy: Proxy
+) -> None:
+    """With a checksum in the chain a bad transfer is seen, and the second one is taken."""
+    proxy.disturb(Fault(kind="flip", method="GET", path=path, every=4))
+    out = stored_job.fresh()
+    report = stored_job.run(out, workers=1)
+    assert report.complete
+    assert stored_job.written(out) == stored_job.undisturbed
+    assert proxy.disturbed["flip"] >= 6
+    # A decode that failed was a decode.
+    assert report.chunk_reads > report.chunks_needed
+
+
+def corrupted(data: bytes) -> bytes:
+    """The same with one bit turned over near the middle."""
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def halved(data: bytes) -> bytes:
+    """The first half."""
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "damage"),
+    [
+        ("plain.zarr", "c/0/1/1", corrupted),
+        ("sharded.zarr", "c/0/1/1", corrupted),
+        pytest.param("plain.zarr", "c/0/1/1", halved, marks=pytest.mark.slow),
+        pytest.param("sharded.zarr", "c/0/1/1", halved, marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_object_is_named_and_the_run_goes_on_when_it_is_back(
+    name: str, key: str, damage: Callable[[bytes], bytes], stored_job: StoredJob, proxy: Proxy
+) -> None:
+    """An object broken in the store: its name, the patches that wait, and a way out."""
+    fs, path = stored_job.filesystem, f"{stored_job.bucket}/{name}/{key}"
+    whole, out = fs.cat_file(path), stored_job.fresh()
+    fs.pipe_file(path, damage(whole))
+    try:
+        with pytest.raises(ChunkError) as caught:
+            stored_job.run(out, workers=1)
+    finally:
+        fs.pipe_file(path, whole)
+    text = str(caught.value)
+    assert key in text
+    assert name in text
+    assert "patches of output shards" in text
+    assert "restore that object" in text
+    assert proxy.count("GET", f"{name}/{key}") <= 5  # fetched twice, not for ever
+    assert stored_job.run(out).complete
+    assert stored_job.written(out) == stored_job.undisturbed
+
+
+def test_a_missing_chunk_is_the_fill_value(tmp_path: Path) -> None:
+    """Zarr says so; that the array itself is there is checked."""
+    pixels = np.random.default_rng(3).integers(1, 999, (256, 256), "uint16")
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(256, 256), dtype="uint16", chunks=(64, 64), fill_value=7
+    )
+    array[...] = pixels
+    (tmp_path / "a.zarr" / "c" / "1" / "2").unlink()
+    pixels[64:128, 128:192] = 7
+    images = patchloom.open_images(tmp_path / "a.zarr")
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [64, 64]})
+    assert patchloom.materialize(plan, tmp_path / "out.zarr", progress=False).complete
+    store = patchloom.open_patches(tmp_path / "out.zarr")
+    found = np.zeros_like(pixels)
+    for k, (y, x) in enumerate(
+        zip(*(store.manifest[f"start_{a}"].to_pylist() for a in "yx"), strict=True)
+    ):
+        found[y : y + 64, x : x + 64] = store[k][0]
+    np.testing.assert_array_equal(found, pixels)
+
+
+def others(n: int) -> Any:
+    """Other pixels than any test has."""
+    return np.random.default_rng(n).integers(1000, 2000, SHAPE, "uint16")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "after", "says"),
+    [
+        # The index of a shard is read, then its chunks: they are of another object.
+        ("sharded.zarr", "c/0/0/0", 1, "became another object while it was read"),
+        # An object that is read once: written after the run began.
+        pytest.param("plain.zarr", "c/1/1/2", 0, "after the run began", marks=pytest.mark.slow),
+    ],
+)
+def test_a_source_that_changes_in_the_store_is_refused(
+    name: str, key: str, after: int, says: str, stored_job: StoredJob, proxy: Proxy
+) -> None:
+    """A read is held, the object is written anew, the read goes on: refused, and no wrong bytes."""
+    fs, path = stored_job.filesystem, f"{stored_job.bucket}/{name}/{key}"
+    whole, out = fs.cat_file(path), stored_job.fresh()
+    plan = stored_job.plan()
+    fault = Fault(kind="hold", method="GET", path=f"/{name}/{key}", after=after, times=1)
+    proxy.disturb(fault)
+    with ThreadPoolExecutor(1) as pool:
+        run: Future[Any] = pool.submit(stored_job.run, out, plan)
+        while not proxy.disturbed["hold"] and not run.done():
+            time.sleep(0.02)
+        try:
+            time.sleep(0.0 if after else 3.0)  # HTTP's dates are whole seconds
+            fs.pipe_file(path, fs.cat_file(f"{stored_job.bucket}/{name}/c/0/1/1"))
+            proxy.release()
+            with pytest.raises(SourceChangedError) as caught:
+                run.result(timeout=100)
+        finally:
+            fs.pipe_file(path, whole)
+    text = str(caught.value)
+    assert says in text
+    assert key in text
+    assert name in text
+    assert "patches of output shards" in text
+    assert "run the same call again" in text
+    proxy.disturb()
+    assert stored_job.run(out).complete
+    assert stored_job.written(out) == stored_job.undisturbed
+
+
+@pytest.mark.parametrize("over", ["patches", "image"])
+def test_a_source_that_changes_on_a_disk_is_refused(over: str, tmp_path: Path) -> None:
+    """After the first task every chunk is written anew: the next task refuses it."""
+    path = tmp_path / "a.zarr"
+    array = zarr.create_array(path, shape=SHAPE, dtype="uint16", chunks=(1, 128, 128))
+    array[...] = others(0)
+
+    def run(out: str) -> Any:
+        images = patchloom.open_images(path, axes="CYX")
+        plan = patchloom.plan(images, PATCHING, rows_per_shard=ROWS)
+        assert plan.n_tasks > 2
+        return patchloom.materialize(plan, tmp_path / out, over=over, progress=False)
+
+    def rewrite(key: Any, *_: Any) -> None:
+        if isinstance(key, tuple) and str(key[0]).startswith("patchloom-write"):
+            zarr.open_array(path)[...] = others(0)
+
+    run("first.zarr")
+    with dask.config.set(scheduler="synchronous"):
+        with (
+            Callback(posttask=rewrite),
+            pytest.raises(SourceChangedError, match=r"a\.zarr was written .* patches of output"),
+        ):
+            run("second.zarr")
+        assert run("second.zarr").complete
+    # The pixels are the same again here, so the stores are too.
+    assert contents(tmp_path / "second.zarr") == contents(tmp_path / "first.zarr")

@@ -1,0 +1,131 @@
+"""What is tried again, how often, and what an error then says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchloom.answers import Answer, ask
+from patchloom.errors import AccessError
+from patchloom.location import Location
+from patchloom.retrying import Retrying, is_transient
+from tests.servers.http import HttpServer
+
+
+class Told(Exception):
+    """An error with what servers tell."""
+
+    def __init__(self, **told: Any) -> None:
+        self.__dict__.update(told)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (TimeoutError(), True),
+        (ConnectionRefusedError(), True),
+        (BrokenPipeError(), True),
+        (Told(status=503), True),
+        (Told(code="429"), True),
+        (Told(status_code=403), False),
+        (Told(response={"Error": {"Code": "SlowDown"}}), True),
+        (Told(response={"Error": {}, "ResponseMetadata": {"HTTPStatusCode": 500}}), True),
+        (Told(response={"Error": {"Code": "NoSuchBucket"}}), False),
+        (PermissionError(13, "no"), False),
+        (FileNotFoundError(), False),
+        (OSError(28, "No space left on device"), False),
+        (ValueError(), False),
+    ],
+)
+def test_what_passes(error: Exception, passes: bool) -> None:
+    """Throttling and broken connections pass; a refusal, a missing object, a full disk stay."""
+    assert is_transient(error) is passes
+    wrapped = OSError(5, "something")
+    wrapped.__cause__ = error
+    assert is_transient(wrapped) is passes
+
+
+@given(failures=st.lists(st.integers(0, 6), min_size=1, max_size=8), attempts=st.integers(1, 5))
+def test_a_batch_asks_again_only_for_what_failed(failures: list[int], attempts: int) -> None:
+    """Each item is asked for until it succeeds, and never more often than allowed."""
+    asked = [0] * len(failures)
+
+    def fetch(items: list[int]) -> list[int | Exception]:
+        found: list[int | Exception] = []
+        for k in items:
+            asked[k] += 1
+            found.append(k if asked[k] > failures[k] else TimeoutError(f"{k}"))
+        return found
+
+    found = Retrying(attempts, first=0).each(fetch, range(len(failures)))
+    for k, (answer, fails) in enumerate(zip(found, failures, strict=True)):
+        assert asked[k] == min(fails + 1, attempts)
+        if fails < attempts:
+            assert answer == k
+        else:
+            assert isinstance(answer, TimeoutError)
+            assert answer.__notes__[0].startswith(f"tried {attempts} times in")
+
+
+def test_no_try_begins_after_the_time_is_over() -> None:
+    """However many tries are left."""
+    calls: list[int] = []
+
+    def late() -> None:
+        calls.append(1)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        Retrying(attempts=100, first=0, total=-1).call(late)
+    assert len(calls) == 1
+
+
+def test_errors_show_no_secret_wherever_it_stands() -> None:
+    """Options are searched to the bottom."""
+    options = {"key": "AKIDABCD", "client_kwargs": {"aws_session_token": "tok-12345"}, "n": 3}
+    place = Location.of("s3://bucket/a", options)
+
+    def refused() -> None:
+        raise PermissionError("AKIDABCD may not, with tok-12345")
+
+    with pytest.raises(AccessError) as caught:
+        place.ask(refused, "b")
+    text = str(caught.value)
+    assert "AKIDABCD" not in text
+    assert "tok-12345" not in text
+    assert "s3://bucket/a/b" in text
+    # What is made of it elsewhere says what went wrong, once.
+    assert place.describe(caught.value) == "PermissionError: *** may not, with ***"
+
+
+def test_answers_say_which_object_they_are_of(
+    tmp_path: Path, http_server: Callable[[Path], HttpServer]
+) -> None:
+    """A disk and a web server: tag and date of the object, ranges as asked, None for nothing."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    written = (tmp_path / "a").stat().st_mtime
+    for place in (Location.of(tmp_path), Location.of(http_server(tmp_path).endpoint)):
+        fs, root = place.open()
+        path = place.inside(root, "a")
+        whole, part, end, nothing = ask(
+            fs, [(path, None, None), (path, 2, 5), (path, -3, None), (f"{path}b", None, None)]
+        )
+        assert isinstance(whole, Answer)
+        assert isinstance(part, Answer)
+        assert isinstance(end, Answer)
+        assert nothing is None
+        assert [bytes(a.data) for a in (whole, part, end)] == [b"0123456789", b"234", b"789"]
+        assert whole.tag == part.tag == end.tag is not None
+        assert whole.written is not None
+        assert written - 3600 < whole.written <= written
+        (tmp_path / "a").write_bytes(b"01234567890")
+        [other] = ask(fs, [(path, None, None)])
+        assert isinstance(other, Answer)
+        assert other.tag != whole.tag
+        (tmp_path / "a").write_bytes(b"0123456789")
+        written = (tmp_path / "a").stat().st_mtime
