@@ -14,11 +14,11 @@ ATTEMPTS = 3
 
 @contextmanager
 def local_cluster(**options: Any) -> Iterator[Any]:
-    """A cluster without a dashboard; starting it is tried again if the machine was too slow."""
+    """A cluster with ports of its own; starting it is tried again if the machine was too slow."""
     with dask.config.set({"distributed.comm.timeouts.connect": "120s"}):
         for attempt in range(ATTEMPTS):
             try:
-                cluster = LocalCluster(dashboard_address=None, **options)
+                cluster = LocalCluster(dashboard_address=":0", **options)
             except RuntimeError:
                 if attempt == ATTEMPTS - 1:
                     raise

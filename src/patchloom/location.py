@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from patchloom.errors import SourceMissingError, WriteError
 
-__all__ = ["Location", "StorageOptions"]
+__all__ = ["Location", "StorageOptions", "whole_from"]
 
 # A password may hold "/" and "@": with one, all up to the last "@" goes; a port is no password.
 _USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s]*|[^/@\s]+)@")
@@ -135,7 +135,8 @@ class Location:
         """The whole object, or None if it does not exist."""
         fs, path = self.open()
         try:
-            data: bytes = fs.cat_file(self.inside(path, name) if name else path)
+            path = self.inside(path, name) if name else path
+            data: bytes = fs.cat_file(path, start=whole_from(fs))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return data
@@ -201,6 +202,15 @@ class Location:
                 UploadId=upload["UploadId"],
             )
         return len(stale)
+
+
+def whole_from(fs: fsspec.AbstractFileSystem) -> int | None:
+    """What to pass as ``start`` to read a whole object by one request.
+
+    s3fs asks for the size of what it reads whole, and not for that of a range.
+    """
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return 0 if "s3" in protocols else None
 
 
 def _write_local(path: str, data: bytes | memoryview) -> None:

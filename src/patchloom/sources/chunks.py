@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from patchloom.errors import ChunkError, SourceChangedError
 from patchloom.grid import ChunkGrid
 from patchloom.image import ChunkReader, Ints, Reads
-from patchloom.location import Location
+from patchloom.location import Location, whole_from
 
 __all__ = ["GAP", "ArrayMetadata", "DirectReader", "bare", "reader_for"]
 
@@ -421,7 +421,10 @@ def _get_remote(
     paths: Sequence[str],
     ranges: Sequence[tuple[str, int | None, int | None]],
 ) -> list[Any]:
-    starts, stops = [a for _, a, _ in ranges], [b for _, _, b in ranges]
+    starts, stops = (
+        [whole_from(fs) if a is None else a for _, a, _ in ranges],
+        [b for _, _, b in ranges],
+    )
     if getattr(fs, "async_impl", False):
         # One batch: the file system sends them concurrently.
         found: list[Any] = fs.cat_ranges(list(paths), starts, stops, on_error="return")
