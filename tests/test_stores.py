@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import zarr
 import patchloom
 from tests import oracle
 from tests.clusters import local_cluster
-from tests.servers.http import FolderHandler, HttpServer, ThreadingHTTPServer
+from tests.servers.http import FolderHandler, HttpServer
 from tests.servers.process import HOST
 
 SIDE, CHUNK = 64, 16
@@ -195,7 +196,6 @@ class _Meeting(FolderHandler):
     """Answers requests for chunks only when several of them are under way together."""
 
     met: threading.Barrier
-    log: list[Any] = []
 
     def _answer(self, *, with_body: bool) -> None:
         if self._path().rsplit("/", 1)[-1][:1].isdigit():
@@ -208,7 +208,7 @@ def meeting(folder: Path, n: int) -> Iterator[str]:
     """A server that answers for a chunk when `n` chunks are asked for at a time."""
 
     class Handler(_Meeting):
-        root = folder.resolve()
+        root, log = folder.resolve(), []
         met = threading.Barrier(n)
 
     server = ThreadingHTTPServer((HOST, 0), Handler)
