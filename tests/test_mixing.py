@@ -26,6 +26,7 @@ from patchloom.errors import FingerprintError, StoreError
 from patchloom.mixing import drawn, entropies, expected
 from patchloom.planning.groups import Groups
 from patchloom.planning.mixing import mixing
+from patchloom.run.wording import worded
 
 N_IMAGES = 20
 
@@ -214,7 +215,9 @@ def test_a_store_tells_what_its_plan_told(tmp_path: Path) -> None:
     report = patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
     told = plan.mixing()
     assert report.shuffle == told
-    assert report.to_dict()["shuffle"] == told
+    assert report.to_dict()["shuffle"] == plan.summary()["shuffle"] == told
+    words = {key: text for key, _, text in worded(report.to_dict())}
+    assert f"image {told['image']['relative']:.1%}, region" in words["shuffle"]
     assert "of a full shuffle" in str(report)
     store = patchloom.open_patches(tmp_path / "out.zarr")
     found = store.mixing()
@@ -234,6 +237,7 @@ def test_other_orders_are_not_mixed(tmp_path: Path) -> None:
     report = patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
     assert report.shuffle is None
     assert "shuffle" not in str(report)
+    assert "shuffle" not in [key for key, *_ in worded(report.to_dict())]
 
 
 def test_an_empty_plan_has_nothing_to_mix() -> None:
