@@ -31,6 +31,7 @@ import xarray
 import zarr
 
 import patchloom
+from patchloom.errors import WriteError
 from tests import oracle
 from tests.clusters import local_cluster
 from tests.servers.http import FolderHandler, HttpServer
@@ -232,21 +233,29 @@ def test_requests_of_a_batch_are_under_way_together(
     assert report.chunk_reads == 16
 
 
-Calls = list[tuple[str, str]]
+class Calls(list[tuple[str, str]]):
+    """Requests in the order in which they were sent, and how many were under way at most."""
+
+    now = most = 0
 
 
 @pytest.fixture
 def s3_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Requests that s3fs really sends: (operation, key, with the range of a read)."""
     s3fs = pytest.importorskip("s3fs")
-    calls: Calls = []
+    calls = Calls()
     send = s3fs.S3FileSystem._call_s3
 
     async def listening(self: Any, method: str, *others: Any, **known: Any) -> Any:
         name = str(known.get("Key", known.get("Prefix", "")))
         span = str(known.get("Range", "")).removesuffix("bytes=0-")
         calls.append((method, f"{name} {span}".strip()))
-        return await send(self, method, *others, **known)
+        calls.now += 1
+        calls.most = max(calls.most, calls.now)
+        try:
+            return await send(self, method, *others, **known)
+        finally:
+            calls.now -= 1
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", listening)
     return calls
@@ -268,6 +277,7 @@ def test_s3_is_asked_once_a_chunk_and_once_a_stretch(
         f"plain.zarr/{y}.{x}" for y in range(4) for x in range(4)
     )
     assert sum("bytes=-" in name for name in reads) == 2
+    assert s3_calls.most == 16, "all chunks of a batch are asked for together"
 
 
 def test_s3_is_written_once_an_object(
@@ -336,6 +346,13 @@ def test_gcs_is_asked_once_a_chunk_and_written_once_an_object(
     uploads = [path for method, path in calls if method == "POST"]
     # Three objects a shard, two of metadata, the group's once more, and the report.
     assert len(uploads) == 3 * plan.n_shards + 4
+
+
+def test_http_takes_no_store(folder: Path, http_server: Callable[[Path], HttpServer]) -> None:
+    """What can only be read is refused as an output, with the reason and the object."""
+    url = http_server(folder).url("out.zarr")
+    with pytest.raises(WriteError, match=r"out\.zarr/images/zarr\.json .* was refused"):
+        patchloom.materialize(plan_of(str(folder), {}), url, progress=False)
 
 
 @pytest.mark.slow
