@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from patchloom.errors import FingerprintError, StoreError
 from patchloom.mixing import drawn, entropies, expected
 from patchloom.planning.groups import Groups
 from patchloom.planning.mixing import mixing
+from patchloom.run.wording import worded
 
 N_IMAGES = 20
 
@@ -95,7 +97,7 @@ def test_a_sample_is_of_whole_shards(n: int, rows: int, seed: int) -> None:
     assert len(found) <= 64
     assert found == sorted(found)
     assert all(a % rows == 0 and (b % rows == 0 or b == n) for a, b in found)
-    assert all(b <= c for (_, b), (c, _) in zip(found, found[1:], strict=False))
+    assert all(b <= c for (_, b), (c, _) in pairwise(found))
     assert found == drawn(n, rows, 64, seed)
 
 
@@ -160,7 +162,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def quarter(folder: Path, *, mask: bool = False, **asked: Any) -> patchloom.Plan:
     """A shuffled plan of 20 images whose windows hold a quarter of the patches, in whole shards."""
     paths = arrays(folder, asked.pop("shape"), asked.pop("chunks"))
-    images = patchloom.open_images(paths, **({"mask": islands(256)} if mask else {}))
+    images = patchloom.open_images(paths, mask=islands(256) if mask else None)
     more = {"order": "shuffled", "rows_per_shard": 64, "memory": "64 GiB", "seed": 3, **asked}
     more |= {"min_coverage": 0.5} if mask else {}
     config = more.pop("config")
@@ -213,7 +215,9 @@ def test_a_store_tells_what_its_plan_told(tmp_path: Path) -> None:
     report = patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
     told = plan.mixing()
     assert report.shuffle == told
-    assert report.to_dict()["shuffle"] == told
+    assert report.to_dict()["shuffle"] == plan.summary()["shuffle"] == told
+    words = {key: text for key, _, text in worded(report.to_dict())}
+    assert f"image {told['image']['relative']:.1%}, region" in words["shuffle"]
     assert "of a full shuffle" in str(report)
     store = patchloom.open_patches(tmp_path / "out.zarr")
     found = store.mixing()
@@ -233,6 +237,7 @@ def test_other_orders_are_not_mixed(tmp_path: Path) -> None:
     report = patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
     assert report.shuffle is None
     assert "shuffle" not in str(report)
+    assert "shuffle" not in [key for key, *_ in worded(report.to_dict())]
 
 
 def test_an_empty_plan_has_nothing_to_mix() -> None:
@@ -336,6 +341,6 @@ def test_a_store_of_another_dealing_is_refused(
         spatial = patchloom.plan(images, grid).fingerprint
         patchloom.materialize(old, tmp_path / "out.zarr", progress=False)
     assert patchloom.plan(images, grid).fingerprint == spatial
+    new = patchloom.plan(images, grid, order="shuffled")
     with pytest.raises(FingerprintError, match="fingerprint"):
-        new = patchloom.plan(images, grid, order="shuffled")
         patchloom.materialize(new, tmp_path / "out.zarr", progress=False)

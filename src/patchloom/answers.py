@@ -109,7 +109,7 @@ async def _any(fs: Any, path: str, start: int | None, stop: int | None) -> Answe
 async def _s3(fs: Any, path: str, start: int | None, stop: int | None) -> Answer:
     # One GET. s3fs' own reading of a whole object asks for its size first.
     bucket, key, version = fs.split_path(path)
-    more = {"VersionId": version} if version else {}
+    more = {**fs.req_kw, **({"VersionId": version} if version else {})}
     if start is not None:
         more["Range"] = await fs._process_limits(path, start, stop)
     sent = time.time()

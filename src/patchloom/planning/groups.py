@@ -27,6 +27,9 @@ GROUP_BYTES = 16 * 2**20
 MIN_GROUPS = 320
 """A plan is cut into at least so many groups where it has as many units: 16 of each of 20 images,
 so that a window of a quarter of them can hold one of each quarter of each image."""
+_TOP = np.uint64(63)
+_PIECE = 2**16
+"""Groups that are spread together: their columns stay in a processor's cache."""
 _LEVELS = 12
 """Times that the groups of an image are halved to spread them evenly."""
 
@@ -127,16 +130,19 @@ def _spread(within: Ints, n: Ints, word: Words) -> Words:
     word
         64 random bits of each: uint64[k].
     """
-    first = np.arange(len(within)) - within
     found = word >> np.uint64(_LEVELS)
-    for level in range(_LEVELS):
-        sibling = within & ((1 << level) - 1) | 1 << level
-        there = np.flatnonzero(sibling < n)
-        # One that has no sibling goes either way.
-        turn = word >> np.uint64(level) & np.uint64(1)
-        own = (within[there] >> level & 1).astype(np.uint64)
-        turn[there] = own ^ word[(first + sibling)[there]] >> np.uint64(63)
-        found |= turn << np.uint64(63 - level)
+    for low in range(0, len(word), _PIECE):
+        some = slice(low, low + _PIECE)
+        number, count, own = within[some], n[some], word[some]
+        first = np.arange(low, low + len(number)) - number
+        for level in range(_LEVELS):
+            sibling = number & ((1 << level) - 1) | 1 << level
+            flip = (number >> level).astype(np.uint64) ^ (
+                word[first + np.minimum(sibling, count - 1)] >> _TOP
+            )
+            # One that has no sibling goes either way.
+            turn = np.where(sibling < count, flip, own >> np.uint64(level)) & np.uint64(1)
+            found[some] |= turn << np.uint64(63 - level)
     return found
 
 

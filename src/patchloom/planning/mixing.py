@@ -74,8 +74,13 @@ def _sample(plan: Plan) -> Columns:
     """What patches show that are drawn from all, each as likely."""
     high, low, *_ = philox(key_of(plan.seed, "mixing all"), np.arange(_DRAWS))
     ranks = ((high << np.uint64(32) | low) % np.uint64(plan.n_patches)).astype(np.int64)
-    parts = plan.along(np.unique(plan.cells.positions_of(ranks)))
-    shown = [_shown(plan, part.take(np.isin(part.rank, ranks))) for part in parts]
+    positions = np.unique(plan.cells.positions_of(ranks))
+    n = plan.cells.kept[positions].sum(dtype=np.int64)
+    shown = [
+        _shown(plan, part.take(np.isin(part.rank, ranks)))
+        for some in np.array_split(positions, -(-n // WHOLE))
+        for part in plan.along(some)
+    ]
     return {name: np.concatenate([part[name] for part in shown]) for name in shown[0]}
 
 

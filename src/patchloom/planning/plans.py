@@ -624,6 +624,10 @@ class Plan:
             yield self._of_image(np.arange(low, stop))
             low = stop
 
+    @cached_property
+    def _mixed(self) -> dict[str, Any]:
+        return self.mixing()
+
     def mixing(self, batch: int = 64) -> dict[str, Any]:
         """How fair a sample its batches are; see `patchloom.planning.mixing.mixing`."""
         found: dict[str, Any] = importlib.import_module(_MIXING).mixing(self, batch)
@@ -684,8 +688,8 @@ class Plan:
             "fingerprint": self.fingerprint,
         }
 
-    def _windows(self) -> dict[str, int]:
-        """What a window of a shuffled plan holds, and how many there are."""
+    def _windows(self) -> dict[str, Any]:
+        """What a window of a shuffled plan holds, how many there are, and how well they mix."""
         rows = min(self.window_rows, self.n_patches)
         nbytes = math.prod(self.patch_shape) * self.dtype.itemsize
         groups = min(len(self.groups), max(1, round(rows / max(1.0, self.groups.mean_rows))))
@@ -694,6 +698,7 @@ class Plan:
             "window_rows": rows,
             "window_bytes": rows * nbytes,
             "n_windows": -(-self.n_patches // self.window_rows) if rows else 0,
+            "shuffle": self._mixed,
         }
 
     # -- saving -------------------------------------------------------------------------

@@ -41,6 +41,7 @@ _LABELS = {
     "window_rows": "patches of a window",
     "window_bytes": "size of a window",
     "n_windows": "windows",
+    "shuffle": "mixed",
     "fingerprint": "fingerprint",
 }
 _BYTES = {
@@ -72,6 +73,8 @@ def worded(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
         (key, _LABELS.get(key, key.replace("_", " ")), _text(key, value))
         for key, value in figures.items()
+        # Orders that are not shuffled tell nothing of it.
+        if key != "shuffle" or value is not None
     ]
 
 
@@ -84,6 +87,8 @@ def _text(key: str, value: Any) -> str:
         return ", ".join(f"{n:,} {why}" if n else why for why, n in value.items()) or "none"
     if key == "split":
         return _split(value)
+    if key == "shuffle":
+        return _mixed(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{n:,} of {name}" for name, n in value.items()) or "none"
     if key == "skipped":
@@ -102,6 +107,12 @@ def _split(told: Mapping[str, Any]) -> str:
     if told.get("smallest_distance") is not None:
         parts.append(f"{told['smallest_distance']:,} pixels apart")
     return ", ".join(parts)
+
+
+def _mixed(told: Mapping[str, Any]) -> str:
+    kinds = ("image", "region", "class")
+    parts = [f"{kind} {told[kind]['relative']:.1%}" for kind in kinds if kind in told]
+    return f"{', '.join(parts)} of a full shuffle; {told['groups_per_shard']:.0f} groups a shard"
 
 
 def _skip(item: Mapping[str, Any]) -> str:
