@@ -31,14 +31,17 @@ from dask.utils import key_split
 
 import patchloom
 from patchloom.errors import ChunkError, ConfigError
-from patchloom.image import ChunkReader, Image
+from patchloom.image import ChunkReader, Image, Reads
+from patchloom.location import Location
 from patchloom.planning.plans import Plan
 from patchloom.run.cutting import Job
 from patchloom.run.graph import run_graph
+from patchloom.run.materializing import _needed, _specs
 from patchloom.run.progress import Progress
 from patchloom.run.reports import TaskReport
 from patchloom.run.settings import DEFAULTS, Settings
 from patchloom.sources.zarrs import ZarrSource
+from patchloom.store.schema import CODECS, Codec
 from tests.clusters import local_cluster
 
 ROOT = Path(__file__).parents[1]
@@ -299,23 +302,18 @@ def test_chunks_owned_by_tasks_add_up_to_those_needed(image: Image) -> None:
     """So that the reads a chunk so far are exact at the end, masks or not, in any order."""
     mask = np.zeros((512, 512), bool)
     mask[100:300, 50:400] = True
-    for options in ({}, {"order": "shuffled", "seed": 3}):
-        for roles in ({}, {"mask": mask}):
-            [one] = patchloom.open_images(image.uri, axes="CYX", **roles)  # type: ignore[arg-type]
-            plan = planned(one, min_coverage=0.5 if roles else 0, **options)
-            told: list[TaskReport] = []
+    for order in ("spatial", "shuffled"):
+        for share in (0, 0.5):
+            [one] = patchloom.open_images(image.uri, axes="CYX", mask=mask if share else None)
+            plan = planned(one, min_coverage=share, order=order)
             graph = run_graph(plan, job_of(plan), range(plan.n_shards), "t")
-            told = list(dask.get(graph.dsk, list(graph.keys)))
+            told: list[TaskReport] = list(dask.get(graph.dsk, list(graph.keys)))
             assert sum(t.chunks_owned for t in told) == plan.chunks_needed
             assert sum(t.n_patches for t in told) == plan.n_patches
 
 
 def job_of(plan: Plan) -> Job:
     """What `materialize` tells the tasks, for a store in memory."""
-    from patchloom.location import Location
-    from patchloom.run.materializing import _specs
-    from patchloom.store.schema import CODECS, Codec
-
     return Job(Location(f"memory://{next(_numbers)}"), _specs(plan, None, Codec(CODECS[0])))
 
 
@@ -365,8 +363,6 @@ def read_all(terminal: int) -> str:
 
 def test_results_of_surveys_count_too() -> None:
     """A survey's tasks give what they found and what they read; others are counted as tasks."""
-    from patchloom.image import Reads
-
     progress = Progress("survey", 4, 0, replace(Settings.now(), show="nothing"))
     progress.step(({}, Reads(3, 1, 5_000_000)))
     progress.step([1, 2])
@@ -437,6 +433,21 @@ def test_resumed_shards_go_to_the_tasks_of_their_runs(image: Image) -> None:
     dealt = {key[1]: [*task[4]] for key, task in tasks.items()}
     assert [s for shards in dealt.values() for s in shards] == missing
     assert all({*shards} <= {*plan.runs.shards(task)} for task, shards in dealt.items())
+
+
+@pytest.mark.parametrize("order", ["spatial", "shuffled"])
+def test_chunks_needed_by_some_shards_are_counted_in_stretches(order: str, image: Image) -> None:
+    """As one by one, wherever shards are missing."""
+    plan = planned(image, rows=3, order=order)
+    draw = np.random.default_rng(4)
+    for share in (0.05, 0.5, 0.95):
+        shards = np.flatnonzero(draw.random(plan.n_shards) < share).tolist()
+        want = set()
+        for shard in shards:
+            for row in range(shard * 3, min(shard * 3 + 3, plan.n_patches)):
+                y, x = plan.get_patch_spec(row)["coords"]
+                want |= {(i // 64, j // 64) for i in (y, y + 31) for j in (x, x + 31)}
+        assert _needed(plan, shards) == len(want)
 
 
 def transformed(array: Any, chunk: int) -> Any:
