@@ -41,10 +41,8 @@ ALONE = {
     "distributed.admin.system-monitor.interval": "1h",
 }
 """What each worker does for itself, and what a hundred of one process would do a hundred times."""
-LIVE = 50_000
-"""Tasks that a scheduler may know at a time."""
-BUILD_SECONDS, SHARE = 2.0, 0.02
-"""What making a graph may cost, and the scheduler's share of the wall time."""
+TARGETS = {"live": 50_000, "graph_cpu_s": 2.0, "share": 0.02, "wall_s": 600.0}
+"""Tasks known at a time, making a graph, the scheduler's share, 20,000 simulated tasks: at most."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,6 @@ def main(argv: Sequence[str]) -> int:
         Exit status.
     """
     options = _parser().parse_args(argv)
-    # Work of a client alone: others keep no time of it.
     neighbours = environment.Neighbours(_cpu)
     document: dict[str, Any] = {"graphs": [], "runs": [], "share": None}
     plans: list[Plan] = []
@@ -121,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
     print(_told(document["share"]), flush=True)
     document |= {
         "slope": _slope(document["runs"]),
+        "targets": TARGETS,
         "others": neighbours.load(),
         "versions": environment.versions(),
         "machine": environment.machine(),
