@@ -259,15 +259,14 @@ def _share(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         threads = sum(client.nthreads().values())
         # Workers import us, and the first tasks wait for the plan, once however many follow.
         first = _run(plan, threads, 0.0)
-        found = _run(plan, options.share_tasks, 1.0)
+        short, long = (_run(plan, n, 1.0) for n in (options.share_tasks // 3, options.share_tasks))
+    longer = {name: long[name] - short[name] for name in ("wall_s", "slept_s", "cpu_s")}
     return {
-        "n_tasks": found["n_tasks"],
         "threads": threads,
-        "wall_s": found["wall_s"],
-        "task_s": found["slept_s"],
-        "share": 1 - found["slept_s"] / (threads * found["wall_s"]),
-        "client_and_scheduler_cpu_s": found["cpu_s"],
-        "first_s": first["wall_s"],
+        "runs": [first, short, long],
+        "share": 1 - long["slept_s"] / (threads * long["wall_s"]),
+        "share_without_start": 1 - longer["slept_s"] / (threads * longer["wall_s"]),
+        "share_of_cpu": longer["cpu_s"] / (threads * longer["wall_s"]),
     }
 
 
