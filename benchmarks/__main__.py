@@ -2,8 +2,9 @@
 
 ``python -m benchmarks --help`` lists the options; ``README.md`` says what each number means.
 ``python -m benchmarks strategies`` measures the strategies instead,
-``python -m benchmarks planning`` plans of many images under masks, and
-``python -m benchmarks mixing`` how well shuffled plans mix.
+``python -m benchmarks planning`` plans of many images under masks,
+``python -m benchmarks mixing`` how well shuffled plans mix, and
+``python -m benchmarks scheduling`` scheduler and client at a petabyte.
 """
 
 from __future__ import annotations
@@ -127,6 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks.mixing import main as mixing
 
         return mixing(arguments[1:])
+    if arguments[:1] == ["scheduling"]:
+        from benchmarks.scheduling import main as scheduling
+
+        return scheduling(arguments[1:])
     options = _parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     with tempfile.TemporaryDirectory(prefix="patchloom-benchmarks-") as temporary:

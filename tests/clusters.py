@@ -18,7 +18,10 @@ def local_cluster(**options: Any) -> Iterator[Any]:
     with dask.config.set({"distributed.comm.timeouts.connect": "120s"}):
         for attempt in range(ATTEMPTS):
             try:
-                cluster = LocalCluster(dashboard_address=":0", **options)
+                # Any free port: others on the machine, and clusters of other tests, have theirs.
+                cluster = LocalCluster(
+                    dashboard_address=":0", scheduler_kwargs={"dashboard": False}, **options
+                )
             except RuntimeError:
                 if attempt == ATTEMPTS - 1:
                     raise

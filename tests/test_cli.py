@@ -101,7 +101,7 @@ def test_run_writes_the_store_of_the_job(job: Path, pixels: np.ndarray[Any, Any]
     assert f"patchloom inspect {url}" in told.stdout
     assert f"{url}.report/" in told.stdout
     # Progress goes to the standard error: a line of a log.
-    assert "materialize: 4 of 4 tasks" in told.stderr
+    assert "materialize: 8 of 8 patches, 4 of 4 tasks" in told.stderr
     store = patchloom.open_patches(url)
     assert len(store) == 8
     row = store.manifest.slice(3, 1).to_pylist()[0]
@@ -275,7 +275,7 @@ def test_the_command_runs_as_a_process(job: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "The store is complete" in out
-    assert "materialize: 4 of 4 tasks" in err
+    assert "materialize: 8 of 8 patches, 4 of 4 tasks" in err
     assert patchloom.open_patches(job.parent / "patches.zarr").complete
 
 

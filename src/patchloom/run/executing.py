@@ -50,7 +50,7 @@ def execute(graph: Graph, *, progress: bool, label: str, n_patches: int = 0) -> 
     if not graph.keys:
         return []
     if not progress:
-        settings = replace(settings, show="none")
+        settings = replace(settings, show="nothing")
     get = get_scheduler() or dask.threaded.get
     client = getattr(get, "__self__", None)
     with Progress(label, len(graph.keys), n_patches, settings) as shown:
@@ -93,7 +93,7 @@ def _on_cluster(client: Any, graph: Graph, settings: Settings, step: Step) -> li
         return futures
 
     # A plan of very many chunks is no mistake; it goes to the scheduler once.
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": math.inf}):
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": 2**60}):
         shared = submit(dict(graph.shared), [*graph.shared]) if graph.shared else []
     known = {future.key: future for future in shared}
     parts = _parts(graph, settings.tasks_at_once / _PARTS)

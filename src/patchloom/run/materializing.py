@@ -40,6 +40,8 @@ __all__ = ["check_choices", "materialize"]
 
 _OVER = ("patches", "image")
 _ON_ERROR = ("raise", "skip")
+_TOGETHER = 2**16
+"""Patches whose chunks are counted together, at least those of one shard."""
 
 
 def materialize(
@@ -350,9 +352,15 @@ def _needed(plan: Plan, shards: Sequence[int]) -> int:
     if len(shards) == plan.n_shards:
         return plan.chunks_needed
     blocks: dict[int, list[Any]] = {}
-    for shard in shards:
-        start = shard * plan.rows_per_shard
-        for part in plan.patches(start, min(start + plan.rows_per_shard, plan.n_patches)):
+    rows, numbers = plan.rows_per_shard, np.asarray(shards, np.int64)
+    # Shards that follow one another are looked at together.
+    begins = np.flatnonzero(
+        (np.diff(numbers, prepend=-2) != 1)
+        | (np.arange(len(numbers)) % max(1, _TOGETHER // rows) == 0)
+    )
+    ends = np.append(begins, len(numbers))[1:]
+    for low, high in zip(numbers[begins].tolist(), (numbers[ends - 1] + 1).tolist(), strict=True):
+        for part in plan.patches(low * rows, min(high * rows, plan.n_patches)):
             layout = plan.images[part.image].layout
             found = touches(layout, part.sample, part.corner, plan.cut)[1]
             blocks.setdefault(part.image, []).append(np.unique(found))

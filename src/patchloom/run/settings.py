@@ -19,7 +19,7 @@ __all__ = ["DEFAULTS", "Settings"]
 
 DEFAULTS = Path(__file__).parents[1] / "patchloom.yaml"
 """The file with the defaults, each explained."""
-_SHOW = ("auto", "bar", "lines", "none")
+_SHOW = ("auto", "bar", "lines", "nothing")
 _ELSEWHERE = "storage."
 """Names that others than runs look at."""
 
