@@ -2,7 +2,8 @@
 
 ``python -m benchmarks --help`` lists the options; ``README.md`` says what each number means.
 ``python -m benchmarks strategies`` measures the strategies instead, and
-``python -m benchmarks planning`` plans of many images under masks.
+``python -m benchmarks planning`` plans of many images under masks, and
+``python -m benchmarks amplification`` counts how often chunks are decoded.
 """
 
 from __future__ import annotations
@@ -122,6 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks.planning import main as planning
 
         return planning(arguments[1:])
+    if arguments[:1] == ["amplification"]:
+        from benchmarks.amplification import main as amplification
+
+        return amplification(arguments[1:])
     options = _parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     with tempfile.TemporaryDirectory(prefix="patchloom-benchmarks-") as temporary:

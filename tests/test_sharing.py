@@ -93,7 +93,7 @@ def test_any_budget_and_threads_write_the_same(
     chunks = (16, 12) if ndim == 2 else (8, 16, 12)
     source = stored(folder / "a.zarr", shape, chunks, seed)
     labels = stored(folder / "l.zarr", shape, tuple(c + 5 for c in chunks), seed + 1)
-    images = patchloom.open_images(source, **({"labels": str(labels)} if with_labels else {}))
+    images = patchloom.open_images(source, labels=str(labels) if with_labels else None)
     size = [13] * ndim if ndim == 2 else [6, 13, 13]
     config = {"name": name, "patch_size": size, **({"n_patches": 60} if name == "random" else {})}
     said: dict[str, Any] = {"rows_per_shard": 4, "order": order, "seed": seed}
@@ -108,7 +108,7 @@ def test_any_budget_and_threads_write_the_same(
     assert report.role_reads <= plan.role_reads == alone.role_reads
     assert report.peak_memory <= plan.runs.peak_memory
     pixels: Any = zarr.open_array(source, mode="r")[...]
-    store = patchloom.open_patches(folder / "out.zarr")
+    store: Any = patchloom.open_patches(folder / "out.zarr")
     for row in store.manifest.to_pylist():
         start = [row[f"start_{axis}"] for axis in "zyx"[-ndim:]]
         box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
@@ -125,8 +125,8 @@ def test_each_chunk_is_read_once_where_memory_holds_them(
     source = stored(tmp_path / "a.zarr", (300, 300), (32, 32))
     labels = stored(tmp_path / "l.zarr", (300, 300), (50, 40))
     images = patchloom.open_images(source, labels=str(labels))
-    more = {"shuffled": {"window": 20}, "grouped": {"group_by": "image_id"}}.get(order, {})
-    plan = patchloom.plan(images, GRID, rows_per_shard=8, order=order, **more)  # type: ignore[arg-type]
+    more: Any = {"shuffled": {"window": 20}, "grouped": {"group_by": "image_id"}}.get(order, {})
+    plan = patchloom.plan(images, GRID, rows_per_shard=8, order=order, **more)
     assert plan.n_tasks > 4
     assert plan.chunk_reads > 1.2 * plan.chunks_needed
     report = written(plan, tmp_path / "out.zarr", threads, normalize="mean-std")

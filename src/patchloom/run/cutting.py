@@ -18,7 +18,7 @@ from patchloom.location import Location
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
-from patchloom.planning.runs import GATHER
+from patchloom.planning.runs import GATHER, fetch_bytes
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
@@ -266,7 +266,9 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         if run.visit is not None and shares:
             share = Share(run.visit, index, name, near.shared(plan))
         reader = run.reader(index, name, array)
-        caches[name] = BlockCache(array, step[patch], block, reader, run.meter, counter, share)
+        caches[name] = BlockCache(
+            array, step[patch], block, reader, run.meter, counter, share, fetch_bytes(plan.memory)
+        )
     bounds = np.flatnonzero(np.diff(step)) + 1
     starts = np.concatenate([[0], bounds])
     stops = np.concatenate([bounds, [len(step)]])
