@@ -60,9 +60,7 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
             for name, array in image.cut_arrays.items():
                 found = arrays.setdefault((part.image, name), Asked(array))
                 blocks = _queue(plan, array, part, step)
-                batch = (
-                    batch_blocks(array, fetch_bytes(plan.memory)) * array.layout.chunks_per_block
-                )
+                batch = batch_blocks(array, fetch) * array.layout.chunks_per_block
                 found.ask("image" if name == "image" else "role", blocks, batch)
                 if name == "image" and normalize is not None and over == "patches":
                     found.ask("survey", blocks, batch)
