@@ -175,16 +175,21 @@ def main(argv: Sequence[str]) -> int:
             for budget in case.budgets:
                 records.append(measure(case, source, budget, Path(temporary)))
                 print(_row(records[-1]), flush=True)
-    if options.output is not None:
-        document = {
-            "records": [asdict(record) for record in records],
-            "published": {str(nbytes): reads for nbytes, reads in PUBLISHED.items()},
-            "versions": environment.versions(),
-            "machine": environment.machine(),
-            "command": shlex.join(["python", "-m", "benchmarks", "amplification", *argv]),
-        }
-        options.output.write_text(json.dumps(document, indent=2) + "\n")
+                if options.output is not None:
+                    _save(records, options.output, argv)
     return 0
+
+
+def _save(records: Sequence[Record], path: Path, argv: Sequence[str]) -> None:
+    """Write what is known so far: the last cases take long."""
+    document = {
+        "records": [asdict(record) for record in records],
+        "published": {str(nbytes): reads for nbytes, reads in PUBLISHED.items()},
+        "versions": environment.versions(),
+        "machine": environment.machine(),
+        "command": shlex.join(["python", "-m", "benchmarks", "amplification", *argv]),
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
