@@ -1,10 +1,9 @@
 """Time patchloom against the floor, in alternating pairs.
 
 ``python -m benchmarks --help`` lists the options; ``README.md`` says what each number means.
-``python -m benchmarks strategies`` measures the strategies instead,
-``python -m benchmarks planning`` plans of many images under masks,
-``python -m benchmarks mixing`` how well shuffled plans mix, and
-``python -m benchmarks scheduling`` scheduler and client at a petabyte.
+``python -m benchmarks NAME`` measures something else: ``strategies``, ``planning`` (many images
+under masks), ``mixing`` (of shuffled plans), ``scheduling`` (scheduler and client at a petabyte),
+``amplification`` (how often chunks are decoded).
 """
 
 from __future__ import annotations
@@ -20,12 +19,16 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
 from benchmarks.floor import FloorReport, run_floor
 from benchmarks.workloads import WORKLOADS, Sources, Workload
+
+OTHERS = ("strategies", "planning", "mixing", "scheduling", "amplification")
+"""Benchmarks with options of their own."""
 
 QUIET = 0.3
 """A run during which others kept more cores busy than this is called disturbed."""
@@ -116,22 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments[:1] == ["strategies"]:
-        from benchmarks.strategies import main as strategies
-
-        return strategies(arguments[1:])
-    if arguments[:1] == ["planning"]:
-        from benchmarks.planning import main as planning
-
-        return planning(arguments[1:])
-    if arguments[:1] == ["mixing"]:
-        from benchmarks.mixing import main as mixing
-
-        return mixing(arguments[1:])
-    if arguments[:1] == ["scheduling"]:
-        from benchmarks.scheduling import main as scheduling
-
-        return scheduling(arguments[1:])
+    if arguments and arguments[0] in OTHERS:
+        return int(import_module(f"benchmarks.{arguments[0]}").main(arguments[1:]))
     options = _parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     with tempfile.TemporaryDirectory(prefix="patchloom-benchmarks-") as temporary:

@@ -35,6 +35,7 @@ from patchloom.planning.traffic import Traffic
 from patchloom.run import objects, pricing, stored
 from patchloom.run.pricing import price
 from patchloom.run.reports import RunReport
+from patchloom.run.sharing import unshared
 from patchloom.sources.chunks import GAP
 from tests import truth
 from tests.servers.s3 import S3Server
@@ -61,7 +62,8 @@ def stored_array(path: Path, holes: int = 0, **more: Any) -> Path:
 
 
 def run(plan: patchloom.Plan, url: object, **more: Any) -> RunReport:
-    return patchloom.materialize(plan, str(url), progress=False, **more)
+    with unshared():
+        return patchloom.materialize(plan, str(url), progress=False, **more)
 
 
 def same(cost: Cost, report: RunReport) -> None:
@@ -518,7 +520,8 @@ def test_the_command_tells_the_cost(tmp_path: Path) -> None:
     assert "4 workers" in shown.stdout
     assert "prices (2025-01)" in shown.stdout
     told = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
-    done = CliRunner().invoke(main, ["run", words[1], "--json"], catch_exceptions=False)
+    with unshared():
+        done = CliRunner().invoke(main, ["run", words[1], "--json"], catch_exceptions=False)
     counted = json.loads(done.stdout)
     for name in ("requests", "bytes_read", "chunk_reads", "survey_reads", "role_reads"):
         assert told[name] == counted[name], name

@@ -197,7 +197,7 @@ def check_whole_job(job: dict[str, Any], folder: Path) -> None:
     assert report.complete
     assert store.complete
     assert report.chunks_needed == plan.summary()["chunks_needed"]
-    assert report.chunk_reads == plan.summary()["chunk_reads"]
+    assert report.chunk_reads == plan.chunks_needed <= plan.summary()["chunk_reads"]
     assert report.peak_memory <= plan.summary()["peak_memory"]
 
     whole = oracle.canonical(image, job["axes"])
@@ -252,7 +252,7 @@ def test_random_patches_equal_numpy_slices(
     url = f"memory://{uuid.uuid4().hex}.zarr"
     with dask.config.set(scheduler="synchronous"):
         report = patchloom.materialize(plan, url, progress=False)
-    assert report.chunk_reads == plan.summary()["chunk_reads"]
+    assert report.chunk_reads == plan.chunks_needed <= plan.summary()["chunk_reads"]
     store = patchloom.open_patches(url)
     whole = oracle.canonical(image, job["axes"])
     space = [a for a in "zyx" if a in job["axes"]]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import patchloom
+from patchloom.run.sharing import unshared
 from patchloom.summaries import Summary, percentiles, summarize
 from tests import truth
 from tests.servers.s3 import S3Server
@@ -40,9 +41,10 @@ def whole_job(url: str, options: dict[str, Any], out: str, found: ArrayTruth) ->
     plan = patchloom.plan(
         image, {"name": "sequential", "patch_size": size}, edge="pad", memory="2 GiB"
     )
-    report = patchloom.materialize(
-        plan, out, percentiles=(1, 50, 99), storage_options=options, progress=False
-    )
+    with unshared():
+        report = patchloom.materialize(
+            plan, out, percentiles=(1, 50, 99), storage_options=options, progress=False
+        )
     predicted = plan.summary()
     assert report.chunk_reads == predicted["chunk_reads"]
     assert report.chunks_needed == predicted["chunks_needed"] == image.grid.n_chunks

@@ -29,6 +29,7 @@ __all__ = [
     "Runs",
     "arrange",
     "borders",
+    "fetch_bytes",
     "pack",
     "pack_units",
     "shard_rows",
@@ -49,7 +50,7 @@ RUN_BYTES = 2**32
 MAX_TASKS = 2**14
 """Tasks of a plan, at most, as far as its shards can be dealt out so."""
 FETCH = 32 * 2**20
-"""Bytes of decoded blocks that a task asks for in one batch, at least one block."""
+"""Bytes of decoded blocks that a task asks for in one batch, at most, unless a block has more."""
 GATHER = 16 * 2**20
 """Bytes of patches that a task cuts together, at least one patch."""
 _BATCH = 2**18
@@ -68,6 +69,11 @@ _MIXED_BYTES = 320
 """Bytes that a patch of a window costs besides: its columns, and the permutation of the window."""
 _COUNT_BYTES = 24
 """Bytes a pixel while it is counted: a wide copy for the histogram and the union's mask."""
+
+
+def fetch_bytes(memory: int) -> int:
+    """Bytes of decoded blocks that a task of some memory asks for in one batch."""
+    return min(FETCH, memory // 16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,10 +293,10 @@ def arrange(
     n = cells.n_rows
     if not n:
         return Runs(0, rows, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
-    n_shards = -(-n // rows)
+    n_shards, fetch = -(-n // rows), fetch_bytes(memory)
     if order.is_mixed:
         bounds = np.append(np.arange(0, n_shards, order.window // rows), n_shards)
-        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
+        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order, fetch)
         return Runs(n, rows, bounds, bounds, _fitting(needs, memory, rows, cut, order))
     clean = np.ones(n_shards + 1, np.bool_)
     if aligned and order.is_straight:
@@ -303,7 +309,7 @@ def arrange(
     room = memory if aligned or handed else memory // 2
     while True:
         legs = _bounds(clean, length)
-        needs = _project(images, cells, cut, rows, legs, aligned, sticks_out, order)
+        needs = _project(images, cells, cut, rows, legs, aligned, sticks_out, order, fetch)
         if length == 1 or needs.max() <= room:
             break
         length //= 2
@@ -356,7 +362,9 @@ def window_rows(
         n = -(-n_shards // -(-n_shards // n)) if n_shards else 1
         bounds = np.append(np.arange(0, n_shards, n), n_shards)
         order = deal(n * rows)
-        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
+        needs = _project(
+            images, cells, cut, rows, bounds, aligned, sticks_out, order, fetch_bytes(memory)
+        )
         over = int(needs.max(initial=0)) - memory
         if over <= 0 or n == 1:
             return int(n * rows)
@@ -402,10 +410,11 @@ def _project(
     aligned: bool,
     sticks_out: bool,
     order: Rows,
+    fetch: int,
 ) -> Ints:
     """An upper bound of each task's memory, from cells alone."""
     if not order.is_straight:
-        live = _live_in_pieces(images, cells, cut, rows, bounds, aligned, sticks_out, order)
+        live = _live_in_pieces(images, cells, cut, rows, bounds, aligned, sticks_out, order, fetch)
         made = order.window or rows
         # The last window may be a narrow one.
         n = np.diff(np.minimum(bounds * rows, cells.n_rows)) if order.is_mixed else made
@@ -419,7 +428,9 @@ def _project(
         some = slice(np.searchsorted(highs, low, side="right"), np.searchsorted(lows, high))
         if low < high and some.start < some.stop:
             parts = np.maximum(lows[some], low), np.minimum(highs[some], high)
-            held = _live(image, cells, cut, *parts, np.diff(bounds)[some], aligned, sticks_out)
+            held = _live(
+                image, cells, cut, *parts, np.diff(bounds)[some], aligned, sticks_out, fetch
+            )
             worst[some] = np.maximum(worst[some], held)
     return _fixed_bytes(images, cut, rows, rows) + worst
 
@@ -448,6 +459,7 @@ def _live_in_pieces(
     aligned: bool,
     sticks_out: bool,
     order: Rows,
+    fetch: int,
 ) -> Ints:
     """Like `_live` of all tasks, whose cells are those of several pieces each."""
     borders = np.minimum(bounds * rows, cells.n_rows)
@@ -470,7 +482,7 @@ def _live_in_pieces(
         highs = np.append(lows[1:], ends[-1])
         of = images[int(image[some[0]])]
         n_shards = np.diff(bounds)[tasks]
-        held = _live(of, own, cut, lows, highs, n_shards, aligned, sticks_out)
+        held = _live(of, own, cut, lows, highs, n_shards, aligned, sticks_out, fetch)
         worst[tasks] = np.maximum(worst[tasks], held)
     return worst
 
@@ -490,6 +502,7 @@ def _live(
     n_shards: Ints,
     aligned: bool,
     sticks_out: bool,
+    fetch: int,
 ) -> Ints:
     """Bytes that walks over the cells [low, high) of some shards hold at once, at most."""
     counted = math.prod(image.layout.block_shape()[2:]) * _COUNT_BYTES
@@ -505,10 +518,10 @@ def _live(
         span = Cut(ones, (0,) * len(ones)) if aligned else cut
         peak, n = _peaks(image.layout, cells, span, array.layout, lows, highs)
         # A batch is fetched ahead, compressed beside decoded.
-        held += peak * nbytes + 2 * np.minimum(max(FETCH, nbytes), n * nbytes)
+        held += peak * nbytes + 2 * np.minimum(max(fetch, nbytes), n * nbytes)
     # Counts of the shard that is cut, and of those that own a block fetched ahead.
     block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
-    ahead = np.minimum(n_shards, 1 + max(1, FETCH // block))
+    ahead = np.minimum(n_shards, 1 + max(1, fetch // block))
     held += ahead * image.layout.n_channels * _tally_bytes(image.dtype)
     return held
 

@@ -10,6 +10,7 @@ import numpy as np
 from patchloom.image import Image, Ints, Role
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
+from patchloom.planning.runs import fetch_bytes
 from patchloom.run.blocks import arrivals, batch_blocks
 from patchloom.run.cutting import steps_of
 from patchloom.run.surveying import along_curve, batch_chunks, task_blocks
@@ -49,6 +50,7 @@ class Asked:
 def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, str], Asked]:
     """What an undisturbed run asks of every array at most: each leg of a task for itself."""
     arrays: dict[tuple[int, str], Asked] = {}
+    fetch = fetch_bytes(plan.memory)
     for _, shards in plan.runs.legs_of(range(plan.n_shards)):
         for part in plan.tour(shards):
             image = plan.images[part.image]
@@ -58,7 +60,7 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
             for name, array in image.cut_arrays.items():
                 found = arrays.setdefault((part.image, name), Asked(array))
                 blocks = _queue(plan, array, part, step)
-                batch = batch_blocks(array) * array.layout.chunks_per_block
+                batch = batch_blocks(array, fetch) * array.layout.chunks_per_block
                 found.ask("image" if name == "image" else "role", blocks, batch)
                 if name == "image" and normalize is not None and over == "patches":
                     found.ask("survey", blocks, batch)

@@ -91,10 +91,10 @@ def arrivals(steps: Ints, blocks: Ints) -> tuple[Ints, Ints]:
     return ids[order], first[order]
 
 
-def batch_blocks(image: Image) -> int:
-    """Blocks of an array that are asked for together."""
+def batch_blocks(image: Image, fetch: int = FETCH) -> int:
+    """Blocks of an array that are asked for together, of so many bytes."""
     size = math.prod(image.layout.block_shape()) * image.dtype.itemsize
-    return max(1, FETCH // max(1, size))
+    return max(1, fetch // max(1, size))
 
 
 class BlockCache:
@@ -120,6 +120,8 @@ class BlockCache:
         Called with each block that cannot be read, and why; without it that is an error.
     share
         Has the blocks that other legs need too; None reads all of them.
+    fetch
+        Bytes of decoded blocks that are asked for together.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class BlockCache:
         on_load: Callable[[int, Pixels], None] | None = None,
         on_broken: Callable[[int, str], None] | None = None,
         share: Share | None = None,
+        fetch: int = FETCH,
     ) -> None:
         self._image = image
         self._reader = reader
@@ -148,7 +151,7 @@ class BlockCache:
         ends = np.argsort(last, kind="stable")
         self._leaving, self._ends = ids[ends], last[ends]
         self._gone = 0
-        self._batch = batch_blocks(image)
+        self._batch = batch_blocks(image, fetch)
 
     @property
     def reads(self) -> Reads:

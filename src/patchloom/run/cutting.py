@@ -20,7 +20,7 @@ from patchloom.location import Location
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
-from patchloom.planning.runs import GATHER
+from patchloom.planning.runs import GATHER, fetch_bytes
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
@@ -304,7 +304,15 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         reader = run.reader(index, name, array)
         broken = losses.watch(pairs, missed) if run.job.skip else None
         caches[name] = BlockCache(
-            array, step[patch], block, reader, run.meter, counter, broken, share
+            array,
+            step[patch],
+            block,
+            reader,
+            run.meter,
+            counter,
+            broken,
+            share,
+            fetch_bytes(plan.memory),
         )
     bounds = np.flatnonzero(np.diff(step)) + 1
     starts = np.concatenate([[0], bounds])
