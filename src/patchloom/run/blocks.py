@@ -225,11 +225,14 @@ class BlockCache:
     def _load(self, blocks: Ints) -> None:
         layout, axes = self._image.layout, self._image.axes
         chunks = self._reader.read(stored_chunks(self._image, blocks))
+        chunks.reverse()
         n = layout.chunks_per_block
         channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
-        for k, block in enumerate(blocks.tolist()):
-            parts = [chunk.transpose(axes.order) for chunk in chunks[k * n : (k + 1) * n]]
+        for block in blocks.tolist():
+            # A chunk that was joined to its block is forgotten before the next ones are joined.
+            parts = [chunks.pop().transpose(axes.order) for _ in range(n)]
             whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
+            del parts
             space = whole.shape[whole.ndim - len(axes.spatial) :]
             pixels = whole.reshape(-1, layout.n_channels, *space)
             self._held[block] = pixels

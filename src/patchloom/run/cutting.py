@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER
+from patchloom.run.allocating import keep_pages
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
@@ -65,7 +67,8 @@ class _Shard:
     """A shard in the making."""
 
     number: int
-    builders: dict[str, ShardBuilder]
+    builders: dict[str, ShardBuilder] = field(default_factory=dict)
+    """By array, from its first patch on."""
     parts: list[Patches] = field(default_factory=list)
     """Its patches, image by image."""
     tallies: dict[tuple[int, int], Tally] = field(default_factory=dict)
@@ -101,6 +104,8 @@ class _Run:
     job: Job
     supplied: dict[ArrayKey, Supplied]
     meter: Meter = field(default_factory=Meter)
+    spare: dict[str, list[npt.NDArray[np.uint8]]] = field(default_factory=lambda: defaultdict(list))
+    """Buffers of shards that are written, by array: the next shards take them."""
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             ("chunk_reads", "role_reads", "bytes_read", "requests", "bytes_written"), 0
@@ -145,6 +150,7 @@ def write_run(
     # Blosc's own threads write blocks in the order in which they finish: bytes would differ
     # from run to run. Dask's threads are the parallelism here.
     numcodecs.blosc.use_threads = False
+    keep_pages()
     report = _attempt(plan, job, list(shards), supplied or {})
     return TaskReport(**{**report, "seconds": time.perf_counter() - begun})
 
@@ -203,12 +209,11 @@ def _n_rows(plan: Plan, shard: int) -> int:
 
 def _walk(run: _Run, shards: Sequence[int]) -> Iterator[_Shard]:
     """Cut the shards, yielding each as soon as it is full and all it counts was counted."""
-    plan, job = run.plan, run.job
+    plan = run.plan
     begun: dict[int, _Shard] = {}
     for number in shards:
         n = _n_rows(plan, number)
-        builders = {name: ShardBuilder(spec, n) for name, spec in job.specs.items()}
-        begun[number] = _Shard(number, builders, left=n, due=n)
+        begun[number] = _Shard(number, left=n, due=n)
     tour = plan.tour(shards)
     for part in tour:
         shard = part.row // plan.rows_per_shard
@@ -265,6 +270,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                         for current, which in into:
                             current.tell(slot[some[which]], {"class": classes[which]})
                     _store(run, into, slot[some], name, index, pixels)
+                    del pixels  # or they would be held beside the next ones
                 cache.leave(k)
             for current, which in into:
                 current.left -= len(which)
@@ -281,8 +287,8 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                 if current.left or current.due:
                     continue
                 yield current
-                for builder in current.builders.values():
-                    run.meter.give(builder.nbytes)
+                for name, builder in current.builders.items():
+                    run.spare[name].append(builder.buffer)
                 current.builders.clear()
     except ChunkError as error:
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
@@ -343,11 +349,19 @@ def _store(
         pixels = run.job.scaling.apply(image, pixels)
     run.meter.take(pixels.nbytes)
     for shard, which in into:
-        builder = shard.builders[_ARRAY_NAMES[name]]
-        before = builder.nbytes
+        builder = _builder(run, shard, _ARRAY_NAMES[name])
         builder.put(slot[which], (pixels[k] for k in which.tolist()))
-        run.meter.take(builder.nbytes - before)
     run.meter.give(pixels.nbytes)
+
+
+def _builder(run: _Run, shard: _Shard, array: str) -> ShardBuilder:
+    """What collects a shard of an array, in memory that a finished shard had where there is any."""
+    if array not in shard.builders:
+        spare = run.spare[array].pop() if run.spare[array] else None
+        n_rows = _n_rows(run.plan, shard.number)
+        builder = shard.builders[array] = ShardBuilder(run.job.specs[array], n_rows, spare)
+        run.meter.take(builder.buffer.nbytes - (0 if spare is None else spare.nbytes))
+    return shard.builders[array]
 
 
 def _counter(
@@ -425,11 +439,9 @@ def _commit(run: _Run, shard: _Shard) -> None:
     target = job.target
     assert target is not None
     for name, builder in shard.builders.items():
-        data = builder.finish()
-        run.meter.take(len(data))
-        target.write(shard_name(job.specs[name], shard.number), data)
-        run.counts["bytes_written"] += len(data)
-        run.meter.give(len(data))
+        parts = builder.finish()
+        target.write(shard_name(job.specs[name], shard.number), *parts)
+        run.counts["bytes_written"] += sum(len(part) for part in parts)
     # The part of the manifest comes last: it says that all the others are there.
     data = manifest_bytes(_manifest(plan, shard))
     target.write(manifest_name(shard.number), data)

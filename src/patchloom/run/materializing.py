@@ -141,14 +141,8 @@ def materialize(
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
     _check_sizes(plan)
-    projected = plan.peak_memory(normalized=normalize is not None)
-    if projected > plan.memory:
-        raise BudgetError(
-            f"one task must fit into memory={plan.memory:,} bytes, but normalised patches are "
-            f"float32, and a task holds {projected:,}; plan with more memory, fewer "
-            f"rows_per_shard ({plan.rows_per_shard:,}), or without normalize="
-        )
     target = Location.of(url, storage_options)
+    _check_memory(plan, normalize is not None, not target.is_local)
     q = check_percentiles(percentiles)
     check_choices(normalize, over, on_error)
     specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
@@ -202,6 +196,16 @@ def _check_sizes(plan: Plan) -> None:
             f"the patches of one store have one size ({list(plan.patch_size)}), got {shown} from "
             "edge='shrink', which is for live loading; plan with edge='pad', which fills them up "
             "to one size and says which pixels are padding"
+        )
+
+
+def _check_memory(plan: Plan, normalized: bool, remote: bool) -> None:
+    projected = plan.peak_memory(normalized=normalized, remote=remote)
+    if projected > plan.memory:
+        raise BudgetError(
+            f"one task must fit into memory={plan.memory:,} bytes, but normalised patches are "
+            f"float32, and a task holds {projected:,}; plan with more memory, fewer "
+            f"rows_per_shard ({plan.rows_per_shard:,}), or without normalize="
         )
 
 
@@ -383,7 +387,9 @@ def _report(
         chunks_needed=_needed(plan, written),
         survey_reads=survey.chunks,
         seconds=0.0,
-        projected_memory=plan.peak_memory(normalized=normalize is not None),
+        projected_memory=plan.peak_memory(
+            normalized=normalize is not None, remote=not target.is_local
+        ),
         complete=complete,
         already_done=len(done),
     )
