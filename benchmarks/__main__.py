@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.floor import FloorReport, run_floor
-from benchmarks.workloads import WORKLOADS, Sources, Workload
+from benchmarks.workloads import LARGE, WORKLOADS, Sources, Workload
 
 QUIET = 0.3
 """A run during which others kept more cores busy than this is called disturbed."""
@@ -129,10 +129,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = Path(tempfile.mkdtemp(prefix="out-", dir=options.scratch or temporary))
         try:
             workloads = [
-                WORKLOADS[name].scaled(options.scale)
-                for name in dict.fromkeys(options.workload or WORKLOADS)
+                {**WORKLOADS, **LARGE}[name].scaled(options.scale)
+                for name in dict.fromkeys(
+                    options.workload or (LARGE if options.large else WORKLOADS)
+                )
             ]
-            if options.floor_only:
+            if options.cut:
+                from benchmarks.cutting import compare_cuts
+
+                compare_cuts(workloads, cache, options.pairs, options.output, command)
+            elif options.floor_only:
                 _time_floor(workloads, cache, out, options.pairs)
             else:
                 _compare(workloads, cache, out, options, command)
@@ -144,8 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--workload", action="append", choices=tuple(WORKLOADS), help="may be repeated; default all"
+        "--workload",
+        action="append",
+        choices=(*WORKLOADS, *LARGE),
+        help="may be repeated; default all small ones",
     )
+    parser.add_argument("--large", action="store_true", help="all large workloads instead")
+    parser.add_argument("--cut", action="store_true", help="cut alone: nothing counted or written")
     parser.add_argument("--pairs", type=int, default=5, help="timed runs of each side")
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks the images' sides")
     parser.add_argument("--scheduler", choices=("threads", "distributed"), default="threads")
@@ -191,7 +202,7 @@ def _time_floor(workloads: Sequence[Workload], cache: Path, out: Path, n_runs: i
         phases = "  ".join(f"{name} {s:.3f}" for name, s in side.median_phases().items())
         spread = f"{min(side.seconds):.3f}..{max(side.seconds):.3f}"
         print(
-            f"{workload.name:14} floor {statistics.median(side.seconds):.3f} s ({spread})  "
+            f"{workload.name:20} floor {statistics.median(side.seconds):.3f} s ({spread})  "
             f"{phases}  {_disturbed(runs)}",
             flush=True,
         )
@@ -266,7 +277,7 @@ def _measure(
 
 
 _HEADER = (
-    f"{'workload':14} {'patches':>8} {'ours s':>8} {'floor s':>8} {'ratio':>6} "
+    f"{'workload':20} {'patches':>8} {'ours s':>8} {'floor s':>8} {'ratio':>6} "
     f"{'spread':>12} {'reads/chunk':>11} {'equal':>6}"
 )
 
@@ -275,7 +286,7 @@ def _row(record: Record) -> str:
     low, high = record.spread
     spread = f"{low:.2f}..{high:.2f}"
     return (
-        f"{record.workload:14} {record.counts['n_patches']:8} {record.ours_s:8.3f} "
+        f"{record.workload:20} {record.counts['n_patches']:8} {record.ours_s:8.3f} "
         f"{record.floor_s:8.3f} {record.ratio:6.2f} {spread:>12} "
         f"{record.counts['read_amplification']:11.3f} {record.patches_equal:6}  "
         f"{_disturbed(record.runs)}"

@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 import pytest
 import zarr
+from benchmarks.workloads import WORKLOADS
 
 import patchloom
-from benchmarks.workloads import WORKLOADS
 
 SCALE = 0.25
 CASES: dict[str, tuple[str, str, str | None]] = {

@@ -274,11 +274,10 @@ def arrange(
     if not n:
         return Runs(0, rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
     n_shards = -(-n // rows)
-    upload = upload_bytes(images, cut, rows)
     if order.is_mixed:
         bounds = np.append(np.arange(0, n_shards, order.window // rows), n_shards)
         needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
-        return Runs(n, rows, bounds, _fitting(needs, memory, upload, rows, cut, order))
+        return Runs(n, rows, bounds, _fitting(needs, memory, rows, cut, order))
     clean = np.ones(n_shards + 1, np.bool_)
     if aligned and order.is_straight:
         clean = borders(cells.unit_sizes(cells.unit_begins(images)), rows)
@@ -288,10 +287,10 @@ def arrange(
     while True:
         bounds = _bounds(clean, length)
         needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order)
-        if length == 1 or needs.max() + upload <= memory:
+        if length == 1 or needs.max() + upload_bytes(images, cut, rows) <= memory:
             break
         length //= 2
-    worst = int(needs.max()) + upload
+    worst = int(needs.max())
     if worst > memory:
         raise BudgetError(
             f"one task must fit into memory={memory:,} bytes, but task {int(needs.argmax())} with "
@@ -324,6 +323,7 @@ def window_rows(
     n_shards = -(-cells.n_rows // rows)
     one = rows * _mixed_bytes(images, cut)
     fixed = _fixed_bytes(images, cut, rows, rows)
+    # Wherever the store is: the plan does not know.
     memory -= upload_bytes(images, cut, rows)
     n = max(1, min(n_shards, (memory - fixed) // one))
     while True:
@@ -338,8 +338,8 @@ def window_rows(
         n = max(1, min(n - 1, n - -(-over // one)))
 
 
-def _fitting(needs: Ints, memory: int, upload: int, rows: int, cut: Cut, order: Rows) -> Ints:
-    worst = int(needs.max()) + upload
+def _fitting(needs: Ints, memory: int, rows: int, cut: Cut, order: Rows) -> Ints:
+    worst = int(needs.max())
     if worst > memory:
         out = (
             f"take a smaller window= (windows here have {order.window // rows:,} shards)"

@@ -53,7 +53,7 @@ class _SuppliedReader:
     def __init__(self, supplied: Supplied) -> None:
         self._chunks = supplied.chunks
         fresh = [supplied.chunks[chunk].nbytes for chunk in supplied.fresh]
-        self.reads = Reads(len(fresh), len(fresh), sum(fresh))
+        self.reads = Reads(len(fresh), len(fresh), sum(fresh), "dask")
 
     def read(self, chunks: Ints) -> list[Pixels]:
         found = (np.asarray(self._chunks[tuple(row)]) for row in np.asarray(chunks).tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,6 +106,7 @@ class _Run:
     meter: Meter = field(default_factory=Meter)
     spare: dict[str, list[npt.NDArray[np.uint8]]] = field(default_factory=lambda: defaultdict(list))
     """Buffers of shards that are written, by array: the next shards take them."""
+    codec_paths: Counter[str] = field(default_factory=Counter)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             ("chunk_reads", "role_reads", "bytes_read", "requests", "bytes_written"), 0
@@ -189,6 +190,7 @@ def _attempt(
             for number in [n for n in shards if n not in done]:
                 more = _attempt(plan, job, [number], supplied)
                 skipped += more["skipped"]
+                run.codec_paths.update(more["codec_paths"])
                 for name in run.counts:
                     run.counts[name] += more[name]
                 done += [number] * more["n_shards"]
@@ -196,6 +198,7 @@ def _attempt(
     n_patches = sum(_n_rows(plan, number) for number in done)
     return {
         **run.counts,
+        "codec_paths": dict(run.codec_paths),
         "n_patches": n_patches,
         "n_shards": len(done),
         "peak_memory": run.meter.peak,
@@ -303,6 +306,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         for name, cache in caches.items():
             reads = cache.reads
             run.counts["chunk_reads" if name == "image" else "role_reads"] += reads.chunks
+            run.codec_paths[reads.codecs] += reads.chunks
             run.counts["bytes_read"] += reads.nbytes
             run.counts["requests"] += reads.requests
 

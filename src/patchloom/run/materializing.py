@@ -202,10 +202,12 @@ def _check_sizes(plan: Plan) -> None:
 def _check_memory(plan: Plan, normalized: bool, remote: bool) -> None:
     projected = plan.peak_memory(normalized=normalized, remote=remote)
     if projected > plan.memory:
+        wide = "normalised patches are float32, and " if normalized else ""
+        copy = "a store that is not local is sent a copy of each shard, and " if remote else ""
         raise BudgetError(
-            f"one task must fit into memory={plan.memory:,} bytes, but normalised patches are "
-            f"float32, and a task holds {projected:,}; plan with more memory, fewer "
-            f"rows_per_shard ({plan.rows_per_shard:,}), or without normalize="
+            f"one task must fit into memory={plan.memory:,} bytes, but {wide}{copy}a task holds "
+            f"{projected:,}; plan with more memory, or fewer rows_per_shard "
+            f"({plan.rows_per_shard:,}){', or write without normalize=' if normalized else ''}"
         )
 
 

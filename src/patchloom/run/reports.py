@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ class TaskReport:
     seconds: float = 0.0
     peak_memory: int = 0
     """Most bytes of pixels and encoded patches held at once."""
+    codec_paths: dict[str, int] = field(default_factory=dict)
+    """Decodes by who decoded: see `Reads.codecs`."""
     skipped: tuple[tuple[int, int, str], ...] = ()
     """Shards left out: (shard, patches, reason)."""
 
@@ -62,6 +65,10 @@ class RunReport:
     complete: bool
     already_done: int
     """Shards found finished."""
+    codec_paths: dict[str, int] = field(default_factory=dict)
+    """Decodes of all arrays by who decoded: ``"direct"`` (our calls of the codecs), ``"zarr"``
+    (zarr-python, for chains that we do not know), ``"dask"`` (a Dask array's own tasks), ``"none"``
+    (nothing to decode)."""
     skipped: tuple[dict[str, Any], ...] = field(default=())
 
     @property
@@ -89,6 +96,10 @@ class RunReport:
             for task in tasks
             for shard, n, reason in task.skipped
         )
+        paths: Counter[str] = Counter()
+        for task in tasks:
+            paths.update(task.codec_paths)
+        known["codec_paths"] = dict(sorted(paths.items()))
         peak = max((task.peak_memory for task in tasks), default=0)
         return cls(**totals, peak_memory=peak, n_tasks=len(tasks), skipped=skipped, **known)
 

@@ -164,7 +164,7 @@ class DirectReader:
         decode: Decode,
         sharding: _Sharding | None,
     ) -> None:
-        self.reads = Reads()
+        self.reads = Reads(codecs="direct")
         self._shown = location.shown
         self._fs, self._root = location.open()
         self._parsed = parsed
@@ -358,7 +358,7 @@ class ZarrReader:
         from zarr.core.array import AsyncArray
         from zarr.storage import StorePath
 
-        self.reads = Reads()
+        self.reads = Reads(codecs="zarr")
         self._shown = location.shown
         store = _counting(location, self.reads)
         self._array = zarr.Array(AsyncArray(parsed, StorePath(store)))

@@ -63,7 +63,7 @@ class ShardBuilder:
         self._index = np.full((spec.rows_per_shard, 2), _ABSENT, "<u8")
 
     def put(self, slots: npt.NDArray[np.int64], patches: Iterable[npt.NDArray[Any]]) -> None:
-        """Set some rows of the shard, each once, in any order: int64[n], n of [channels, *space]."""
+        """Set some rows, each once, in any order: int64[n] and n of [channels, *space]."""
         view, at = self._view, self._end
         begin, length = [], []
         for patch in patches:
