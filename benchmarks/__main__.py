@@ -2,7 +2,8 @@
 
 ``python -m benchmarks --help`` lists the options; ``README.md`` says what each number means.
 ``python -m benchmarks strategies`` measures the strategies instead, and
-``python -m benchmarks planning`` plans of many images under masks.
+``python -m benchmarks planning`` plans of many images under masks, ``python -m benchmarks codecs``
+who decodes chunks.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Record:
         `ours_s` over `floor_s`.
     spread
         Least and greatest ratio within one pair.
+    ours_cpu_s, floor_cpu_s
+        Medians of the processor seconds, of workers and their scheduler too.
     counts
         From patchloom's report, `read_amplification` among them.
     patches_equal
@@ -62,6 +65,8 @@ class Record:
     floor_s: float
     ratio: float
     spread: tuple[float, float]
+    ours_cpu_s: float
+    floor_cpu_s: float
     counts: dict[str, Any]
     patches_equal: int
     ours_phases: dict[str, float]
@@ -79,18 +84,20 @@ class _Side:
     name: str
     run: Callable[[Path], Any]
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     phases: list[dict[str, float]] = field(default_factory=list)
 
     def time(self, out: Path, own: Callable[[], float]) -> dict[str, Any]:
         """Run once on a clean slate, remove the output, and note the figures."""
         gc.collect()
-        neighbours = environment.Neighbours(own)
+        neighbours, begun = environment.Neighbours(own), own()
         report = self.run(out)
-        load = neighbours.load()
+        cpu, load = own() - begun, neighbours.load()
         shutil.rmtree(out)
         self.seconds.append(report.seconds)
+        self.cpu.append(cpu)
         self.phases.append(report.phases)
-        return {"side": self.name, "seconds": report.seconds, "others": load}
+        return {"side": self.name, "seconds": report.seconds, "cpu": cpu, "others": load}
 
     def median_phases(self) -> dict[str, float]:
         """Return the median of each phase."""
@@ -122,6 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks.planning import main as planning
 
         return planning(arguments[1:])
+    if arguments[:1] == ["codecs"]:
+        from benchmarks.codecs import main as codecs
+
+        return codecs(arguments[1:])
     options = _parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     with tempfile.TemporaryDirectory(prefix="patchloom-benchmarks-") as temporary:
@@ -265,6 +276,8 @@ def _measure(
         floor_s=floor_s,
         ratio=ours_s / floor_s,
         spread=(min(ratios), max(ratios)),
+        ours_cpu_s=statistics.median(ours.cpu),
+        floor_cpu_s=statistics.median(base.cpu),
         counts=first.counts,
         patches_equal=equal,
         ours_phases=ours.median_phases(),
@@ -278,7 +291,7 @@ def _measure(
 
 _HEADER = (
     f"{'workload':20} {'patches':>8} {'ours s':>8} {'floor s':>8} {'ratio':>6} "
-    f"{'spread':>12} {'reads/chunk':>11} {'equal':>6}"
+    f"{'spread':>12} {'cpu ratio':>9} {'reads/chunk':>11} {'equal':>6}"
 )
 
 
@@ -288,6 +301,7 @@ def _row(record: Record) -> str:
     return (
         f"{record.workload:20} {record.counts['n_patches']:8} {record.ours_s:8.3f} "
         f"{record.floor_s:8.3f} {record.ratio:6.2f} {spread:>12} "
+        f"{record.ours_cpu_s / record.floor_cpu_s:9.2f} "
         f"{record.counts['read_amplification']:11.3f} {record.patches_equal:6}  "
         f"{_disturbed(record.runs)}"
     ).rstrip()

@@ -58,7 +58,7 @@ class ShardBuilder:
         # Room for patches that do not compress: known beforehand, and touched only where used.
         room = n_rows * (spec.patch_bytes + spec.patch_bytes // 4096 + 64)
         self.buffer = np.empty(room, np.uint8) if buffer is None or len(buffer) < room else buffer
-        self._view = memoryview(self.buffer)
+        self._view = self.buffer.data
         self._end = 0
         self._index = np.full((spec.rows_per_shard, 2), _ABSENT, "<u8")
 
