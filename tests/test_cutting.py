@@ -55,6 +55,8 @@ def test_batches_are_the_rows_of_the_store(images: Any, order: str, tmp_path: Pa
 
 
 def test_the_report_says_who_decoded(tmp_path: Path) -> None:
+    from zarr.codecs import numcodecs as extra
+
     array = np.arange(4096, dtype="uint16").reshape(64, 64)
     config = {"name": "sequential", "patch_size": [16, 16]}
     with pytest.warns(UserWarning, match="codec"):
@@ -63,7 +65,7 @@ def test_the_report_says_who_decoded(tmp_path: Path) -> None:
             tmp_path / "strange.zarr",
             data=array,
             chunks=(32, 32),
-            compressors=zarr.codecs.numcodecs.LZ4(),
+            compressors=extra.LZ4(),
         )
     known = zarr.create_array(tmp_path / "known.zarr", data=array, chunks=(32, 32))
     known[...] = array
