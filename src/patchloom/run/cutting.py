@@ -444,8 +444,12 @@ def _commit(run: _Run, shard: _Shard) -> None:
     assert target is not None
     for name, builder in shard.builders.items():
         parts = builder.finish()
+        size = sum(len(part) for part in parts)
+        copied = 0 if target.is_local else size
+        run.meter.take(copied)
         target.write(shard_name(job.specs[name], shard.number), *parts)
-        run.counts["bytes_written"] += sum(len(part) for part in parts)
+        run.meter.give(copied)
+        run.counts["bytes_written"] += size
     # The part of the manifest comes last: it says that all the others are there.
     data = manifest_bytes(_manifest(plan, shard))
     target.write(manifest_name(shard.number), data)
