@@ -3,7 +3,7 @@
 ``python -m benchmarks --help`` lists the options; ``README.md`` says what each number means.
 ``python -m benchmarks NAME`` measures something else: ``strategies``, ``planning`` (many images
 under masks), ``mixing`` (of shuffled plans), ``scheduling`` (scheduler and client at a petabyte),
-``amplification`` (how often chunks are decoded).
+``amplification`` (how often chunks are decoded), ``codecs`` (who decodes chunks).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.floor import FloorReport, run_floor
-from benchmarks.workloads import WORKLOADS, Sources, Workload
+from benchmarks.workloads import LARGE, WORKLOADS, Sources, Workload
 
-OTHERS = ("strategies", "planning", "mixing", "scheduling", "amplification")
+OTHERS = ("strategies", "planning", "mixing", "scheduling", "amplification", "codecs")
 """Benchmarks with options of their own."""
 
 QUIET = 0.3
@@ -48,6 +48,8 @@ class Record:
         `ours_s` over `floor_s`.
     spread
         Least and greatest ratio within one pair.
+    ours_cpu_s, floor_cpu_s
+        Medians of the processor seconds, of workers and their scheduler too.
     counts
         From patchloom's report, `read_amplification` among them.
     patches_equal
@@ -67,6 +69,8 @@ class Record:
     floor_s: float
     ratio: float
     spread: tuple[float, float]
+    ours_cpu_s: float
+    floor_cpu_s: float
     counts: dict[str, Any]
     patches_equal: int
     ours_phases: dict[str, float]
@@ -84,18 +88,20 @@ class _Side:
     name: str
     run: Callable[[Path], Any]
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     phases: list[dict[str, float]] = field(default_factory=list)
 
     def time(self, out: Path, own: Callable[[], float]) -> dict[str, Any]:
         """Run once on a clean slate, remove the output, and note the figures."""
         gc.collect()
-        neighbours = environment.Neighbours(own)
+        neighbours, begun = environment.Neighbours(own), own()
         report = self.run(out)
-        load = neighbours.load()
+        cpu, load = own() - begun, neighbours.load()
         shutil.rmtree(out)
         self.seconds.append(report.seconds)
+        self.cpu.append(cpu)
         self.phases.append(report.phases)
-        return {"side": self.name, "seconds": report.seconds, "others": load}
+        return {"side": self.name, "seconds": report.seconds, "cpu": cpu, "others": load}
 
     def median_phases(self) -> dict[str, float]:
         """Return the median of each phase."""
@@ -128,10 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = Path(tempfile.mkdtemp(prefix="out-", dir=options.scratch or temporary))
         try:
             workloads = [
-                WORKLOADS[name].scaled(options.scale)
-                for name in dict.fromkeys(options.workload or WORKLOADS)
+                {**WORKLOADS, **LARGE}[name].scaled(options.scale)
+                for name in dict.fromkeys(
+                    options.workload or (LARGE if options.large else WORKLOADS)
+                )
             ]
-            if options.floor_only:
+            if options.cut:
+                from benchmarks.cutting import compare_cuts
+
+                compare_cuts(workloads, cache, options.pairs, options.output, command)
+            elif options.floor_only:
                 _time_floor(workloads, cache, out, options.pairs)
             else:
                 _compare(workloads, cache, out, options, command)
@@ -143,8 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--workload", action="append", choices=tuple(WORKLOADS), help="may be repeated; default all"
+        "--workload",
+        action="append",
+        choices=(*WORKLOADS, *LARGE),
+        help="may be repeated; default all small ones",
     )
+    parser.add_argument("--large", action="store_true", help="all large workloads instead")
+    parser.add_argument("--cut", action="store_true", help="cut alone: nothing counted or written")
     parser.add_argument("--pairs", type=int, default=5, help="timed runs of each side")
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks the images' sides")
     parser.add_argument("--scheduler", choices=("threads", "distributed"), default="threads")
@@ -190,7 +207,7 @@ def _time_floor(workloads: Sequence[Workload], cache: Path, out: Path, n_runs: i
         phases = "  ".join(f"{name} {s:.3f}" for name, s in side.median_phases().items())
         spread = f"{min(side.seconds):.3f}..{max(side.seconds):.3f}"
         print(
-            f"{workload.name:14} floor {statistics.median(side.seconds):.3f} s ({spread})  "
+            f"{workload.name:20} floor {statistics.median(side.seconds):.3f} s ({spread})  "
             f"{phases}  {_disturbed(runs)}",
             flush=True,
         )
@@ -253,6 +270,8 @@ def _measure(
         floor_s=floor_s,
         ratio=ours_s / floor_s,
         spread=(min(ratios), max(ratios)),
+        ours_cpu_s=statistics.median(ours.cpu),
+        floor_cpu_s=statistics.median(base.cpu),
         counts=first.counts,
         patches_equal=equal,
         ours_phases=ours.median_phases(),
@@ -265,8 +284,8 @@ def _measure(
 
 
 _HEADER = (
-    f"{'workload':14} {'patches':>8} {'ours s':>8} {'floor s':>8} {'ratio':>6} "
-    f"{'spread':>12} {'reads/chunk':>11} {'equal':>6}"
+    f"{'workload':20} {'patches':>8} {'ours s':>8} {'floor s':>8} {'ratio':>6} "
+    f"{'spread':>12} {'cpu ratio':>9} {'reads/chunk':>11} {'equal':>6}"
 )
 
 
@@ -274,8 +293,9 @@ def _row(record: Record) -> str:
     low, high = record.spread
     spread = f"{low:.2f}..{high:.2f}"
     return (
-        f"{record.workload:14} {record.counts['n_patches']:8} {record.ours_s:8.3f} "
+        f"{record.workload:20} {record.counts['n_patches']:8} {record.ours_s:8.3f} "
         f"{record.floor_s:8.3f} {record.ratio:6.2f} {spread:>12} "
+        f"{record.ours_cpu_s / record.floor_cpu_s:9.2f} "
         f"{record.counts['read_amplification']:11.3f} {record.patches_equal:6}  "
         f"{_disturbed(record.runs)}"
     ).rstrip()

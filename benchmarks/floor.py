@@ -150,6 +150,31 @@ def run_floor(
     )
 
 
+def run_cut(
+    image: Path,
+    mask: Path | None,
+    *,
+    axes: str,
+    patch_size: Sequence[int],
+    overlaps: Sequence[int],
+    min_coverage: float,
+    n_threads: int = 2,
+) -> tuple[float, npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Select and cut once: no histogram, nothing written. Parameters as for :func:`run_floor`.
+
+    Returns
+    -------
+    float, numpy.ndarray, numpy.ndarray
+        Wall seconds, first corner of each patch, and all pixels.
+    """
+    begun = time.perf_counter()
+    source = _Source.open(image, axes)
+    starts, _ = select(mask, source.shape[1:], patch_size, overlaps, min_coverage)
+    with ThreadPoolExecutor(n_threads) as pool:
+        patches = _cut(source, starts, patch_size, pool, count=False).patches
+    return time.perf_counter() - begun, starts, patches
+
+
 def select(
     mask: Path | None,
     shape: Sequence[int],
@@ -267,6 +292,7 @@ def _cut(
     starts: npt.NDArray[np.int64],
     patch_size: Sequence[int],
     pool: ThreadPoolExecutor,
+    count: bool = True,
 ) -> _Cut:
     """Decode each needed chunk once, count its pixels, and copy its piece of every patch."""
     patches = np.empty((len(starts), source.shape[0], *patch_size), dtype=source.dtype)
@@ -296,7 +322,7 @@ def _cut(
                 box.append((low - i * n, high - i * n))
             pieces.append((row, tuple(to), tuple(of)))
             boxes.append(tuple(box))
-        union = [tuple(slice(a, b) for a, b in box) for box in disjoint(boxes)]
+        union = [tuple(slice(a, b) for a, b in box) for box in disjoint(boxes)] if count else []
         n_reads = n_bytes = 0
         for channel in range(-(-source.shape[0] // source.chunks[0])):
             n_bytes += source.decode((channel, *cell), scratch)
@@ -305,6 +331,8 @@ def _cut(
             for i, plane in enumerate(chunk[: source.shape[0] - begin], start=begin):
                 for row, to_slices, of_slices in pieces:
                     patches[row, i][to_slices] = plane[of_slices]
+                if not count:
+                    continue
                 if len(union) == 1:
                     pixels = plane[union[0]].ravel()
                 else:

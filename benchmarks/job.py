@@ -1,10 +1,11 @@
-"""Our side: the same job asked of patchloom, through its public face only."""
+"""Our side: the same job asked of patchloom, and its cutting alone."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import distributed
 
 import patchloom
 from benchmarks.workloads import Sources, Workload
+from patchloom.run.batches import cut_batches
 
 COUNTS = (
     "n_patches",
@@ -98,10 +100,44 @@ def run_job(workload: Workload, sources: Sources, out: Path) -> JobReport:
         Counts and times.
     """
     start = time.perf_counter()
+    plan = plan_of(workload, sources)
+    planned = time.perf_counter()
+    report = patchloom.materialize(plan, str(out), percentiles=(1, 99), progress=False)
+    stop = time.perf_counter()
+    return JobReport(
+        seconds=stop - start,
+        phases={"plan": planned - start, "materialize": stop - planned},
+        counts={name: getattr(report, name) for name in COUNTS},
+        rows_per_shard=int(plan.rows_per_shard),
+    )
+
+
+def run_cut(workload: Workload, sources: Sources) -> tuple[float, list[Any]]:
+    """Open, plan and cut once on two threads, without a store; all pixels stay in memory.
+
+    Returns
+    -------
+    float, list of (rows, pixels)
+        Wall seconds, and the batches in the order of tasks.
+    """
+    start = time.perf_counter()
+    plan = plan_of(workload, sources)
+
+    def cut(task: int) -> list[Any]:
+        shards = list(plan.runs.shards(task))
+        return [(rows, pixels["image"]) for rows, pixels in cut_batches(plan, shards)]
+
+    with ThreadPoolExecutor(N_WORKERS) as pool:
+        batches = [batch for found in pool.map(cut, range(plan.n_tasks)) for batch in found]
+    return time.perf_counter() - start, batches
+
+
+def plan_of(workload: Workload, sources: Sources) -> Any:
+    """Open the images and make the plan of a workload."""
     images = patchloom.open_images(
         [str(sources.image)], mask=str(sources.mask), axes=workload.dataset.axes
     )
-    plan = patchloom.plan(
+    return patchloom.plan(
         images,
         {
             "name": "sequential",
@@ -112,13 +148,4 @@ def run_job(workload: Workload, sources: Sources, out: Path) -> JobReport:
         edge="drop",
         order="spatial",
         seed=0,
-    )
-    planned = time.perf_counter()
-    report = patchloom.materialize(plan, str(out), percentiles=(1, 99), progress=False)
-    stop = time.perf_counter()
-    return JobReport(
-        seconds=stop - start,
-        phases={"plan": planned - start, "materialize": stop - planned},
-        counts={name: getattr(report, name) for name in COUNTS},
-        rows_per_shard=int(plan.rows_per_shard),
     )

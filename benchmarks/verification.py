@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import zarr
 
 import patchloom
+
+DECODED = 64
+"""One patch in so many is decoded, to see that the stores read as they should."""
 
 
 def check_equal(ours: Path, floor: Path) -> int:
@@ -51,20 +53,37 @@ def check_equal(ours: Path, floor: Path) -> int:
             f"kept patches differ: {len(only_mine)} only in patchloom's, {len(only_other)} only in "
             f"the floor's, such as {sorted(only_mine | only_other)[:3]}"
         )
-    start_of = {row: start for start, row in mine.items()}
-    expected = np.asarray(images[...])
-    step = images.shards[0] if images.shards else 1
-    for first in range(0, images.shape[0], step):
-        block: npt.NDArray[Any] = np.asarray(store.images[first : first + step])
-        for row, patch in enumerate(block, start=first):
-            if not np.array_equal(patch, expected[other[start_of[row]]]):
-                raise ValueError(f"the patch at {start_of[row]} differs")
+    stored, expected = _Encoded(ours / "images", images), _Encoded(floor / "images", images)
+    for k, (start, row) in enumerate(sorted(mine.items())):
+        # Equal bytes under equal codecs are equal pixels; some are decoded by zarr all the same.
+        if k % DECODED and stored[row] == expected[other[start]]:
+            continue
+        if not np.array_equal(store.images[row], images[other[start]]):
+            raise ValueError(f"the patch at {start} differs")
     for name, key in (("count", "count"), ("percentile", "percentiles")):
         statistic = store.statistics[name].values[0]
         wanted = np.asarray(group.attrs[key], dtype=np.float64)
         if not np.allclose(statistic, wanted, rtol=1e-12, atol=0):
             raise ValueError(f"{name} differs: patchloom {statistic}, floor {wanted}")
     return len(mine)
+
+
+class _Encoded:
+    """The stored bytes of each row of a sharded array, its shards mapped into memory."""
+
+    def __init__(self, path: Path, array: zarr.Array[Any]) -> None:
+        self._path, self._tail = path, "/".join("0" * (array.ndim - 1))
+        self._rows = array.shards[0] if array.shards else 1
+        self._shard: int | None = None
+
+    def __getitem__(self, row: int) -> bytes:
+        shard, slot = divmod(row, self._rows)
+        if shard != self._shard:
+            self._bytes = np.memmap(self._path / "c" / str(shard) / self._tail, np.uint8, "r")
+            index = self._bytes[-16 * self._rows - 4 : -4].tobytes()
+            self._index, self._shard = np.frombuffer(index, "<u8").reshape(-1, 2), shard
+        begin, length = self._index[slot].tolist()
+        return self._bytes[begin : begin + length].tobytes()
 
 
 def _rows_by_start(manifest: Any) -> dict[tuple[int, ...], int]:

@@ -58,6 +58,9 @@ class Dataset:
         Share of the cells that are set.
     seed
         Seeds everything drawn.
+    base
+        Where the pixels come from if the image is one that was repeated: chunk ``i`` along an
+        axis is chunk ``i % n`` of the base, which has ``n``.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Dataset:
     mask_factor: int = 16
     mask_fraction: float = 0.4
     seed: int = 7
+    base: Dataset | None = None
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -80,6 +84,24 @@ class Dataset:
     def mask_shape(self) -> tuple[int, ...]:
         """Cells of the mask along each spatial axis."""
         return tuple(-(-self.shape[i] // self.mask_factor) for i in self.spatial)
+
+    def repeated(self, name: str, times: tuple[int, ...]) -> Dataset:
+        """Return this image side by side with itself, under a mask drawn for the whole.
+
+        Parameters
+        ----------
+        name
+            First part of the new folder's name.
+        times
+            How often along each axis.
+
+        Returns
+        -------
+        Dataset
+            The same chunks, in a larger grid.
+        """
+        shape = tuple(n * t for n, t in zip(self.shape, times, strict=True))
+        return replace(self, name=name, shape=shape, base=self)
 
     def scaled(self, scale: float) -> Dataset:
         """Shrink the spatial axes; chunks stay, and at least two of them along each axis.
@@ -100,7 +122,10 @@ class Dataset:
         for i in self.spatial:
             n_chunks = max(2, round(self.shape[i] * scale / self.chunks[i]))
             shape[i] = min(self.shape[i], n_chunks * self.chunks[i])
-        return replace(self, shape=tuple(shape))
+        if self.base is None:
+            return replace(self, shape=tuple(shape))
+        times = tuple(n // m for n, m in zip(self.shape, self.base.shape, strict=True))
+        return self.base.scaled(scale).repeated(self.name, times)
 
     def chunk(self, index: tuple[int, ...]) -> npt.NDArray[np.uint16]:
         """Draw one storage chunk, cut at the image's border.
@@ -200,7 +225,10 @@ class Dataset:
         cache.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=cache))
         try:
-            self._write_image(draft / sources.image.name)
+            if self.base is None:
+                self._write_image(draft / sources.image.name)
+            else:
+                self._link_image(draft / sources.image.name, self.base.write(cache).image)
             self._write_mask(draft / sources.mask.name)
             draft.rename(final)
         except BaseException:
@@ -208,8 +236,8 @@ class Dataset:
             raise
         return sources
 
-    def _write_image(self, path: Path) -> None:
-        array: zarr.Array[Any] = zarr.create_array(
+    def _create_image(self, path: Path) -> zarr.Array[Any]:
+        return zarr.create_array(
             store=path,
             shape=self.shape,
             chunks=self.chunks,
@@ -218,6 +246,22 @@ class Dataset:
             dimension_names=tuple(self.axes),
             fill_value=0,
         )
+
+    def _link_image(self, path: Path, base: Path) -> None:
+        """Give each chunk the file of the base's chunk, by a hard link where there can be one."""
+        array, drawn = self._create_image(path), zarr.open_array(base, mode="r")
+        n_chunks = drawn.cdata_shape
+        for index in np.ndindex(*array.cdata_shape):
+            of = tuple(i % n for i, n in zip(index, n_chunks, strict=True))
+            to = path / array.metadata.encode_chunk_key(index)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                to.hardlink_to(base / drawn.metadata.encode_chunk_key(of))
+            except OSError:  # no links here, or too many to one file
+                shutil.copyfile(base / drawn.metadata.encode_chunk_key(of), to)
+
+    def _write_image(self, path: Path) -> None:
+        array = self._create_image(path)
 
         def write(index: tuple[int, ...]) -> None:
             box = tuple(
@@ -308,4 +352,16 @@ WORKLOADS = {
         Workload("w2", W2, patch_size=(64, 64, 64), overlaps=(16, 16, 16)),
     )
 }
-"""Every workload by name."""
+"""The small workloads by name: a second each."""
+
+LARGE = {
+    f"{small}-large": replace(
+        WORKLOADS[small], name=f"{small}-large", dataset=WORKLOADS[small].dataset.repeated(*times)
+    )
+    for small, times in (
+        ("w1-aligned", ("w1-7x7", (1, 7, 7))),
+        ("w1-misaligned", ("w1-6x6", (1, 6, 6))),
+        ("w2", ("w2-5x4", (1, 5, 4))),
+    )
+}
+"""Large ones: 8 GB of patches each, which take the floor twenty seconds and more."""

@@ -51,6 +51,8 @@ class Reads:
     """Reads sent to the store (files opened, HTTP requests, ranges)."""
     nbytes: int = 0
     """Bytes that came back."""
+    codecs: str = "none"
+    """Who decodes: ``"direct"`` (our calls of numcodecs), ``"zarr"`` (zarr-python), ``"dask"``."""
 
 
 class ChunkReader(Protocol):

@@ -108,6 +108,11 @@ class Location:
         """The protocol in front of ``://``; ``file`` for a plain path."""
         return self.url.split("://")[0].split("::")[0] if "://" in self.url else "file"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a path on a disk."""
+        return isinstance(self.open()[0], LocalFileSystem)
+
     def open(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system and the path in it. fsspec keeps one instance a process."""
         try:
@@ -192,8 +197,10 @@ class Location:
         except IsADirectoryError:
             return None
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
+    def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write one whole object, without a name the location itself: entirely or not at all.
+
+        Parts are written one after another; only a store that is not local joins them before.
 
         Raises
         ------
@@ -204,15 +211,16 @@ class Location:
         path = self.inside(root, name) if name else root
         try:
             if isinstance(fs, LocalFileSystem):
-                _write_local(path, data)
+                _write_local(path, parts)
             else:
-                body = bytes(data)
+                body = b"".join(parts)
                 # A whole object under one name: written twice is written once.
                 RETRYING.call(lambda: fs.pipe_file(path, body))
         except Exception as error:  # each file system has errors of its own
             shown = f"{self.shown}/{name}" if name else self.shown
+            size = sum(len(part) for part in parts)
             raise WriteError(
-                f"every object of a store must be writable, but {shown} ({len(data):,} "
+                f"every object of a store must be writable, but {shown} ({size:,} "
                 f"bytes) was refused: {self.describe(error)}; free space or "
                 "mend the permission, then run the same call again: finished shards are kept"
             ) from error
@@ -273,7 +281,7 @@ def _texts(value: Any) -> list[str]:
     return [text for v in value for text in _texts(v)] if isinstance(value, list | tuple) else []
 
 
-def _write_local(path: str, data: bytes | memoryview) -> None:
+def _write_local(path: str, parts: Sequence[bytes | memoryview]) -> None:
     # A rename is atomic where a write is not: a killed process leaves a ".part" file,
     # which the next run removes, and never half an object under the final name.
     for attempt in range(_ATTEMPTS):
@@ -281,7 +289,7 @@ def _write_local(path: str, data: bytes | memoryview) -> None:
         partial = f"{path}.{uuid.uuid4().hex}.part"
         try:
             with open(partial, "wb") as file:
-                file.write(data)
+                file.writelines(parts)
             os.replace(partial, path)
         except FileNotFoundError:
             # Another client that resumes the same store took ours for a leftover.

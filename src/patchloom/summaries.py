@@ -21,6 +21,8 @@ __all__ = ["DISTINCT", "RELATIVE_WIDTH", "Summary", "Tally", "percentiles", "sum
 DISTINCT = 65_536
 """Different values up to which a summary of a wide type stays exact."""
 
+_TOGETHER = 2**16
+"""Small integers that are counted together."""
 _BITS = 44
 RELATIVE_WIDTH = 2.0 ** (_BITS - 52)
 """Width of a bucket of the bounded mode, relative to its value (1/256)."""
@@ -303,15 +305,17 @@ class Tally:
             self._sum = self._sum + part
             return
         flat = np.ascontiguousarray(pixels).reshape(-1).view(f"u{pixels.dtype.itemsize}")
-        # Only as many counts as the largest value asks for: most images leave most bins empty.
-        counts: Ints = np.bincount(flat)
-        dense = self._dense
-        if dense is None or len(dense) < len(counts):
-            self._dense = counts
-            if dense is not None:
-                counts[: len(dense)] += dense
-        else:
-            dense[: len(counts)] += counts
+        # Counting widens each pixel to 64 bits: some at a time, so that this stays in the cache.
+        for low in range(0, len(flat), _TOGETHER):
+            # Only as many counts as the largest value asks for: most images leave most bins empty.
+            counts: Ints = np.bincount(flat[low : low + _TOGETHER])
+            dense = self._dense
+            if dense is None or len(dense) < len(counts):
+                self._dense = counts
+                if dense is not None:
+                    counts[: len(dense)] += dense
+            else:
+                dense[: len(counts)] += counts
 
     def summary(self) -> Summary:
         """What was counted so far."""

@@ -35,7 +35,16 @@ from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.rows import Rows, ranges
-from patchloom.planning.runs import GATHER, Runs, arrange, pack_units, shard_rows, window_rows
+from patchloom.planning.runs import (
+    SCALE,
+    Runs,
+    arrange,
+    pack_units,
+    patches_together,
+    shard_rows,
+    upload_bytes,
+    window_rows,
+)
 from patchloom.planning.saved_cells import cells_of_bytes, cells_to_bytes
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.splits import Splits
@@ -213,18 +222,30 @@ class Plan:
         """Whether legs of its tasks may need blocks in common."""
         return len(self.runs.legs) > 2 and not (self.is_aligned and self.sequence.is_straight)
 
-    def peak_memory(self, *, normalized: bool = False) -> int:
-        """Bytes that a task holds at most; more where it writes small integers as float32."""
-        peak, small = self.runs.peak_memory, self.dtype.itemsize
-        wider = max(0, 4 - small) if normalized else 0
-        if not peak or not wider:
-            return peak
-        rows = self.rows_per_shard
+    def peak_memory(self, *, normalized: bool = False, remote: bool = False) -> int:
+        """Bytes that a task holds at most.
+
+        Parameters
+        ----------
+        normalized
+            Whether it writes float32 in place of what the images have.
+        remote
+            Whether it writes to a store that is not local, and so holds what it sends twice.
+        """
+        peak = self.runs.peak_memory
+        if not peak:
+            return 0
+        rows, patch = self.rows_per_shard, math.prod(self.patch_shape)
+        wider = max(0, 4 - self.dtype.itemsize) if normalized else 0
         made = self.window_rows if self.order == "shuffled" else rows
-        patch = math.prod(self.patch_shape)
-        # What is cut together is widened, and stays so in the shards in the making.
-        together = min(-(-max(GATHER, patch * small) // small), made * patch)
-        return peak + wider * ((made + rows) * patch + together)
+        if remote:
+            peak += upload_bytes(self.images, self.cut, rows) + wider * rows * patch
+        if normalized:
+            # Room in the shards in the making, and beside what is cut together its scaled copy.
+            together = patches_together(self.images, self.cells, self.cut, made)
+            peak += wider * made * patch + 4 * together * patch
+            peak += 8 * max(SCALE, math.prod(self.cut.size))
+        return peak
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -26,13 +26,16 @@ __all__ = [
     "MAX_TASKS",
     "MIN_TASKS",
     "RUN_BYTES",
+    "SCALE",
     "Runs",
     "arrange",
     "borders",
     "fetch_bytes",
     "pack",
     "pack_units",
+    "patches_together",
     "shard_rows",
+    "upload_bytes",
     "window_rows",
 ]
 
@@ -53,6 +56,8 @@ FETCH = 32 * 2**20
 """Bytes of decoded blocks that a task asks for in one batch, at most, unless a block has more."""
 GATHER = 16 * 2**20
 """Bytes of patches that a task cuts together, at least one patch."""
+SCALE = 2**17
+"""Pixels that are scaled together as float64, at least those of one channel of a patch."""
 _BATCH = 2**18
 """Cells that a pass looks at together."""
 _PAIRS = 2**20
@@ -67,8 +72,10 @@ _TASK_BYTES = 256 * 1024
 """Small things of a task that are not worth counting one by one."""
 _MIXED_BYTES = 320
 """Bytes that a patch of a window costs besides: its columns, and the permutation of the window."""
-_COUNT_BYTES = 24
-"""Bytes a pixel while it is counted: a wide copy for the histogram and the union's mask."""
+_COUNT_BYTES = 40
+"""Bytes a pixel of a wide type while it is counted: copies that are sorted, distinct values."""
+_NARROW_BYTES = 2**20
+"""Bytes that counting small integers takes whatever the block: some are widened at a time."""
 
 
 def fetch_bytes(memory: int) -> int:
@@ -310,7 +317,7 @@ def arrange(
     while True:
         legs = _bounds(clean, length)
         needs = _project(images, cells, cut, rows, legs, aligned, sticks_out, order, fetch)
-        if length == 1 or needs.max() <= room:
+        if length == 1 or needs.max() + upload_bytes(images, cut, rows) <= room:
             break
         length //= 2
     worst = int(needs.max())
@@ -356,6 +363,8 @@ def window_rows(
     n_shards = -(-cells.n_rows // rows)
     one = rows * _mixed_bytes(images, cut)
     fixed = _fixed_bytes(images, cut, rows, rows)
+    # Wherever the store is: the plan does not know.
+    memory -= upload_bytes(images, cut, rows)
     n = max(1, min(n_shards, (memory - fixed) // one))
     while True:
         # As many windows as before, but even ones.
@@ -413,9 +422,12 @@ def _project(
     fetch: int,
 ) -> Ints:
     """An upper bound of each task's memory, from cells alone."""
+    made = order.window or rows
+    pixels = patches_together(images, cells, cut, made) * _largest_bytes(images, cut)
     if not order.is_straight:
-        live = _live_in_pieces(images, cells, cut, rows, bounds, aligned, sticks_out, order, fetch)
-        made = order.window or rows
+        live = _live_in_pieces(
+            images, cells, cut, rows, bounds, pixels, aligned, sticks_out, order, fetch
+        )
         # The last window may be a narrow one.
         n = np.diff(np.minimum(bounds * rows, cells.n_rows)) if order.is_mixed else made
         less = (made - np.maximum(n, rows)) * _mixed_bytes(images, cut)
@@ -428,21 +440,37 @@ def _project(
         some = slice(np.searchsorted(highs, low, side="right"), np.searchsorted(lows, high))
         if low < high and some.start < some.stop:
             parts = np.maximum(lows[some], low), np.minimum(highs[some], high)
-            held = _live(
-                image, cells, cut, *parts, np.diff(bounds)[some], aligned, sticks_out, fetch
-            )
+            n_shards = np.diff(bounds)[some]
+            held = _live(image, cells, cut, *parts, n_shards, pixels, aligned, sticks_out, fetch)
             worst[some] = np.maximum(worst[some], held)
     return _fixed_bytes(images, cut, rows, rows) + worst
 
 
 def _fixed_bytes(images: Sequence[Image], cut: Cut, rows: int, made: int) -> int:
-    """What a task holds besides blocks and counts, while it makes `made` rows at once."""
+    """What a task holds all the time, while it makes `made` rows at once."""
     patch = _patch_bytes(images, cut)
-    # Encoded patches of one shard (at worst as large as they are) twice: apart and joined.
-    fixed = (
-        _TASK_BYTES + 2 * rows * (patch + _ROW_BYTES) + 2 * min(max(GATHER, patch), made * patch)
-    )
+    # A shard in the making has room for patches that do not compress, reserved once.
+    fixed = _TASK_BYTES + rows * (patch + patch // 4096 + _ROW_BYTES)
     return fixed + (made - rows) * _mixed_bytes(images, cut)
+
+
+def patches_together(images: Sequence[Image], cells: Cells, cut: Cut, made: int) -> int:
+    """Most patches that a task which makes `made` rows at once cuts in one step."""
+    image = images[0]
+    nbytes = math.prod(cut.size) * image.layout.n_channels * image.dtype.itemsize
+    most = int(cells.kept.max(initial=1))
+    return min(max(1, GATHER // max(1, nbytes)), made, most)
+
+
+def upload_bytes(images: Sequence[Image], cut: Cut, rows: int) -> int:
+    """Bytes of one shard beside the others: a store that is not local is sent a copy."""
+    return rows * _largest_bytes(images, cut)
+
+
+def _largest_bytes(images: Sequence[Image], cut: Cut) -> int:
+    """Bytes of one patch in the widest array that is cut, before compression."""
+    arrays = images[0].cut_arrays.values()
+    return math.prod(cut.size) * max(a.layout.n_channels * a.dtype.itemsize for a in arrays)
 
 
 def _mixed_bytes(images: Sequence[Image], cut: Cut) -> int:
@@ -456,6 +484,7 @@ def _live_in_pieces(
     cut: Cut,
     rows: int,
     bounds: Ints,
+    pixels: int,
     aligned: bool,
     sticks_out: bool,
     order: Rows,
@@ -482,7 +511,7 @@ def _live_in_pieces(
         highs = np.append(lows[1:], ends[-1])
         of = images[int(image[some[0]])]
         n_shards = np.diff(bounds)[tasks]
-        held = _live(of, own, cut, lows, highs, n_shards, aligned, sticks_out, fetch)
+        held = _live(of, own, cut, lows, highs, n_shards, pixels, aligned, sticks_out, fetch)
         worst[tasks] = np.maximum(worst[tasks], held)
     return worst
 
@@ -500,25 +529,39 @@ def _live(
     lows: Ints,
     highs: Ints,
     n_shards: Ints,
+    pixels: int,
     aligned: bool,
     sticks_out: bool,
     fetch: int,
 ) -> Ints:
-    """Bytes that walks over the cells [low, high) of some shards hold at once, at most."""
-    counted = math.prod(image.layout.block_shape()[2:]) * _COUNT_BYTES
+    """Bytes that walks over the cells [low, high) of some shards hold at once, at most.
+
+    `pixels` is what the patches of one step take.
+    """
+    # While a plane is counted: copies of its pixels under the union of the patches, and masks.
+    narrow = image.dtype.itemsize <= 2 and image.dtype.kind in "biu"
+    each = 2 + image.dtype.itemsize + (0 if narrow else _COUNT_BYTES)
+    loading = np.full(len(lows), math.prod(image.layout.block_shape()[2:]) * each)
+    loading += narrow * _NARROW_BYTES
     # Before the image a patch begins at most a patch away; padded, a region is made once more.
     before = cut.size if sticks_out else cut.back
     extents = zip(image.layout.space.chunks, cut.size, before, strict=True)
     region = math.prod(c + p + back for c, p, back in extents) * (1 + sticks_out)
-    held = np.full(len(lows), counted + region * image.layout.n_channels * image.dtype.itemsize)
+    held = np.zeros(len(lows), np.int64)
     for array in image.cut_arrays.values():
         nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
         # What aligned patches take is inside their cell, as if they were one pixel.
         ones = (1,) * len(cut.size)
         span = Cut(ones, (0,) * len(ones)) if aligned else cut
         peak, n = _peaks(image.layout, cells, span, array.layout, lows, highs)
-        # A batch is fetched ahead, compressed beside decoded.
-        held += peak * nbytes + 2 * np.minimum(max(fetch, nbytes), n * nbytes)
+        # A batch is fetched ahead. What is decoded is forgotten as stored, but for chunks that
+        # came in one piece with others; and one block is joined from its chunks.
+        batch = np.minimum(max(1, fetch // max(1, nbytes)), n)
+        loading += (batch if array.shards is not None else 1) * nbytes
+        held += np.minimum(peak + batch, n) * nbytes
+    # Blocks are loaded and counted, then patches are cut.
+    cutting = region * image.layout.n_channels * image.dtype.itemsize + pixels
+    held += np.maximum(loading, cutting)
     # Counts of the shard that is cut, and of those that own a block fetched ahead.
     block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
     ahead = np.minimum(n_shards, 1 + max(1, fetch // block))

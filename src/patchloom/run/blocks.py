@@ -56,7 +56,7 @@ class _SuppliedReader:
     def __init__(self, supplied: Supplied) -> None:
         self._chunks = supplied.chunks
         fresh = [supplied.chunks[chunk].nbytes for chunk in supplied.fresh]
-        self.reads = Reads(len(fresh), len(fresh), sum(fresh))
+        self.reads = Reads(len(fresh), len(fresh), sum(fresh), "dask")
 
     def read(self, chunks: Ints) -> list[Pixels]:
         found = (np.asarray(self._chunks[tuple(row)]) for row in np.asarray(chunks).tolist())
@@ -268,9 +268,12 @@ class BlockCache:
         n = layout.chunks_per_block
         channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
         found = []
-        for k in range(len(blocks)):
-            parts = [chunk.transpose(axes.order) for chunk in chunks[k * n : (k + 1) * n]]
+        chunks.reverse()
+        for _ in range(len(blocks)):
+            # A chunk that was joined to its block is forgotten before the next ones are joined.
+            parts = [chunks.pop().transpose(axes.order) for _ in range(n)]
             whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
+            del parts
             space = whole.shape[whole.ndim - len(axes.spatial) :]
             found.append(whole.reshape(-1, layout.n_channels, *space))
         return found

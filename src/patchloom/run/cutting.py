@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +22,7 @@ from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER, fetch_bytes
+from patchloom.run.allocating import keep_pages
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
@@ -35,7 +37,7 @@ from patchloom.run.union import union
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_name, summary_name
-from patchloom.store.shards import ShardBuilder, seal
+from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 
 __all__ = ["Job", "cut_run", "steps_of", "write_run"]
@@ -80,7 +82,8 @@ class _Shard:
     """A shard in the making."""
 
     number: int
-    builders: dict[str, ShardBuilder]
+    builders: dict[str, ShardBuilder] = field(default_factory=dict)
+    """By array, from its first patch on."""
     parts: list[Patches] = field(default_factory=list)
     """Its patches, image by image."""
     tallies: dict[tuple[int, int], Tally] = field(default_factory=dict)
@@ -124,6 +127,9 @@ class _Run:
     visit: Visit | None = None
     """Its place among the tasks that share blocks."""
     meter: Meter = field(default_factory=Meter)
+    spare: dict[str, list[npt.NDArray[np.uint8]]] = field(default_factory=lambda: defaultdict(list))
+    """Buffers of shards that are written, by array: the next shards take them."""
+    codec_paths: Counter[str] = field(default_factory=Counter)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             (
@@ -176,42 +182,36 @@ def write_run(
     # Blosc's own threads write blocks in the order in which they finish: bytes would differ
     # from run to run. Dask's threads are the parallelism here.
     numcodecs.blosc.use_threads = False
+    keep_pages()
     left = _left(job, list(shards))
     gone = {*shards} - {*left}
-    parts = [TaskReport(n_patches=sum(_n_rows(plan, number) for number in gone))]
-    for leg, some in plan.runs.legs_of(left):
-        with visit_to(plan, leg, normalized=job.scaling is not None) as visit:
-            parts.append(_write_leg(_Run(plan, job, dict(supplied or {}), visit), some))
-    return replace(
-        TaskReport.joined(parts),
-        n_shards=len(shards),
-        n_passed=len(gone),
-        seconds=time.perf_counter() - begun,
-    )
-
-
-def _write_leg(run: _Run, shards: list[int]) -> TaskReport:
-    """Write the shards of one leg of a task."""
-    plan, job = run.plan, run.job
-    done, gaps, lost = set(), [], []
+    run = _Run(plan, job, dict(supplied or {}))
+    gaps, lost = [], []
+    waiting = list(left)
     try:
-        for shard in _walk(run, shards):
-            rows = _commit(run, shard)
-            done.add(shard.number)
-            if rows is not None:
-                gaps.append(shard.number)
-                lost.append(rows)
+        for leg, some in plan.runs.legs_of(left):
+            with visit_to(plan, leg, normalized=job.scaling is not None) as run.visit:
+                for shard in _walk(run, some):
+                    rows = _commit(run, shard)
+                    waiting.remove(shard.number)
+                    if rows is not None:
+                        gaps.append(shard.number)
+                        lost.append(rows)
     except WriteError as error:
-        waiting = [number for number in shards if number not in done]
         n_rows = sum(_n_rows(plan, number) for number in waiting)
         cost = ", ".join(f"{job.first_shard + number}" for number in waiting)
         raise WriteError(f"{error} ({n_rows:,} patches of output shards {cost} wait)") from error
+    n_patches = sum(_n_rows(plan, number) for number in shards)
     return TaskReport(
         **run.counts,
-        n_patches=sum(_n_rows(plan, n) for n in done) - sum(rows.num_rows for rows in lost),
+        n_patches=n_patches - sum(rows.num_rows for rows in lost),
+        n_shards=len(shards),
+        n_passed=len(gone),
         peak_memory=run.meter.peak,
+        codec_paths=dict(run.codec_paths),
         gaps=tuple(gaps),
         skipped=tuple(rows for rows in lost if rows.num_rows),
+        seconds=time.perf_counter() - begun,
     )
 
 
@@ -253,12 +253,11 @@ def _n_rows(plan: Plan, shard: int) -> int:
 
 def _walk(run: _Run, shards: Sequence[int]) -> Iterator[_Shard]:
     """Cut the shards, yielding each as soon as it is full and all it counts was counted."""
-    plan, job = run.plan, run.job
+    plan = run.plan
     begun: dict[int, _Shard] = {}
     for number in shards:
         n = _n_rows(plan, number)
-        builders = {name: ShardBuilder(spec, n) for name, spec in job.specs.items()}
-        begun[number] = _Shard(number, builders, left=n, due=n)
+        begun[number] = _Shard(number, left=n, due=n)
     tour = plan.tour(shards)
     for part in tour:
         shard = part.row // plan.rows_per_shard
@@ -336,6 +335,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                         for current, which in into:
                             current.tell(slot[some[which]], {"class": classes[which]})
                     _store(run, into, slot[some], name, index, pixels)
+                    del pixels  # or they would be held beside the next ones
                 cache.leave(k)
             if losses.reasons:
                 into = _by_shard(begun, shard[whole])
@@ -357,8 +357,8 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                 if current.left or current.due:
                     continue
                 yield current
-                for builder in current.builders.values():
-                    run.meter.give(builder.nbytes)
+                for name, builder in current.builders.items():
+                    run.spare[name].append(builder.buffer)
                 current.builders.clear()
     except (ChunkError, SourceChangedError) as error:
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
@@ -379,6 +379,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         for name, cache in caches.items():
             reads = cache.reads
             run.counts["chunk_reads" if name == "image" else "role_reads"] += reads.chunks
+            run.codec_paths[reads.codecs] += reads.chunks
             run.counts["bytes_read"] += reads.nbytes
             run.counts["requests"] += reads.requests
 
@@ -430,11 +431,19 @@ def _store(
         pixels = run.job.scaling.apply(image, pixels)
     run.meter.take(pixels.nbytes)
     for shard, which in into:
-        builder = shard.builders[_ARRAY_NAMES[name]]
-        before = builder.nbytes
+        builder = _builder(run, shard, _ARRAY_NAMES[name])
         builder.put(slot[which], (pixels[k] for k in which.tolist()))
-        run.meter.take(builder.nbytes - before)
     run.meter.give(pixels.nbytes)
+
+
+def _builder(run: _Run, shard: _Shard, array: str) -> ShardBuilder:
+    """What collects a shard of an array, in memory that a finished shard had where there is any."""
+    if array not in shard.builders:
+        spare = run.spare[array].pop() if run.spare[array] else None
+        n_rows = _n_rows(run.plan, shard.number)
+        builder = shard.builders[array] = ShardBuilder(run.job.specs[array], n_rows, spare)
+        run.meter.take(builder.buffer.nbytes - (0 if spare is None else spare.nbytes))
+    return shard.builders[array]
 
 
 def _counter(
@@ -526,12 +535,14 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     if job.pending is not None:
         check_pending(target, job.pending)
     for name, builder in shard.builders.items():
-        data = builder.finish(lost)
-        run.meter.take(len(data))
-        shard.written[name] = len(data), seal(data, plan.rows_per_shard)
-        target.write(shard_name(job.specs[name], number), data)
-        run.counts["bytes_written"] += len(data)
-        run.meter.give(len(data))
+        parts = builder.finish(lost)
+        size = sum(len(part) for part in parts)
+        copied = 0 if target.is_local else size
+        run.meter.take(copied)
+        shard.written[name] = size, builder.seal
+        target.write(shard_name(job.specs[name], number), *parts)
+        run.meter.give(copied)
+        run.counts["bytes_written"] += size
     # The part of the manifest comes last: it says that all the others are there.
     if not len(lost) and not shard.uncounted:
         data = manifest_bytes(table, shard.written)

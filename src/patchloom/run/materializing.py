@@ -134,8 +134,8 @@ def materialize(
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
     _check_sizes(plan)
-    _check_memory(plan, normalize)
     target = Location.of(url, storage_options)
+    _check_memory(plan, normalize is not None, not target.is_local)
     q = check_percentiles(percentiles)
     check_choices(normalize, over, on_error)
     specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
@@ -148,7 +148,7 @@ def materialize(
         check(url, plan, repair=True, storage_options=storage_options, progress=progress)
         found, existing = target.list(), read_attributes(target)
     for stage in stages.new:
-        _check_memory(stage.plan, normalize)
+        _check_memory(stage.plan, normalize is not None, not target.is_local)
     if existing is not None and stages.every[0].plan is not plan:
         # The store's own: rows_per_shard, and what is told of its images.
         specs = _specs(stages.standing[0].plan, normalize, Codec(codec or CODECS[0]))
@@ -167,16 +167,6 @@ def materialize(
     return _report(outcomes, target, begun, written is not None, normalize)
 
 
-def _check_memory(plan: Plan, normalize: str | None) -> None:
-    projected = plan.peak_memory(normalized=normalize is not None)
-    if projected > plan.memory:
-        raise BudgetError(
-            f"one task must fit into memory={plan.memory:,} bytes, but normalised patches are "
-            f"float32, and a task holds {projected:,}; plan with more memory, fewer "
-            f"rows_per_shard ({plan.rows_per_shard:,}), or without normalize="
-        )
-
-
 def _check_sizes(plan: Plan) -> None:
     sizes = plan.distinct_sizes()
     if not {*sizes} <= {plan.patch_size}:
@@ -185,6 +175,18 @@ def _check_sizes(plan: Plan) -> None:
             f"the patches of one store have one size ({list(plan.patch_size)}), got {shown} from "
             "edge='shrink', which is for live loading; plan with edge='pad', which fills them up "
             "to one size and says which pixels are padding"
+        )
+
+
+def _check_memory(plan: Plan, normalized: bool, remote: bool) -> None:
+    projected = plan.peak_memory(normalized=normalized, remote=remote)
+    if projected > plan.memory:
+        wide = "normalised patches are float32, and " if normalized else ""
+        copy = "a store that is not local is sent a copy of each shard, and " if remote else ""
+        raise BudgetError(
+            f"one task must fit into memory={plan.memory:,} bytes, but {wide}{copy}a task holds "
+            f"{projected:,}; plan with more memory, or fewer rows_per_shard "
+            f"({plan.rows_per_shard:,}){', or write without normalize=' if normalized else ''}"
         )
 
 
@@ -318,7 +320,10 @@ def _report(
         chunks_needed=sum(_needed(o.stage.plan, o.written) for o in outcomes),
         survey_reads=sum(survey.chunks for survey in surveys),
         seconds=0.0,
-        projected_memory=max(p.peak_memory(normalized=normalize is not None) for p in plans),
+        projected_memory=max(
+            p.peak_memory(normalized=normalize is not None, remote=not target.is_local)
+            for p in plans
+        ),
         complete=complete,
         already_done=sum(len(outcome.done) for outcome in outcomes),
         skipped=by_reason(joined_losses(lost), plans[0].rows_per_shard) if lost else (),

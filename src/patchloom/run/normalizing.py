@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import ConfigError
+from patchloom.planning.runs import SCALE
 from patchloom.summaries import Summary, percentiles
 
 __all__ = ["NORMALIZATIONS", "Scaling"]
@@ -72,12 +73,18 @@ class Scaling:
     def apply(self, image: int, patches: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Scale patches [n, channels, *space]; a channel without contrast becomes 0."""
         out = np.empty(patches.shape, np.float32)
+        # In pieces: the wide copy of many patches would take more memory than all the rest.
+        together = max(1, SCALE // max(1, patches[:1, 0].size))
         for channel in range(patches.shape[1]):
             shift = self.shift.get((image, channel), 0.0)
             span = self.span.get((image, channel), 1.0)
-            scaled = (patches[:, channel].astype(np.float64) - shift) / span if span else None
-            if scaled is None:
+            if not span:
                 out[:, channel] = 0
                 continue
-            out[:, channel] = np.clip(scaled, 0, 1) if self.clip else scaled
+            for low in range(0, len(patches), together):
+                some = slice(low, low + together)
+                scaled = patches[some, channel].astype(np.float64)
+                scaled -= shift
+                scaled /= span
+                out[some, channel] = np.clip(scaled, 0, 1, out=scaled) if self.clip else scaled
         return out

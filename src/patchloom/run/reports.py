@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from patchloom.table import html_table
@@ -31,24 +32,12 @@ class TaskReport:
     """Most bytes of pixels and encoded patches held at once."""
     n_passed: int = 0
     """Shards that it found committed: by an execution that was lost, or by another client."""
+    codec_paths: dict[str, int] = field(default_factory=dict)
+    """Decodes by who decoded: see `Reads.codecs`."""
     gaps: tuple[int, ...] = ()
     """Shards that lack patches, or in their statistics blocks, that could not be read."""
     skipped: tuple[Any, ...] = ()
     """Tables of the rows that are missing, with reasons."""
-
-    @classmethod
-    def joined(cls, parts: Sequence[TaskReport]) -> TaskReport:
-        """One report of what was done part after part."""
-        found: dict[str, Any] = {}
-        for each in fields(cls):
-            values = [getattr(part, each.name) for part in parts]
-            if isinstance(each.default, tuple):
-                found[each.name] = tuple(one for value in values for one in value)
-            elif each.name == "peak_memory":
-                found[each.name] = max(values, default=0)
-            else:
-                found[each.name] = sum(values)
-        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -85,6 +74,10 @@ class RunReport:
     n_passed: int = 0
     """Of `n_shards`, those that a task found committed when it came to them: by an execution of
     it that was lost with its counts, or by another client."""
+    codec_paths: dict[str, int] = field(default_factory=dict)
+    """Decodes of all arrays by who decoded: ``"direct"`` (our calls of the codecs), ``"zarr"``
+    (zarr-python, for chains that we do not know), ``"dask"`` (a Dask array's own tasks), ``"none"``
+    (nothing to decode)."""
     skipped: tuple[dict[str, Any], ...] = field(default=())
     """What is missing because it could not be read: ``reason``, ``n_patches``, ``n_shards`` and
     some ``rows`` of each reason, most patches first."""
@@ -113,6 +106,10 @@ class RunReport:
                 "bytes_written",
             )
         }
+        paths: Counter[str] = Counter()
+        for task in tasks:
+            paths.update(task.codec_paths)
+        known["codec_paths"] = dict(sorted(paths.items()))
         peak = max((task.peak_memory for task in tasks), default=0)
         return cls(**totals, peak_memory=peak, n_tasks=len(tasks), **known)
 

@@ -23,6 +23,7 @@ _LABELS = {
     "role_reads": "label and target decodes",
     "survey_reads": "decodes of passes before",
     "planning_reads": "decodes to plan it",
+    "codec_paths": "decodes by codec path",
     "read_amplification": "decodes a needed chunk",
     "bytes_read": "read",
     "requests": "requests",

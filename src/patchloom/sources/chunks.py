@@ -177,7 +177,7 @@ class DirectReader:
         sharding: _Sharding | None,
         since: float | None = None,
     ) -> None:
-        self.reads = Reads()
+        self.reads = Reads(codecs="direct")
         self._since = since
         self._tags: dict[str, str] = {}
         self._shown = location.shown
@@ -197,9 +197,9 @@ class DirectReader:
         """Decode chunks: int64[n, ndim] indices -> clipped arrays in stored axis order."""
         rows = [tuple(row) for row in np.asarray(chunks).tolist()]
         fetched = self._fetch_shards(rows) if self._sharding else self._fetch_plain(rows)
-        return [
-            self._finish(row, data, key) for row, (data, key) in zip(rows, fetched, strict=True)
-        ]
+        fetched.reverse()
+        # What is decoded is forgotten as stored: a batch is never held twice.
+        return [self._finish(row, *fetched.pop()) for row in rows]
 
     def stored(self, chunks: Ints) -> Ints:
         """Stored bytes of chunks, -1 where the store does not tell: int64[n].
@@ -424,7 +424,7 @@ class ZarrReader:
         from zarr.core.array import AsyncArray
         from zarr.storage import StorePath
 
-        self.reads = Reads()
+        self.reads = Reads(codecs="zarr")
         self._location, self._shown = location, location.shown
         store = _counting(location, self.reads)
         self._array = zarr.Array(AsyncArray(parsed, StorePath(store)))

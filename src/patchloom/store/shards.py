@@ -14,21 +14,21 @@ from patchloom.store.schema import ArraySpec
 
 __all__ = ["ShardBuilder", "encoder", "seal"]
 
-Encode = Callable[[npt.NDArray[Any]], bytes]
+Bytes = bytes | memoryview
+Encode = Callable[[npt.NDArray[Any]], Bytes]
 _ABSENT = 2**64 - 1
 
 
 def encoder(spec: ArraySpec) -> Encode:
-    """A function from the pixels of one patch to its bytes."""
+    """A function from the pixels of one patch to its bytes, without their checksum."""
     config = spec.codec.config
     stored = spec.dtype.newbyteorder("<")
     compress = None if config is None else numcodecs.get_codec(config).encode
 
-    def encode(patch: npt.NDArray[Any]) -> bytes:
+    def encode(patch: npt.NDArray[Any]) -> Bytes:
         pixels = np.ascontiguousarray(patch, stored)
-        body = pixels.tobytes() if compress is None else bytes(compress(pixels))
-        checksum: int = google_crc32c.value(body)
-        return body + checksum.to_bytes(4, "little")
+        body: Bytes = pixels.tobytes() if compress is None else compress(pixels)
+        return body
 
     return encode
 
@@ -49,8 +49,13 @@ def seal(data: bytes, rows_per_shard: int) -> int:
     tail = data[-(16 * rows_per_shard + 4) : -4]
     index = np.frombuffer(tail, "<u8").reshape(-1, 2)
     ends = index[index[:, 0] != _ABSENT].sum(1).astype(np.int64)
-    checksums = np.frombuffer(data, np.uint8)[ends[:, None] + np.arange(-4, 0)]
-    value: int = google_crc32c.value(checksums.tobytes() + bytes(tail))
+    return _seal(np.frombuffer(data, np.uint8), ends, bytes(tail))
+
+
+def _seal(data: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64], tail: bytes) -> int:
+    """Of patches that end somewhere in some bytes, each with its checksum, and of an index."""
+    checksums = data[ends[:, None] + np.arange(-4, 0)]
+    value: int = google_crc32c.value(checksums.tobytes() + tail)
     return value
 
 
@@ -58,25 +63,55 @@ class ShardBuilder:
     """Collects the patches of one shard and makes the object.
 
     Every row is stored, blank ones too, except those that could not be read.
+
+    Parameters
+    ----------
+    spec
+        The array.
+    n_rows
+        Rows of this shard.
+    buffer
+        What `buffer` of the builder of an earlier shard was: its memory is used again. What
+        that builder finished is overwritten.
     """
 
-    def __init__(self, spec: ArraySpec, n_rows: int) -> None:
+    def __init__(
+        self, spec: ArraySpec, n_rows: int, buffer: npt.NDArray[np.uint8] | None = None
+    ) -> None:
         self._spec = spec
         self._n_rows = n_rows
         self._encode = encoder(spec)
-        self._bodies: dict[int, bytes] = {}
-        self.nbytes = 0
+        # Room for patches that do not compress: known beforehand, and touched only where used.
+        room = n_rows * (spec.patch_bytes + spec.patch_bytes // 4096 + 64)
+        self.buffer = np.empty(room, np.uint8) if buffer is None or len(buffer) < room else buffer
+        self._view = self.buffer.data
+        self._end = 0
+        self.seal = 0
+        """Once it is finished: see `seal`."""
+        self._index = np.full((spec.rows_per_shard, 2), _ABSENT, "<u8")
 
     def put(self, slots: npt.NDArray[np.int64], patches: Iterable[npt.NDArray[Any]]) -> None:
-        """Set some rows of the shard, in any order: int64[n], n of [channels, *space]."""
-        for slot, patch in zip(slots.tolist(), patches, strict=True):
+        """Set some rows, each once, in any order: int64[n] and n of [channels, *space]."""
+        view, at = self._view, self._end
+        begin, length = [], []
+        for patch in patches:
             # Each patch is one chunk of the output: one call of the codec, as the format has it.
             body = self._encode(patch)
-            self._bodies[slot] = body
-            self.nbytes += len(body)
+            stop = at + len(body)
+            view[at:stop] = body
+            checksum: int = google_crc32c.value(body)
+            view[stop : stop + 4] = checksum.to_bytes(4, "little")
+            begin.append(at)
+            length.append(stop + 4 - at)
+            at = stop + 4
+        self._end = at
+        self._index[slots, 0] = begin
+        self._index[slots, 1] = length
 
-    def finish(self, absent: npt.NDArray[np.int64] | None = None) -> bytes:
-        """The whole object.
+    def finish(self, absent: npt.NDArray[np.int64] | None = None) -> list[Bytes]:
+        """The whole object, rows in order, in parts that belong one after another.
+
+        They are views of the buffer: write them before it is used again.
 
         Parameters
         ----------
@@ -84,13 +119,20 @@ class ShardBuilder:
             Slots of rows that are left out; readers see the fill value there: int64[n].
         """
         slots = np.setdiff1d(np.arange(self._n_rows), [] if absent is None else absent)
-        missing = len(slots) - sum(map(self._bodies.__contains__, slots.tolist()))
+        begin, length = self._index[slots].T.astype(np.int64)
+        missing = int((self._index[slots, 0] == _ABSENT).sum())
         if missing:
             raise ValueError(f"a shard is written whole: {len(slots)} rows, {missing} are missing")
-        index = np.full((self._spec.rows_per_shard, 2), _ABSENT, "<u8")
-        bodies = [self._bodies[slot] for slot in slots.tolist()]
-        lengths = np.array([len(body) for body in bodies], "<u8")
-        index[slots, 0] = np.cumsum(lengths) - lengths
-        index[slots, 1] = lengths
+        index = np.full_like(self._index, _ABSENT)
+        index[slots, 0] = np.cumsum(length) - length
+        index[slots, 1] = length
         tail = index.tobytes()
-        return b"".join([*bodies, tail, google_crc32c.value(tail).to_bytes(4, "little")])
+        self.seal = _seal(self.buffer, begin + length, tail)
+        if not len(slots):
+            return [tail + google_crc32c.value(tail).to_bytes(4, "little")]
+        # Rows that came one after another lie so already.
+        cuts = np.flatnonzero(begin[1:] != begin[:-1] + length[:-1]) + 1
+        first = begin[np.append(0, cuts)].tolist()
+        last = (begin + length)[np.append(cuts, len(begin)) - 1].tolist()
+        parts: list[Bytes] = [self._view[a:b] for a, b in zip(first, last, strict=True)]
+        return [*parts, tail + google_crc32c.value(tail).to_bytes(4, "little")]

@@ -1,0 +1,157 @@
+"""Cutting without a store, who decoded, and what a shard is made of."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import patchloom
+from patchloom.run.batches import cut_batches
+from patchloom.store.schema import CODECS, ArraySpec, Codec
+from patchloom.store.shards import ShardBuilder
+
+GRID = {"name": "sequential", "patch_size": [24, 24], "overlaps": [8, 8]}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Any:
+    rng = np.random.default_rng(5)
+    found = {}
+    for name, dtype in (("image", "uint16"), ("labels", "uint8")):
+        array = zarr.create_array(
+            tmp_path / f"{name}.zarr", shape=(100, 90), chunks=(32, 32), dtype=dtype
+        )
+        array[...] = rng.integers(0, 200, (100, 90), dtype=dtype)
+        found[name] = str(tmp_path / f"{name}.zarr")
+    return patchloom.open_images(found["image"], labels=found["labels"], axes="yx")
+
+
+@pytest.mark.parametrize("order", ["spatial", "shuffled"])
+def test_batches_are_the_rows_of_the_store(images: Any, order: str, tmp_path: Path) -> None:
+    plan = patchloom.plan(images, GRID, order=order, rows_per_shard=7, edge="pad")
+    patchloom.materialize(plan, tmp_path / "out", progress=False)
+    store = patchloom.open_patches(tmp_path / "out")
+    assert store.labels is not None
+    seen = []
+    for task in range(plan.n_tasks):
+        # A part of a task too: what another one would write is not cut.
+        for rows, pixels in cut_batches(plan, plan.runs.shards(task)[::2]):
+            assert set((rows // 7).tolist()) <= set(plan.runs.shards(task)[::2])
+            np.testing.assert_array_equal(pixels["image"], store.images.oindex[rows.tolist()])
+            np.testing.assert_array_equal(pixels["labels"], store.labels.oindex[rows.tolist()])
+            seen += rows.tolist()
+    asked = [s for task in range(plan.n_tasks) for s in plan.runs.shards(task)[::2]]
+    assert sorted(seen) == [r for r in range(plan.n_patches) if r // 7 in asked]
+
+
+def test_the_report_says_who_decoded(tmp_path: Path) -> None:
+    from zarr.codecs import numcodecs as extra
+
+    array = np.arange(4096, dtype="uint16").reshape(64, 64)
+    config = {"name": "sequential", "patch_size": [16, 16]}
+    with pytest.warns(UserWarning, match="codec"):
+        # Not among the codecs of the Zarr v3 specification, so not among ours.
+        strange = zarr.create_array(
+            tmp_path / "strange.zarr",
+            data=array,
+            chunks=(32, 32),
+            compressors=extra.LZ4(),
+        )
+    known = zarr.create_array(tmp_path / "known.zarr", data=array, chunks=(32, 32))
+    known[...] = array
+    import dask.array as da
+
+    given = {
+        "direct": str(tmp_path / "known.zarr"),
+        "zarr": str(tmp_path / "strange.zarr"),
+        "dask": da.from_array(array, chunks=(32, 32)) + 0,
+    }
+    assert strange.shape == known.shape
+    for path, image in given.items():
+        plan = patchloom.plan(patchloom.open_images(image, axes="yx"), config, rows_per_shard=4)
+        report = patchloom.materialize(plan, tmp_path / f"to-{path}", progress=False)
+        assert report.codec_paths == {path: report.chunk_reads} == {path: 4}
+        assert report.to_dict()["codec_paths"] == {path: 4}
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_shard_reads_as_what_was_put(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    n = data.draw(st.integers(1, 9))
+    codec = Codec(data.draw(st.sampled_from(CODECS)))
+    spec = ArraySpec("images", (2, 5, 3), np.dtype("uint16"), "cyx", 9, codec)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    patches = rng.integers(0, 2**16, (n, 2, 5, 3), dtype="uint16")
+    # A buffer that was used before, too short or long enough.
+    spare = np.full(data.draw(st.sampled_from([10, 10_000])), 7, np.uint8)
+    objects = []
+    for slots in (data.draw(st.permutations(range(n))), range(n)):
+        builder = ShardBuilder(spec, n, spare)
+        for some in np.array_split(np.array(slots), 2):
+            builder.put(some, patches[some])
+        objects.append(b"".join(builder.finish()))
+        assert objects[-1] == b"".join(builder.finish())
+    assert objects[0] == objects[1], "the order in which rows come leaves no trace"
+    folder = tmp_path_factory.mktemp("shard")
+    (folder / "c/0/0/0").mkdir(parents=True)
+    (folder / "c/0/0/0/0").write_bytes(objects[0])
+    import json
+
+    (folder / "zarr.json").write_text(json.dumps(spec.document(n)))
+    np.testing.assert_array_equal(zarr.open_array(folder, mode="r")[...], patches)
+
+
+def test_a_shard_that_lacks_a_row_is_not_made() -> None:
+    spec = ArraySpec("images", (1, 2), np.dtype("uint8"), "cx", 3, Codec())
+    builder = ShardBuilder(spec, 3)
+    builder.put(np.array([0, 2]), np.zeros((2, 1, 2), "uint8"))
+    with pytest.raises(ValueError, match="3 rows, got 2"):
+        builder.finish()
+
+
+FAULTS = """
+import resource, numpy as np, dask, patchloom
+image = np.random.default_rng(1).integers(0, 999, (4096, 4096), dtype="uint16")
+import zarr, sys
+zarr.create_array(sys.argv[1] + "/image.zarr", data=image, chunks=(512, 512))
+plan = patchloom.plan(
+    patchloom.open_images(sys.argv[1] + "/image.zarr", axes="yx"),
+    {"name": "sequential", "patch_size": [256, 256]},
+)
+with dask.config.set(scheduler="synchronous"):
+    patchloom.materialize(plan, sys.argv[1] + "/first", progress=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    patchloom.materialize(plan, sys.argv[1] + "/second", progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_freed_pages_are_used_again_where_dask_gives_them_back(tmp_path: Path) -> None:
+    faults = []
+    # As Dask starts its workers; who sets the other variable besides is left alone.
+    for name, more in (("ours", {}), ("theirs", {"MALLOC_MMAP_THRESHOLD_": str(2**17)})):
+        (tmp_path / name).mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, str(tmp_path / name)],
+            env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536", **more},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        faults.append(int(done.stdout))
+    assert faults[0] * 2 < faults[1], faults
