@@ -236,6 +236,11 @@ class Location:
             with contextlib.suppress(FileNotFoundError):
                 self.ask(partial(fs.rm_file, f"{root}/{name}"), name)
 
+    def sweep(self, pattern: re.Pattern[str]) -> None:
+        """Remove what killed writers left of unfinished objects; only disks keep such files."""
+        if isinstance(self.open()[0], LocalFileSystem):
+            self.remove([name for name in self.list() if pattern.search(name)])
+
     def abort_uploads(self) -> int:
         """Abort multipart uploads that a killed writer left below here; returns how many.
 

@@ -188,6 +188,7 @@ def materialize(
     skipped = {shard for result in results for shard, _, _ in result.skipped}
     complete = not skipped
     if complete:
+        target.sweep(PARTIAL)  # of workers that were killed in this run
         summaries = surveyed if over == "image" else _gathered(target, plan)
         # Statistics and the completion mark: one object, last.
         ids = [image.id for image in plan.images]
