@@ -29,7 +29,14 @@ from patchloom.sources.zarrs import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import read_summaries, skipped_bytes
 from patchloom.store.pending import check_pending
-from patchloom.store.schema import SKIPPED, ArraySpec, as_json, group_document, summary_name
+from patchloom.store.schema import (
+    PARTIAL,
+    SKIPPED,
+    ArraySpec,
+    as_json,
+    group_document,
+    summary_name,
+)
 from patchloom.store.statistics_view import document, joined
 
 __all__ = ["Outcome", "Work", "documents"]
@@ -218,6 +225,8 @@ class Work:
         found = self.target.list()
         there = Standing.of(self.target, found, self._ndims, n_shards, sized=False).done
         record_sizes(self.target, found, self._ndims, n_shards, there)
+        # Of workers that were killed in this run.
+        self.target.remove([name for name in found if PARTIAL.search(name)])
         lost = [table for outcome in outcomes for table in outcome.lost]
         if lost:
             self.target.write(SKIPPED, skipped_bytes(joined_losses(lost)))

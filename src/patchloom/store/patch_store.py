@@ -308,10 +308,8 @@ class PatchStore:
             name: ("patch", self.manifest[name].to_numpy(zero_copy_only=False))
             for name in self.manifest.column_names
         }
-        if self.manifest.num_rows != self.attributes["n_patches"]:
-            return view
         if view.sizes["patch"] != self.manifest.num_rows:
-            # Reserved rows hold no patch.
+            # Reserved rows hold no patch, nor do those that are not written yet.
             view = view.isel(patch=self.manifest["row"].to_numpy())
         return view.assign_coords(columns)
 
