@@ -20,8 +20,6 @@ __all__ = ["DEFAULTS", "Settings"]
 DEFAULTS = Path(__file__).parents[1] / "patchloom.yaml"
 """The file with the defaults, each explained."""
 _SHOW = ("auto", "bar", "lines", "nothing")
-_ELSEWHERE = "storage."
-"""Names that others than runs look at."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ did you mean 'patchloom.retries'?
         """
         given = _flat(dask.config.get("patchloom", {}))
         for name in given:
-            if name not in _READ and not name.startswith(_ELSEWHERE):
+            if name not in _READ:
                 near = difflib.get_close_matches(name, _READ, 1)
                 says = f"did you mean 'patchloom.{near[0]}'?" if near else f"there is {_all()}"
                 raise ConfigError(
