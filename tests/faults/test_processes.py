@@ -131,7 +131,9 @@ def test_workers_that_die_of_a_task_stop_the_run(
     allowed, scheduler.allowed_failures = scheduler.allowed_failures, 0
     try:
         with (
-            pytest.raises(SchedulerLostError, match=r"1 workers died .* more memory .* again"),
+            pytest.raises(
+                SchedulerLostError, match=r"1 workers died .* more than memory= .* again"
+            ),
             killing_at(client, out, 3, random.Random(0)),
         ):
             patchloom.materialize(planned(image), out, progress=False)

@@ -109,25 +109,27 @@ def others(n: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "after", "says"),
+    ("name", "key", "held", "after", "says"),
     [
         # The index of a shard is read, then its chunks: they are of another, later object.
-        ("sharded.zarr", "c/0/0/0", 1, "became another object|after the run began"),
-        # An object that is read once: written after the run began.
-        pytest.param("plain.zarr", "c/1/1/2", 0, "after the run began", marks=pytest.mark.slow),
+        ("sharded.zarr", "c/0/0/0", "c/0/0/0", 1, "became another object|after the run began"),
+        # An object that is read once: written after the run began, while another one was held.
+        pytest.param(
+            *("plain.zarr", "c/1/1/2", "c/0/0/0", 0, "after the run began"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_source_that_changes_in_the_store_is_refused(
-    name: str, key: str, after: int, says: str, stored_job: StoredJob, proxy: Proxy
+    name: str, key: str, held: str, after: int, says: str, stored_job: StoredJob, proxy: Proxy
 ) -> None:
     """A read is held, the object is written anew, the read goes on: refused, and no wrong bytes."""
     fs, path = stored_job.filesystem, f"{stored_job.bucket}/{name}/{key}"
     whole, out = fs.cat_file(path), stored_job.fresh()
     plan = stored_job.plan()
-    fault = Fault(kind="hold", method="GET", path=f"/{name}/{key}", after=after, times=1)
+    fault = Fault(kind="hold", method="GET", path=f"/{name}/{held}", after=after, times=1)
     proxy.disturb(fault)
     with ThreadPoolExecutor(1) as pool:
-        run: Future[Any] = pool.submit(stored_job.run, out, plan)
+        run: Future[Any] = pool.submit(stored_job.run, out, plan, workers=1)
         while not proxy.disturbed["hold"] and not run.done():
             time.sleep(0.02)
         try:
