@@ -117,7 +117,7 @@ def test_a_shard_that_lacks_a_row_is_not_made() -> None:
     spec = ArraySpec("images", (1, 2), np.dtype("uint8"), "cx", 3, Codec())
     builder = ShardBuilder(spec, 3)
     builder.put(np.array([0, 2]), np.zeros((2, 1, 2), "uint8"))
-    with pytest.raises(ValueError, match="3 rows, got 2"):
+    with pytest.raises(ValueError, match="3 rows, 1 are missing"):
         builder.finish()
 
 

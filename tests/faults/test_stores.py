@@ -13,7 +13,7 @@ import pytest
 import patchloom
 from patchloom.errors import ExistsError, StoreError
 from patchloom.planning.plans import Plan
-from patchloom.store.schema import FORMAT, manifest_name
+from patchloom.store.schema import APPENDED, manifest_name
 from tests.clients import arguments, contents, finish, start
 
 FROZEN = Path(__file__).parents[1] / "data" / "stores" / "format-1.zarr"
@@ -72,8 +72,8 @@ def test_a_store_of_an_older_version_opens_and_is_resumed(tmp_path: Path) -> Non
     np.testing.assert_array_equal(again.images[:], whole[0])
     np.testing.assert_array_equal(again.labels[:], whole[1])
     assert again.manifest.equals(manifest)
-    # Parquet says who wrote it; all else is as it was.
-    made = {f"{room}/00000002.parquet" for room in ("manifest", "summaries")}
+    # Parquet says who wrote it, and sizes are written down now; all else is as it was.
+    made = {f"{room}/00000002.parquet" for room in ("manifest", "summaries")} | {"objects.parquet"}
     after = contents(out)
     assert {n: d for n, d in after.items() if n not in made} == {
         n: d for n, d in before.items() if n not in made
@@ -85,10 +85,10 @@ def test_a_store_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "new.zarr"
     shutil.copytree(FROZEN, out)
     document = json.loads((out / "zarr.json").read_bytes())
-    document["attributes"]["patchloom"]["format"] = FORMAT + 1
+    document["attributes"]["patchloom"]["format"] = APPENDED + 1
     (out / "zarr.json").write_text(json.dumps(document))
     before = contents(out)
-    with pytest.raises(StoreError, match=f"got format {FORMAT + 1} .* upgrade patchloom"):
+    with pytest.raises(StoreError, match=f"got format {APPENDED + 1} .* upgrade patchloom"):
         patchloom.open_patches(out)
     with pytest.raises(ExistsError, match="upgrade patchloom; nothing was touched"):
         patchloom.materialize(old_plan(), out, codec="none", progress=False)

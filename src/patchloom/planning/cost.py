@@ -58,8 +58,9 @@ class Output:
 
     @property
     def objects(self) -> int:
-        """Objects of the finished store: shards, their manifest and summary parts, metadata."""
-        return self.n_shards * (self.n_arrays + 2) + self.n_arrays + 1
+        """Objects of the finished store: shards, their manifest and summary parts, the sizes of
+        all these, metadata."""
+        return self.n_shards * (self.n_arrays + 2) + 1 + self.n_arrays + 1
 
     @property
     def writes(self) -> int:

@@ -154,6 +154,8 @@ class Work:
             attributes = pending(attributes, stage)
             self._write_group(attributes, documents(self.specs, n_rows_of(attributes)))
         outcome = self._make(stage, done, suspect, survey, surveyed, is_new=True)
+        # Tasks may have passed over shards that another call made of other images.
+        check_pending(self.target, stage.addition.fingerprint)
         found, n_done = self._settle([outcome], n_shards)
         if n_done < n_shards:
             return outcome, None
