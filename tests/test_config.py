@@ -53,7 +53,11 @@ def test_a_job_has_the_defaults_of_the_verbs(tmp_path: Path) -> None:
         for name, parameter in inspect.signature(verb).parameters.items():
             key = RENAMED.get(name, name)
             # Resuming is what the command does, checking is what it is asked to; the output's options have a name of their own.
-            if key is None or key in ("resume", "verify") or parameter.default is inspect.Parameter.empty:
+            if (
+                key is None
+                or key in ("resume", "verify")
+                or parameter.default is inspect.Parameter.empty
+            ):
                 continue
             seen.add(key)
             value = getattr(job, key)

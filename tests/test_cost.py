@@ -360,27 +360,27 @@ def test_money_and_time_by_hand() -> None:
         speed=speed,  # type: ignore[arg-type]  # pydantic makes Speeds of it
     )
     cost = cost_of(prices)
-    # 5 shards of 1 array with 2 parts each, the array's and the group's metadata.
-    assert cost.objects_written == 5 * 3 + 1 + 1
+    # 5 shards of 1 array with 2 parts each, their sizes, the array's and the group's metadata.
+    assert cost.objects_written == 5 * 3 + 1 + 1 + 1
     # 7000 requests / 10 at once * 10 ms + 18 MB at 10 MB/s + 20 MB at 100 MB/s = 9.0 s to read;
-    # 30 MB at 50 MB/s + 18 objects * 10 ms + 15 MB at 10 MB/s + 5 * 0.5 s = 4.78 s to write.
-    assert cost.seconds == pytest.approx(9.0 + 4.78)
-    assert cost.money.requests == pytest.approx(7 * 0.5 + 0.018 * 100)
+    # 30 MB at 50 MB/s + 19 objects * 10 ms + 15 MB at 10 MB/s + 5 * 0.5 s = 4.79 s to write.
+    assert cost.seconds == pytest.approx(9.0 + 4.79)
+    assert cost.money.requests == pytest.approx(7 * 0.5 + 0.019 * 100)
     assert cost.money.egress == pytest.approx(0.018 * 1000)
     assert cost.money.storage == pytest.approx(0.015 * 200 * 2)
-    assert cost.money.compute == pytest.approx(13.78 * 0.01)
-    assert cost.money.total == pytest.approx(3.5 + 1.8 + 18 + 6 + 0.1378)
+    assert cost.money.compute == pytest.approx(13.79 * 0.01)
+    assert cost.money.total == pytest.approx(3.5 + 1.9 + 18 + 6 + 0.1379)
     # Live: 4 s + 1.2 s + 0.16 s; the store: 15 requests, 15 MB and 30 MB of pixels.
     assert cost.live_seconds == pytest.approx(5.36)
     assert cost.store_seconds == pytest.approx(0.015 + 1.5 + 0.3)
     assert cost.live_money == pytest.approx(2 + 12 + 0.0536)
     assert cost.store_money == pytest.approx(0.0075 + 15 + 0.01815)
-    assert cost.break_even_seconds == math.ceil(13.78 / (5.36 - 1.815))
+    assert cost.break_even_seconds == math.ceil(13.79 / (5.36 - 1.815))
     assert cost.break_even_money is None
     # 5 tasks on 2 workers take 3 rounds, and both are held all the time.
     two = cost_of(prices, workers=2)
-    assert two.seconds == pytest.approx(13.78 * 3 / 5)
-    assert two.money.compute == pytest.approx(13.78 * 3 / 5 * 2 * 0.01)
+    assert two.seconds == pytest.approx(13.79 * 3 / 5)
+    assert two.money.compute == pytest.approx(13.79 * 3 / 5 * 2 * 0.01)
     told = json.loads(json.dumps(cost.to_dict()))
     assert told["money"]["total"] == cost.money.total
     assert told["live_seconds_all"] == pytest.approx(53.6)

@@ -425,7 +425,7 @@ def test_resumed_shards_go_to_the_tasks_of_their_runs(image: Image) -> None:
     missing = sorted(np.random.default_rng(1).choice(plan.n_shards, 20, replace=False).tolist())
     graph = run_graph(plan, Job(None, {}), missing, "token")
     tasks = graph.part(graph.keys)
-    dealt = {key[1]: [*task[4]] for key, task in tasks.items()}
+    dealt = {int(key[1]): [*task[4]] for key, task in tasks.items()}
     assert [s for shards in dealt.values() for s in shards] == missing
     assert all({*shards} <= {*plan.runs.shards(task)} for task, shards in dealt.items())
 

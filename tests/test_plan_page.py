@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -481,7 +481,7 @@ def test_splits_are_told_apart() -> None:
     """By class, colour and dashes; counted by image and in all."""
     images = patchloom.open_images([np.zeros((64, 128), "u1")] * 2, ids=["a", "b"])
     made = patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]})
-    plan = Halves(**made.__getstate__())  # type: ignore[arg-type]
+    plan = Halves(**{f.name: getattr(made, f.name) for f in fields(made)})
     html = plan_page(plan)
     reader = read(html)
     for name, left in (("split-0", 0), ("split-1", 64)):

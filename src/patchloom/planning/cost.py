@@ -59,7 +59,8 @@ class Output:
     @property
     def objects(self) -> int:
         """Objects of the finished store: shards, their manifest and summary parts, the sizes of
-        all these, metadata."""
+        all these, metadata.
+        """
         return self.n_shards * (self.n_arrays + 2) + 1 + self.n_arrays + 1
 
     @property

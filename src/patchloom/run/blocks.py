@@ -91,10 +91,10 @@ def arrivals(steps: Ints, blocks: Ints) -> tuple[Ints, Ints]:
     return ids[order], first[order]
 
 
-def batch_blocks(image: Image, fetch: int = FETCH) -> int:
+def batch_blocks(image: Image, fetch: int | None = None) -> int:
     """Blocks of an array that are asked for together, of so many bytes."""
     size = math.prod(image.layout.block_shape()) * image.dtype.itemsize
-    return max(1, fetch // max(1, size))
+    return max(1, (FETCH if fetch is None else fetch) // max(1, size))
 
 
 class BlockCache:
@@ -134,7 +134,7 @@ class BlockCache:
         on_load: Callable[[int, Pixels], None] | None = None,
         on_broken: Callable[[int, str], None] | None = None,
         share: Share | None = None,
-        fetch: int = FETCH,
+        fetch: int | None = None,
     ) -> None:
         self._image = image
         self._reader = reader
