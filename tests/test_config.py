@@ -52,13 +52,9 @@ def test_a_job_has_the_defaults_of_the_verbs(tmp_path: Path) -> None:
     for verb in (patchloom.open_images, patchloom.plan, patchloom.materialize):
         for name, parameter in inspect.signature(verb).parameters.items():
             key = RENAMED.get(name, name)
-            # Resuming is what the command does, checking what it is asked to do besides; the
-            # output's options have a name of their own.
-            if (
-                key is None
-                or key in ("resume", "verify")
-                or parameter.default is inspect.Parameter.empty
-            ):
+            # Resuming is what the command does, checking an option of it; the output's options
+            # have a name of their own.
+            if key in (None, "resume", "verify") or parameter.default is inspect.Parameter.empty:
                 continue
             seen.add(key)
             value = getattr(job, key)

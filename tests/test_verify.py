@@ -309,6 +309,26 @@ def test_a_store_with_gaps_is_not_damaged(source: Path, tmp_path: Path) -> None:
     assert check(out).damaged_shards == (shard,)
 
 
+def test_a_store_of_which_nothing_could_be_read_is_not_damaged(
+    source: Path, out: Path, tmp_path: Path
+) -> None:
+    """Shards that lack all rows have no pixels, or those of before; neither is damage."""
+    for name in ("image.zarr", "labels.zarr"):
+        shutil.copytree(source / name, tmp_path / name)
+    for chunk in (tmp_path / "image.zarr" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"damaged")
+    plan, empty = made(tmp_path), tmp_path / "empty.zarr"
+    patchloom.materialize(plan, empty, on_error="skip", progress=False)
+    for part in (out / "manifest").glob("*.parquet"):
+        part.unlink()
+    patchloom.materialize(plan, out, on_error="skip", progress=False)
+    for store in (empty, out):
+        report = check(store, plan)
+        assert report.ok, report
+        assert (report.n_partial, report.n_patches) == (plan.n_shards, 0)
+
+
 def test_an_unfinished_store_is_not_damaged(out: Path) -> None:
     """Shards that no run has written yet are counted."""
     document = json.loads((out / "zarr.json").read_text())

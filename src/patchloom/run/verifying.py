@@ -196,7 +196,7 @@ def _plans(plan: Plan, attributes: Mapping[str, Any], target: Location) -> dict[
     try:
         stages = stages_of(plan, attributes, target.shown).standing
     except FingerprintError as error:
-        raise FingerprintError(f"a store is checked against its own plan, but {error}") from None
+        raise FingerprintError(f"a store is checked against its own plan: {error}") from None
     return {
         stage.addition.first_row: stage.plan.with_images([light(i) for i in stage.plan.images])
         for stage in stages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patchloom.table import as_bytes
@@ -54,6 +54,8 @@ _BYTES = {
     "projected_memory",
     "memory",
 }
+_REASONS = 3
+"""Reasons for skipping patches that are told in words; the table of the store has all."""
 
 
 def worded(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -70,6 +72,9 @@ def worded(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ... # doctest: +NORMALIZE_WHITESPACE
     [('n_patches', 'patches', '1,234'), ('bytes_read', 'read', '3.0 MiB'),
      ('rejected', 'left out', '7 outside the mask')]
+    >>> lost = [{"n_patches": n, "reason": why} for n, why in zip((4, 2, 1, 1), "abcd")]
+    >>> worded({"skipped": lost})[0][2]
+    '4 patches: a; 2 patches: b; 1 patch: c; 1 patch for other reasons, see skipped.parquet'
     """
     return [
         (key, _LABELS.get(key, key.replace("_", " ")), _text(key, value))
@@ -93,7 +98,7 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{n:,} of {name}" for name, n in value.items()) or "none"
     if key == "skipped":
-        return "; ".join(_skip(item) for item in value) or "none"
+        return _skipped(value) if value else "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -116,5 +121,12 @@ def _mixed(told: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)} of a full shuffle; {told['groups_per_shard']:.0f} groups a shard"
 
 
-def _skip(item: Mapping[str, Any]) -> str:
-    return f"{item['n_patches']:,} patches: {item['reason']}"
+def _skipped(told: Sequence[Mapping[str, Any]]) -> str:
+    def patches(n: int) -> str:
+        return f"{n:,} patch" if n == 1 else f"{n:,} patches"
+
+    parts = [f"{patches(one['n_patches'])}: {one['reason']}" for one in told[:_REASONS]]
+    if more := told[_REASONS:]:
+        n = sum(one["n_patches"] for one in more)
+        parts.append(f"{patches(n)} for other reasons, see skipped.parquet")
+    return "; ".join(parts)
