@@ -129,3 +129,22 @@ def test_answers_say_which_object_they_are_of(
         assert other.tag != whole.tag
         (tmp_path / "a").write_bytes(b"0123456789")
         written = (tmp_path / "a").stat().st_mtime
+
+
+def test_a_url_in_a_foreign_text_loses_its_query_however_it_is_written(
+    tmp_path: Path, http_server: Callable[[Path], HttpServer]
+) -> None:
+    """aiohttp writes "%2F" as "/", so that the secret is not found as it was given."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    url = f"{http_server(tmp_path).endpoint}/a?Signature=s3%2Fcret%3D&Token=AbC%2FdEf%2Bg"
+    place = Location.of(url)
+    fs, path = place.open()
+    [refused] = ask(fs, [(path, 99, 100)])
+    assert isinstance(refused, Exception)
+    assert "s3/cret" in str(refused)
+    text = place.describe(refused)
+    assert "416" in text
+    assert not any(secret in text for secret in ("s3/cret", "s3%2Fcret", "AbC"))
+    asked = ValueError("https://me:pass@host/b?sig=1 and http://host:80/c#d are not s3://b/e")
+    text = place.describe(asked)
+    assert text == "ValueError: https://host/b?*** and http://host:80/c?*** are not s3://b/e"

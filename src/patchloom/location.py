@@ -28,6 +28,8 @@ __all__ = ["Location", "StorageOptions"]
 # A password may hold "/" and "@": with one, all up to the last "@" goes; a port is no password.
 _USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s]*|[^/@\s]+)@")
 _QUERY = re.compile(r"[?#].*$")
+_QUOTED_QUERY = re.compile(r"(?<=://)([^\s?#'\"]*)[?#][^\s'\"<>]*")
+"""Of a URL within a text."""
 _ATTEMPTS = 3
 Found = TypeVar("Found")
 
@@ -95,6 +97,8 @@ class Location:
         for secret in sorted(set(secrets), key=len, reverse=True):
             if len(secret) > 3:
                 text = text.replace(secret, "***")
+        # Clients write a URL in their own way, "%2F" as "/": not as it was given.
+        text = _QUOTED_QUERY.sub(r"\1?***", _USERINFO.sub("", text))
         notes = "; ".join(getattr(error, "__notes__", ()))
         return f"{type(error).__name__}: {text}" + (f" ({notes})" if notes else "")
 
