@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchloom.answers import Answer, ask
+from patchloom.answers import _written as written_by
 from patchloom.errors import AccessError
 from patchloom.location import Location
 from patchloom.retrying import Retrying, is_transient
@@ -148,3 +150,33 @@ def test_a_url_in_a_foreign_text_loses_its_query_however_it_is_written(
     asked = ValueError("https://me:pass@host/b?sig=1 and http://host:80/c#d are not s3://b/e")
     text = place.describe(asked)
     assert text == "ValueError: https://host/b?*** and http://host:80/c?*** are not s3://b/e"
+
+
+NOW = 1_700_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "written"),
+    [
+        ({"date": 0, "last-modified": -10}, -11),
+        # A cache asked its server 990 s ago.
+        ({"date": -990, "last-modified": -1000, "age": "990"}, -1001),
+        ({"date": 0, "last-modified": -10, "age": "soon"}, None),
+        ({"date": 0, "last-modified": 10}, None),
+        ({"date": 0}, None),
+    ],
+)
+def test_when_an_object_was_written(headers: dict[str, Any], written: float | None) -> None:
+    """Its age by the clock of its server, from ours; never later than it was."""
+    told = {
+        name: formatdate(NOW + value, usegmt=True) if isinstance(value, int) else value
+        for name, value in headers.items()
+    }
+    found = written_by(told, NOW)
+    assert found == (None if written is None else NOW + written)
+
+
+def test_a_date_without_a_zone_says_nothing() -> None:
+    """It cannot be compared with one that has a zone: no error of the read."""
+    told = {"date": formatdate(NOW, usegmt=True), "last-modified": formatdate(NOW - 10)}
+    assert written_by(told, NOW) is None

@@ -144,9 +144,10 @@ def _written(headers: Any, sent: float) -> float | None:
     """When an object was written: its age by the clock of its server, taken from ours."""
     try:
         said, written = (parsedate_to_datetime(headers[k]) for k in ("date", "last-modified"))
-    except (KeyError, TypeError, ValueError):
+        # A cache on the way hands on the date of its server, and says how long ago that was.
+        age = (said - written).total_seconds() + float(headers.get("age", 0))
+    except (KeyError, TypeError, ValueError):  # also of one date with a zone and one without
         return None
     # Both are whole seconds, rounded down, and the answer is later than the request: if anything
     # this is too early, so that nothing is refused that was written before.
-    age = (said - written).total_seconds()
     return sent - age - 1 if age >= 0 else None
