@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
@@ -180,3 +182,18 @@ def test_a_date_without_a_zone_says_nothing() -> None:
     """It cannot be compared with one that has a zone: no error of the read."""
     told = {"date": formatdate(NOW, usegmt=True), "last-modified": formatdate(NOW - 10)}
     assert written_by(told, NOW) is None
+
+
+def test_a_time_to_come_never_counts_as_a_change(tmp_path: Path) -> None:
+    """A file that was given a time of the future is read, also when that time has passed."""
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    begun = time.time()
+    os.utime(path, (begun + 1, begun + 1))
+    fs, root = Location.of(path).open()
+    while time.time() < begun + 1.1:
+        time.sleep(0.05)
+    [answer] = ask(fs, [(root, None, None)])
+    assert isinstance(answer, Answer)
+    assert answer.written is not None
+    assert answer.written < begun + 1

@@ -76,7 +76,9 @@ def _local(one: Range) -> Answer:
         data = file.read() if stop is None else file.read(stop - (start or 0))
         told = os.fstat(file.fileno())
     tag = f"{told.st_ino:x}-{told.st_mtime_ns:x}-{told.st_size:x}"
-    return Answer(data, tag, told.st_mtime if told.st_mtime <= time.time() else None)
+    # A time to come that was given to the file passes while we run; when that was done does not.
+    written = min(told.st_mtime, told.st_ctime)
+    return Answer(data, tag, written if written <= time.time() else None)
 
 
 def _plain(fs: AbstractFileSystem, one: Range) -> Answer:
