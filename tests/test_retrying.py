@@ -197,3 +197,10 @@ def test_a_time_to_come_never_counts_as_a_change(tmp_path: Path) -> None:
     assert isinstance(answer, Answer)
     assert answer.written is not None
     assert answer.written < begun + 1
+
+
+def test_a_folder_of_another_file_system_is_read(tmp_path: Path) -> None:
+    """`dir://` calls itself asynchronous, whatever it stands for."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    place = Location.of("dir://a", {"path": str(tmp_path), "target_protocol": "file"})
+    assert place.read() == b"0123456789"

@@ -46,7 +46,9 @@ def ask(fs: AbstractFileSystem, ranges: Sequence[Range]) -> list[Answer | Except
     """
     if isinstance(fs, LocalFileSystem):
         return [_caught(_local, one) for one in ranges]
-    if not getattr(fs, "async_impl", False):
+    # One that wraps another is asynchronous only if that is.
+    layers = (fs, getattr(fs, "fs", fs))
+    if not all(getattr(layer, "async_impl", False) for layer in layers):
         return [_caught(lambda one: _plain(fs, one), one) for one in ranges]
     if not ranges:
         return []
