@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from patchloom.errors import AccessError
 from patchloom.location import Location
 from patchloom.retrying import Retrying, is_transient
 from tests.servers.http import HttpServer
+from tests.servers.proxy import Fault, proxy_of
+from tests.servers.s3 import S3Server
 
 
 class Told(Exception):
@@ -204,3 +207,22 @@ def test_a_folder_of_another_file_system_is_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"0123456789")
     place = Location.of("dir://a", {"path": str(tmp_path), "target_protocol": "file"})
     assert place.read() == b"0123456789"
+
+
+@pytest.mark.slow
+def test_an_upload_that_another_client_takes_for_a_leftover_is_sent_again(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    """A large object goes up in parts, which a second client of the same store aborts."""
+    url, body = f"{s3_server.fresh_bucket()}/out.zarr", bytes(range(256)) * (120 << 12)
+    with proxy_of(s3_server.endpoint, tmp_path) as proxy, ThreadPoolExecutor(1) as pool:
+        options = {**s3_server.storage_options, "endpoint_url": proxy.endpoint}
+        other = Location.of(url, s3_server.storage_options)
+        proxy.disturb(Fault(kind="hold", method="PUT", path="uploadId=", times=1))
+        writing = pool.submit(Location.of(url, options).write, "a", body)
+        while not proxy.disturbed["hold"] and not writing.done():
+            time.sleep(0.05)
+        assert other.abort_uploads() == 1
+        proxy.disturb()
+        writing.result(timeout=100)
+    assert other.read("a") == body
