@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchloom.answers import Answer, ask
+from patchloom.answers import _written as written_by
 from patchloom.errors import AccessError
 from patchloom.location import Location
 from patchloom.retrying import Retrying, is_transient
 from tests.servers.http import HttpServer
+from tests.servers.proxy import Fault, proxy_of
+from tests.servers.s3 import S3Server
 
 
 class Told(Exception):
@@ -129,3 +136,93 @@ def test_answers_say_which_object_they_are_of(
         assert other.tag != whole.tag
         (tmp_path / "a").write_bytes(b"0123456789")
         written = (tmp_path / "a").stat().st_mtime
+
+
+def test_a_url_in_a_foreign_text_loses_its_query_however_it_is_written(
+    tmp_path: Path, http_server: Callable[[Path], HttpServer]
+) -> None:
+    """aiohttp writes "%2F" as "/", so that the secret is not found as it was given."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    url = f"{http_server(tmp_path).endpoint}/a?Signature=s3%2Fcret%3D&Token=AbC%2FdEf%2Bg"
+    place = Location.of(url)
+    fs, path = place.open()
+    [refused] = ask(fs, [(path, 99, 100)])
+    assert isinstance(refused, Exception)
+    assert "s3/cret" in str(refused)
+    text = place.describe(refused)
+    assert "416" in text
+    assert not any(secret in text for secret in ("s3/cret", "s3%2Fcret", "AbC"))
+    asked = ValueError("https://me:pass@host/b?sig=1 and http://host:80/c#d are not s3://b/e")
+    text = place.describe(asked)
+    assert text == "ValueError: https://host/b?*** and http://host:80/c?*** are not s3://b/e"
+
+
+NOW = 1_700_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "written"),
+    [
+        ({"date": 0, "last-modified": -10}, -11),
+        # A cache asked its server 990 s ago.
+        ({"date": -990, "last-modified": -1000, "age": "990"}, -1001),
+        ({"date": 0, "last-modified": -10, "age": "soon"}, None),
+        ({"date": 0, "last-modified": 10}, None),
+        ({"date": 0}, None),
+    ],
+)
+def test_when_an_object_was_written(headers: dict[str, Any], written: float | None) -> None:
+    """Its age by the clock of its server, from ours; never later than it was."""
+    told = {
+        name: formatdate(NOW + value, usegmt=True) if isinstance(value, int) else value
+        for name, value in headers.items()
+    }
+    found = written_by(told, NOW)
+    assert found == (None if written is None else NOW + written)
+
+
+def test_a_date_without_a_zone_says_nothing() -> None:
+    """It cannot be compared with one that has a zone: no error of the read."""
+    told = {"date": formatdate(NOW, usegmt=True), "last-modified": formatdate(NOW - 10)}
+    assert written_by(told, NOW) is None
+
+
+def test_a_time_to_come_never_counts_as_a_change(tmp_path: Path) -> None:
+    """A file that was given a time of the future is read, also when that time has passed."""
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    begun = time.time()
+    os.utime(path, (begun + 1, begun + 1))
+    fs, root = Location.of(path).open()
+    while time.time() < begun + 1.1:
+        time.sleep(0.05)
+    [answer] = ask(fs, [(root, None, None)])
+    assert isinstance(answer, Answer)
+    assert answer.written is not None
+    assert answer.written < begun + 1
+
+
+def test_a_folder_of_another_file_system_is_read(tmp_path: Path) -> None:
+    """`dir://` calls itself asynchronous, whatever it stands for."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    place = Location.of("dir://a", {"path": str(tmp_path), "target_protocol": "file"})
+    assert place.read() == b"0123456789"
+
+
+@pytest.mark.slow
+def test_an_upload_that_another_client_takes_for_a_leftover_is_sent_again(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    """A large object goes up in parts, which a second client of the same store aborts."""
+    url, body = f"{s3_server.fresh_bucket()}/out.zarr", bytes(range(256)) * (120 << 12)
+    with proxy_of(s3_server.endpoint, tmp_path) as proxy, ThreadPoolExecutor(1) as pool:
+        options = {**s3_server.storage_options, "endpoint_url": proxy.endpoint}
+        other = Location.of(url, s3_server.storage_options)
+        proxy.disturb(Fault(kind="hold", method="PUT", path="uploadId=", times=1))
+        writing = pool.submit(Location.of(url, options).write, "a", body)
+        while not proxy.disturbed["hold"] and not writing.done():
+            time.sleep(0.05)
+        assert other.abort_uploads() == 1
+        proxy.disturb()
+        writing.result(timeout=100)
+    assert other.read("a") == body

@@ -46,7 +46,9 @@ def ask(fs: AbstractFileSystem, ranges: Sequence[Range]) -> list[Answer | Except
     """
     if isinstance(fs, LocalFileSystem):
         return [_caught(_local, one) for one in ranges]
-    if not getattr(fs, "async_impl", False):
+    # One that wraps another is asynchronous only if that is.
+    layers = (fs, getattr(fs, "fs", fs))
+    if not all(getattr(layer, "async_impl", False) for layer in layers):
         return [_caught(lambda one: _plain(fs, one), one) for one in ranges]
     if not ranges:
         return []
@@ -76,7 +78,9 @@ def _local(one: Range) -> Answer:
         data = file.read() if stop is None else file.read(stop - (start or 0))
         told = os.fstat(file.fileno())
     tag = f"{told.st_ino:x}-{told.st_mtime_ns:x}-{told.st_size:x}"
-    return Answer(data, tag, told.st_mtime if told.st_mtime <= time.time() else None)
+    # A time to come that was given to the file passes while we run; when that was done does not.
+    written = min(told.st_mtime, told.st_ctime)
+    return Answer(data, tag, written if written <= time.time() else None)
 
 
 def _plain(fs: AbstractFileSystem, one: Range) -> Answer:
@@ -144,9 +148,10 @@ def _written(headers: Any, sent: float) -> float | None:
     """When an object was written: its age by the clock of its server, taken from ours."""
     try:
         said, written = (parsedate_to_datetime(headers[k]) for k in ("date", "last-modified"))
-    except (KeyError, TypeError, ValueError):
+        # A cache on the way hands on the date of its server, and says how long ago that was.
+        age = (said - written).total_seconds() + float(headers.get("age", 0))
+    except (KeyError, TypeError, ValueError):  # also of one date with a zone and one without
         return None
     # Both are whole seconds, rounded down, and the answer is later than the request: if anything
     # this is too early, so that nothing is refused that was written before.
-    age = (said - written).total_seconds()
     return sent - age - 1 if age >= 0 else None

@@ -28,6 +28,8 @@ __all__ = ["Location", "StorageOptions"]
 # A password may hold "/" and "@": with one, all up to the last "@" goes; a port is no password.
 _USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s]*|[^/@\s]+)@")
 _QUERY = re.compile(r"[?#].*$")
+_QUOTED_QUERY = re.compile(r"(?<=://)([^\s?#'\"]*)[?#][^\s'\"<>]*")
+"""Of a URL within a text."""
 _ATTEMPTS = 3
 Found = TypeVar("Found")
 
@@ -95,6 +97,8 @@ class Location:
         for secret in sorted(set(secrets), key=len, reverse=True):
             if len(secret) > 3:
                 text = text.replace(secret, "***")
+        # Clients write a URL in their own way, "%2F" as "/": not as it was given.
+        text = _QUOTED_QUERY.sub(r"\1?***", _USERINFO.sub("", text))
         notes = "; ".join(getattr(error, "__notes__", ()))
         return f"{type(error).__name__}: {text}" + (f" ({notes})" if notes else "")
 
@@ -213,9 +217,7 @@ class Location:
             if isinstance(fs, LocalFileSystem):
                 _write_local(path, parts)
             else:
-                body = b"".join(parts)
-                # A whole object under one name: written twice is written once.
-                RETRYING.call(lambda: fs.pipe_file(path, body))
+                _write_remote(fs, path, b"".join(parts))
         except Exception as error:  # each file system has errors of its own
             shown = f"{self.shown}/{name}" if name else self.shown
             size = sum(len(part) for part in parts)
@@ -279,6 +281,19 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [text for v in value.values() for text in _texts(v)]
     return [text for v in value for text in _texts(v)] if isinstance(value, list | tuple) else []
+
+
+def _write_remote(fs: fsspec.AbstractFileSystem, path: str, body: bytes) -> None:
+    # A whole object under one name: written twice is written once.
+    for attempt in range(_ATTEMPTS):
+        try:
+            RETRYING.call(lambda: fs.pipe_file(path, body))
+        except FileNotFoundError:
+            # Another client that resumes the same store aborted our upload as a leftover.
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
 
 
 def _write_local(path: str, parts: Sequence[bytes | memoryview]) -> None:
