@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
+from distributed.diagnostics.plugin import SchedulerPlugin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ from patchloom.run import sharing
 from patchloom.run.nearby import Nearby
 from patchloom.run.reports import RunReport
 from patchloom.run.sharing import SharedBlocks, Visit, unshared
-from patchloom.run.stretches import Stretches
+from patchloom.run.stretches import Stretches, stretched
 from tests.clusters import local_cluster
 
 GRID = {"name": "sequential", "patch_size": [24, 24], "overlaps": [8, 8]}
@@ -405,6 +406,33 @@ def test_each_worker_has_one_stretch(n: int, threads: list[int]) -> None:
         share = n * n_threads / sum(threads)
         assert abs(found.count([worker]) - share) <= 1
     assert dealt("patchloom-plan") == dealt(("other", "00")) == []
+
+
+def test_the_caller_says_which_workers_take_tasks(tmp_path: Path) -> None:
+    """A stretch is a wish of ours; who annotates workers knows more."""
+    ran = set()
+
+    class Plugin(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
+        def transition(self, key: Any, start: str, finish: str, *_: Any, **more: Any) -> None:
+            if finish == "memory" and key[0].startswith("patchloom-write"):
+                ran.add(more["worker"])
+
+    images = patchloom.open_images(stored(tmp_path / "a.zarr", (240, 240), (32, 32)))
+    plan = patchloom.plan(images, GRID, rows_per_shard=4)
+    assert plan.has_common_blocks
+    with (
+        local_cluster(n_workers=2, threads_per_worker=1, processes=False) as cluster,
+        Client(cluster) as client,
+    ):
+        cluster.scheduler.add_plugin(Plugin())
+        one, _ = client.nthreads()
+        with dask.annotate(workers=[one], allow_other_workers=False):
+            patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
+        keys = [("write", f"{k:02}") for k in range(8)]
+        for asked in ({"resources": {"disk": 1}}, {"workers": [one]}):
+            with dask.annotate(**asked), stretched(client, keys, neighbours=True):
+                assert dask.get_annotations() == asked
+    assert ran == {one}
 
 
 def test_a_petabyte_has_few_tasks(tmp_path: Path) -> None:
