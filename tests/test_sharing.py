@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def written(plan: patchloom.Plan, out: Path, threads: int, **more: Any) -> RunReport:
+def written(plan: patchloom.Plan, out: Path | str, threads: int, **more: Any) -> RunReport:
     """The report of a run on threads of this process; 0: on this thread, sharing nothing."""
     if not threads:
         with dask.config.set(scheduler="synchronous"), unshared():
@@ -299,6 +299,26 @@ def test_what_is_kept_fits(
     most = math.inf if memory - projected < 2000 else 1
     for number, some in enumerate(needs):
         assert 1 <= seen[number] <= min(len(some), most)
+
+
+@pytest.mark.parametrize("url", ["memory://kept.zarr", ""])
+def test_what_is_kept_leaves_room_for_what_is_sent(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that writes to a store that is not local takes a copy of a shard more."""
+    projected = set()
+
+    class Watched(SharedBlocks):
+        def __init__(self, memory: int, needs: int) -> None:
+            projected.add(needs)
+            super().__init__(memory, needs)
+
+    monkeypatch.setattr(sharing, "SharedBlocks", Watched)
+    images = patchloom.open_images(stored(tmp_path / "a.zarr", (240, 240), (32, 32)))
+    plan = patchloom.plan(images, GRID, rows_per_shard=4)
+    report = written(plan, url or tmp_path / "out.zarr", 2)
+    assert projected == {report.projected_memory}
+    assert (report.projected_memory > plan.peak_memory()) == bool(url)
 
 
 def test_the_farthest_is_forgotten_first() -> None:
