@@ -397,6 +397,21 @@ def test_threads_know_few_tasks_at_a_time(
     assert contents(tmp_path / "out.zarr") == undisturbed
 
 
+def test_a_task_that_needs_more_blocks_than_a_window_goes_alone(
+    cluster: Any, tmp_path: Path
+) -> None:
+    """Of an array of many small blocks, one task of ours needs more than are handed in at once."""
+    pixels = np.random.default_rng(3).integers(0, 2**16, (96, 96), dtype="uint16")
+    images = patchloom.open_images(da.from_array(pixels, chunks=(8, 8)), axes="YX")
+    plan = patchloom.plan(images, PATCHING, rows_per_shard=8)
+    with dask.config.set({"patchloom.tasks-at-once": 20}):
+        report = patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
+    assert report.complete
+    for row, patch in enumerate(patchloom.open_patches(tmp_path / "out.zarr")[:]):
+        y, x = plan.get_patch_spec(row)["coords"]
+        assert (patch[0] == pixels[y : y + 32, x : x + 32]).all()
+
+
 # -- graphs -----------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
+from distributed.diagnostics.plugin import SchedulerPlugin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ from patchloom.run import sharing
 from patchloom.run.nearby import Nearby
 from patchloom.run.reports import RunReport
 from patchloom.run.sharing import SharedBlocks, Visit, unshared
-from patchloom.run.stretches import Stretches
+from patchloom.run.stretches import Stretches, stretched
 from tests.clusters import local_cluster
 
 GRID = {"name": "sequential", "patch_size": [24, 24], "overlaps": [8, 8]}
@@ -49,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def written(plan: patchloom.Plan, out: Path, threads: int, **more: Any) -> RunReport:
+def written(plan: patchloom.Plan, out: Path | str, threads: int, **more: Any) -> RunReport:
     """The report of a run on threads of this process; 0: on this thread, sharing nothing."""
     if not threads:
         with dask.config.set(scheduler="synchronous"), unshared():
@@ -300,6 +301,26 @@ def test_what_is_kept_fits(
         assert 1 <= seen[number] <= min(len(some), most)
 
 
+@pytest.mark.parametrize("url", ["memory://kept.zarr", ""])
+def test_what_is_kept_leaves_room_for_what_is_sent(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that writes to a store that is not local takes a copy of a shard more."""
+    projected = set()
+
+    class Watched(SharedBlocks):
+        def __init__(self, memory: int, needs: int) -> None:
+            projected.add(needs)
+            super().__init__(memory, needs)
+
+    monkeypatch.setattr(sharing, "SharedBlocks", Watched)
+    images = patchloom.open_images(stored(tmp_path / "a.zarr", (240, 240), (32, 32)))
+    plan = patchloom.plan(images, GRID, rows_per_shard=4)
+    report = written(plan, url or tmp_path / "out.zarr", 2)
+    assert projected == {report.projected_memory}
+    assert (report.projected_memory > plan.peak_memory()) == bool(url)
+
+
 def test_the_farthest_is_forgotten_first() -> None:
     """Of blocks for near and far legs, those that fit are for the nearest."""
     blocks, seen = SharedBlocks(600, 300), Counter[int]()
@@ -405,6 +426,33 @@ def test_each_worker_has_one_stretch(n: int, threads: list[int]) -> None:
         share = n * n_threads / sum(threads)
         assert abs(found.count([worker]) - share) <= 1
     assert dealt("patchloom-plan") == dealt(("other", "00")) == []
+
+
+def test_the_caller_says_which_workers_take_tasks(tmp_path: Path) -> None:
+    """A stretch is a wish of ours; who annotates workers knows more."""
+    ran = set()
+
+    class Plugin(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
+        def transition(self, key: Any, start: str, finish: str, *_: Any, **more: Any) -> None:
+            if finish == "memory" and key[0].startswith("patchloom-write"):
+                ran.add(more["worker"])
+
+    images = patchloom.open_images(stored(tmp_path / "a.zarr", (240, 240), (32, 32)))
+    plan = patchloom.plan(images, GRID, rows_per_shard=4)
+    assert plan.has_common_blocks
+    with (
+        local_cluster(n_workers=2, threads_per_worker=1, processes=False) as cluster,
+        Client(cluster) as client,
+    ):
+        cluster.scheduler.add_plugin(Plugin())
+        one, _ = client.nthreads()
+        with dask.annotate(workers=[one], allow_other_workers=False):
+            patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
+        keys = [("write", f"{k:02}") for k in range(8)]
+        for asked in ({"resources": {"disk": 1}}, {"workers": [one]}):
+            with dask.annotate(**asked), stretched(client, keys, neighbours=True):
+                assert dask.get_annotations() == asked
+    assert ran == {one}
 
 
 def test_a_petabyte_has_few_tasks(tmp_path: Path) -> None:

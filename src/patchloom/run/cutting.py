@@ -186,11 +186,12 @@ def write_run(
     left = _left(job, list(shards))
     gone = {*shards} - {*left}
     run = _Run(plan, job, dict(supplied or {}))
+    normalized, remote = job.scaling is not None, job.target is not None and not job.target.is_local
     gaps, lost = [], []
     waiting = list(left)
     try:
         for leg, some in plan.runs.legs_of(left):
-            with visit_to(plan, leg, normalized=job.scaling is not None) as run.visit:
+            with visit_to(plan, leg, normalized=normalized, remote=remote) as run.visit:
                 for shard in _walk(run, some):
                     rows = _commit(run, shard)
                     waiting.remove(shard.number)

@@ -103,7 +103,10 @@ def _on_cluster(client: Any, graph: Graph, settings: Settings, step: Step) -> li
     keys: Sequence[Key] | None = next(parts)
     try:
         while keys or live:
-            while keys and (len(live) + len(keys)) * graph.weight <= settings.tasks_at_once:
+            # One task of ours may need more of others than are handed in at once: it goes alone.
+            while keys and (
+                not live or (len(live) + len(keys)) * graph.weight <= settings.tasks_at_once
+            ):
                 with stretched(client, keys, neighbours=graph.neighbours):
                     some = submit({**known, **graph.part(keys)}, keys)
                 live |= {future.key: future for future in some}

@@ -314,7 +314,9 @@ _OFF = threading.Event()
 
 
 @contextmanager
-def visit_to(plan: Plan, leg: int, *, normalized: bool = False) -> Iterator[Visit | None]:
+def visit_to(
+    plan: Plan, leg: int, *, normalized: bool = False, remote: bool = False
+) -> Iterator[Visit | None]:
     """A task of this process at work on a leg; None where it shares no block.
 
     Tasks share that were handed this very plan, and what they share goes when the plan goes:
@@ -329,17 +331,19 @@ def visit_to(plan: Plan, leg: int, *, normalized: bool = False) -> Iterator[Visi
         Which of its legs.
     normalized
         Whether patches are written as float32.
+    remote
+        Whether they go to a store that is not local, and are held twice while they are sent.
     """
     if _OFF.is_set() or not plan.has_common_blocks:
         yield None
         return
-    with shared_blocks(plan, normalized=normalized).visit(leg) as visit:
+    with shared_blocks(plan, normalized=normalized, remote=remote).visit(leg) as visit:
         yield visit
 
 
-def shared_blocks(plan: Plan, *, normalized: bool = False) -> SharedBlocks:
+def shared_blocks(plan: Plan, *, normalized: bool = False, remote: bool = False) -> SharedBlocks:
     """What this process shares over a plan."""
-    projected = plan.peak_memory(normalized=normalized)
+    projected = plan.peak_memory(normalized=normalized, remote=remote)
     with _LOCK:
         if (found := _SHARED.get(plan)) is None:
             found = _SHARED[plan] = SharedBlocks(plan.memory, projected)

@@ -14,6 +14,9 @@ from patchloom.run.graph import Key
 
 __all__ = ["Stretches", "stretched"]
 
+_WHERE = {"workers", "allow_other_workers", "resources"}
+"""Annotations that say which workers may take a task."""
+
 
 @dataclass(frozen=True)
 class Stretches:
@@ -52,9 +55,10 @@ def stretched(client: Any, keys: Sequence[Key], *, neighbours: bool) -> Abstract
     """Within it, the client deals some tasks out in stretches, where that saves reads.
 
     It is a wish: an idle worker takes what others have not begun, and what a lost worker should
-    have done goes to any other.
+    have done goes to any other. Who annotates which workers are to take them is left alone.
     """
-    threads = client.nthreads() if neighbours else {}
+    told = _WHERE & dask.get_annotations().keys()
+    threads = client.nthreads() if neighbours and not told else {}
     if len(threads) < 2:
         return nullcontext()
     workers = Stretches.of(sorted(keys), threads)
