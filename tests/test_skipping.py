@@ -427,6 +427,29 @@ def test_a_mask_that_breaks_after_planning_costs_its_shards(source: Path, tmp_pa
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.parametrize("name", ["image.zarr", "labels.zarr"])
+def test_a_shard_without_any_row_is_sound(source: Path, tmp_path: Path, name: str) -> None:
+    """Its objects say so, whatever an earlier run had written there."""
+    for copied in ("image.zarr", "labels.zarr"):
+        shutil.copytree(source / copied, tmp_path / copied)
+    config = {"name": "chunk_aligned", "patch_size": [16, 16]}
+    plan, out = made(tmp_path, config, labels=True, rows_per_shard=1), tmp_path / "out.zarr"
+    broken = ({(0, 0, 0)}, set[Any]()) if name == "image.zarr" else (set[Any](), {(0, 0)})
+    for _ in range(2):
+        break_chunks(tmp_path, *broken)
+        report = patchloom.materialize(plan, out, on_error="skip", progress=False)
+        lost = patchloom.open_patches(out).skipped["row"].to_pylist()
+        assert lost
+        assert not report.complete
+        assert patchloom.verify(out, plan, progress=False).ok
+        assert not any(patchloom.open_patches(out)[row].any() for row in lost)
+        mend(tmp_path, source, *broken)
+        assert patchloom.materialize(plan, out, progress=False).complete
+        # The next time round, the objects of the whole shards are still there.
+        for row in lost:
+            (out / "manifest" / f"{row:08d}.parquet").unlink()
+
+
 # -- requests ---------------------------------------------------------------------------
 
 

@@ -534,7 +534,9 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
         return lost_rows(plan, shard.parts, row, why, first_row)
     if job.pending is not None:
         check_pending(target, job.pending)
-    for name, builder in shard.builders.items():
+    for name in job.specs:
+        # Without a single row, too: what stands there may be of an earlier run.
+        builder = _builder(run, shard, name)
         parts = builder.finish(lost)
         size = sum(len(part) for part in parts)
         copied = 0 if target.is_local else size
