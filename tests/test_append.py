@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 import yaml
 import zarr
 from click.testing import CliRunner
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -583,6 +586,50 @@ def test_of_two_that_append_other_images_one_stops(folder: Path, tmp_path: Path)
     ):
         patchloom.materialize(plan, out, progress=False)
     assert contents(out) == contents(clean)
+
+
+class Meanwhile(MemoryFileSystem):  # type: ignore[misc]  # fsspec is untyped
+    """A store in memory where something happens before the sizes of objects are written."""
+
+    protocol = "meanwhile"
+    store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way
+    pseudo_dirs: list[str] = [""]  # noqa: RUF012
+    calls: list[Callable[[], object]] = []  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        found: str = super()._strip_protocol(path.replace("meanwhile://", "memory://"))
+        return found
+
+    def pipe_file(self, path: str, value: bytes, **more: Any) -> Any:
+        """One write."""
+        if path.endswith("/objects.parquet"):
+            calls, self.calls[:] = [*self.calls], []
+            for call in calls:
+                call()
+        return super().pipe_file(path, value, **more)
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_a_late_client_takes_nothing_back(folder: Path, names: str) -> None:
+    """While one is about to end, another ends the same job and appends more."""
+    fsspec.register_implementation("meanwhile", Meanwhile, clobber=True)
+    out, clean = (f"meanwhile://{uuid.uuid4().hex}.zarr" for _ in range(2))
+    materialize = functools.partial(patchloom.materialize, progress=False)
+    for some in ("a", "ab", "abc"):
+        materialize(planned(folder, some, rows_per_shard=7), clean)
+    for some in {"a", names} - {names}:
+        materialize(planned(folder, some, rows_per_shard=7), out)
+    Meanwhile.calls[:] = [
+        functools.partial(materialize, planned(folder, some, rows_per_shard=7), out)
+        for some in ("a", "ab", "abc")
+    ]
+    assert materialize(planned(folder, names, rows_per_shard=7), out).complete
+    assert not Meanwhile.calls
+    store, oracle = patchloom.open_patches(out), patchloom.open_patches(clean)
+    assert store.attributes == oracle.attributes
+    assert by_id(store) == by_id(oracle)
+    assert patchloom.verify(out, progress=False).ok
 
 
 # -- elsewhere ------------------------------------------------------------------------

@@ -427,6 +427,51 @@ def test_a_mask_that_breaks_after_planning_costs_its_shards(source: Path, tmp_pa
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.parametrize("name", ["image.zarr", "labels.zarr"])
+def test_a_shard_without_any_row_is_sound(source: Path, tmp_path: Path, name: str) -> None:
+    """Its objects say so, whatever an earlier run had written there."""
+    for copied in ("image.zarr", "labels.zarr"):
+        shutil.copytree(source / copied, tmp_path / copied)
+    config = {"name": "chunk_aligned", "patch_size": [16, 16]}
+    plan, out = made(tmp_path, config, labels=True, rows_per_shard=1), tmp_path / "out.zarr"
+    broken = ({(0, 0, 0)}, set[Any]()) if name == "image.zarr" else (set[Any](), {(0, 0)})
+    for _ in range(2):
+        break_chunks(tmp_path, *broken)
+        report = patchloom.materialize(plan, out, on_error="skip", progress=False)
+        lost = patchloom.open_patches(out).skipped["row"].to_pylist()
+        assert lost
+        assert not report.complete
+        assert patchloom.verify(out, plan, progress=False).ok
+        assert not any(patchloom.open_patches(out)[row].any() for row in lost)
+        mend(tmp_path, source, *broken)
+        assert patchloom.materialize(plan, out, progress=False).complete
+        # The next time round, the objects of the whole shards are still there.
+        for row in lost:
+            (out / "manifest" / f"{row:08d}.parquet").unlink()
+
+
+def test_damage_that_cannot_be_mended_is_not_whole(source: Path, tmp_path: Path) -> None:
+    """A damaged shard that must wait for its mask is no longer committed."""
+    mask = zarr.create_array(tmp_path / "m.zarr", shape=SHAPE[1:], chunks=(48, 40), dtype="uint8")
+    mask[...] = 1
+    images = patchloom.open_images(source / "image.zarr", axes="CYX", mask=tmp_path / "m.zarr")
+    plan = patchloom.plan(images, STRATEGIES[1], min_coverage=0.5, rows_per_shard=4)
+    out = tmp_path / "out.zarr"
+    patchloom.materialize(plan, out, progress=False)
+    before = contents(out)
+    shard, chunk = out / "images" / "c" / "1" / "0" / "0" / "0", tmp_path / "m.zarr" / "c/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    good = chunk.read_bytes()
+    chunk.write_bytes(b"damaged")
+    report = patchloom.materialize(plan, out, on_error="skip", progress=False)
+    assert sum(item["n_patches"] for item in report.skipped) == 4
+    assert not report.complete
+    assert patchloom.open_patches(out).skipped["row"].to_pylist() == [4, 5, 6, 7]
+    chunk.write_bytes(good)
+    assert patchloom.materialize(plan, out, progress=False).n_shards == 1
+    assert contents(out) == before
+
+
 # -- requests ---------------------------------------------------------------------------
 
 

@@ -525,6 +525,11 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     lost = np.concatenate([none, *(slots for slots, _ in shard.lost)])
     reasons = np.concatenate([np.zeros(0, object), *(why for _, why in shard.lost)])
     row = lost + shard.number * plan.rows_per_shard
+    if job.pending is not None:
+        check_pending(target, job.pending)
+    if number in job.suspect:
+        # It stands for objects that are damaged, or that may soon hold fewer rows.
+        target.remove([manifest_name(number)])
     try:
         table = pa.table(_manifest(plan, shard, first_row))
     except ChunkError as error:  # of a mask, which says how much of a patch is covered
@@ -533,9 +538,9 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
         row = shard.number * plan.rows_per_shard + np.arange(_n_rows(plan, shard.number))
         why = np.full(len(row), str(error), object)
         return lost_rows(plan, shard.parts, row, why, first_row)
-    if job.pending is not None:
-        check_pending(target, job.pending)
-    for name, builder in shard.builders.items():
+    for name in job.specs:
+        # Without a single row, too: what stands there may be of an earlier run.
+        builder = _builder(run, shard, name)
         parts = builder.finish(lost)
         size = sum(len(part) for part in parts)
         copied = 0 if target.is_local else size

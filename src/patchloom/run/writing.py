@@ -28,6 +28,7 @@ from patchloom.run.surveying import Found, channel_names, merged, survey_images,
 from patchloom.sources.zarrs import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import read_summaries, skipped_bytes
+from patchloom.store.patch_store import read_attributes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import (
     PARTIAL,
@@ -121,6 +122,10 @@ class Work:
         ]
         found, n_done = self._settle(outcomes, n_shards)
         complete = n_done == n_shards
+        now = read_attributes(self.target) or {}
+        if complete and now.get("complete"):
+            # Another call ended first, and may have appended to the store since.
+            return outcomes, now
         told = [self._statistics(outcome, found) for outcome in outcomes]
         # Statistics and the completion mark: one object, last.
         attributes = {**attributes, "complete": complete, "statistics": joined(told)}
@@ -159,7 +164,9 @@ class Work:
         found, n_done = self._settle([outcome], n_shards)
         if n_done < n_shards:
             return outcome, None
-        check_pending(self.target, stage.addition.fingerprint)
+        if (now := check_pending(self.target, stage.addition.fingerprint)) is not None:
+            # Whoever ended it may have appended more since.
+            return outcome, now
         statistics = joined([attributes["statistics"], self._statistics(outcome, found)])
         attributes = appended(attributes, stage, statistics, __version__)
         arrays = documents(self.specs, n_rows_of(attributes))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from patchloom.errors import ExistsError
 from patchloom.location import Location
 from patchloom.store.patch_store import read_attributes
@@ -9,7 +12,7 @@ from patchloom.store.patch_store import read_attributes
 __all__ = ["check_pending"]
 
 
-def check_pending(target: Location, fingerprint: str) -> None:
+def check_pending(target: Location, fingerprint: str) -> Mapping[str, Any] | None:
     """Refuse to go on with an addition that another call took from the store meanwhile.
 
     Parameters
@@ -18,6 +21,11 @@ def check_pending(target: Location, fingerprint: str) -> None:
         The store; one object of it is read.
     fingerprint
         Of the addition.
+
+    Returns
+    -------
+    dict or None
+        The attributes of the store, if another call of the same job has ended the addition.
 
     Raises
     ------
@@ -32,3 +40,4 @@ def check_pending(target: Location, fingerprint: str) -> None:
             f"a store is given images by one call at a time, but another one adds others to "
             f"{target.shown!r}; let it end, then run again with its images besides"
         )
+    return now if fingerprint in has else None
