@@ -290,13 +290,13 @@ def test_s3_is_written_once_an_object(
     write(plan, out)
     puts = Counter(name for method, name in s3_calls if method == "put_object")
     n = plan.n_shards
-    assert len(puts) == 3 * n + 3
+    assert len(puts) == 3 * n + 4
     assert {name: k for name, k in puts.items() if k > 1} == {"out.zarr/zarr.json": 2}
     others = Counter(method for method, _ in s3_calls if method != "put_object")
-    # The store and its folder of reports are listed (of nothing s3fs asks thrice), and the
-    # summaries merged.
-    assert others["list_objects_v2"] <= 4
-    assert others["get_object"] <= n + 2
+    # The store is listed first and last, its folder of reports once (of nothing s3fs asks thrice);
+    # tasks look whether they are late, and summaries are merged.
+    assert others["list_objects_v2"] <= 5
+    assert others["get_object"] <= n + plan.n_tasks + 2
     assert set(others) <= {"list_objects_v2", "get_object", "head_object"}
     assert others["head_object"] <= 2
 
@@ -344,8 +344,8 @@ def test_gcs_is_asked_once_a_chunk_and_written_once_an_object(
     plan = plan_of(str(folder), {}, rows_per_shard=20)
     write(plan, out)
     uploads = [path for method, path in calls if method == "POST"]
-    # Three objects a shard, two of metadata, the group's once more, and the report.
-    assert len(uploads) == 3 * plan.n_shards + 4
+    # Three objects a shard, their sizes, two of metadata, the group's once more, and the report.
+    assert len(uploads) == 3 * plan.n_shards + 5
 
 
 def test_http_takes_no_store(folder: Path, http_server: Callable[[Path], HttpServer]) -> None:
