@@ -10,15 +10,19 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.codecs import numcodecs as extra
 
+import patchloom
 from patchloom.answers import Answer, ask
 from patchloom.answers import _written as written_by
-from patchloom.errors import AccessError
+from patchloom.errors import AccessError, ChunkError
 from patchloom.location import Location
-from patchloom.retrying import Retrying, is_transient
+from patchloom.retrying import RETRYING, Retrying, is_transient
 from tests.servers.http import HttpServer
 from tests.servers.proxy import Fault, proxy_of
 from tests.servers.s3 import S3Server
@@ -226,3 +230,25 @@ def test_an_upload_that_another_client_takes_for_a_leftover_is_sent_again(
         proxy.disturb()
         writing.result(timeout=100)
     assert other.read("a") == body
+
+
+@pytest.mark.slow
+def test_what_zarr_reads_itself_is_tried_no_more_often(s3_server: S3Server, tmp_path: Path) -> None:
+    """A codec that only zarr-python knows: no retries of the file system within ours."""
+    url = f"{s3_server.fresh_bucket()}/a.zarr"
+    with pytest.warns(UserWarning, match="codec"):
+        zarr.create_array(
+            url,
+            storage_options=s3_server.storage_options,
+            data=np.full((64, 64), 7, "uint16"),
+            compressors=extra.LZ4(),
+        )
+    with proxy_of(s3_server.endpoint, tmp_path) as proxy:
+        options = {**s3_server.storage_options, "endpoint_url": proxy.endpoint}
+        [image] = patchloom.open_images(url, axes="YX", storage_options=options)
+        reader = image.source.reader()
+        assert reader.reads.codecs == "zarr"
+        proxy.disturb(Fault(kind="status", path="/c/"))
+        with pytest.raises(ChunkError, match=f"tried {RETRYING.attempts} times"):
+            reader.read(np.array([[0, 0]]))
+        assert proxy.count(path="/c/") == RETRYING.attempts

@@ -117,13 +117,25 @@ class Location:
         """Whether it is a path on a disk."""
         return isinstance(self.open()[0], LocalFileSystem)
 
+    @property
+    def tried_once(self) -> dict[str, Any]:
+        """The options with botocore's own retries off, unless they are asked for: ours do."""
+        config = dict(self.options.get("config_kwargs") or {})
+        if self.scheme not in ("s3", "s3a") or "retries" in config:
+            return dict(self.options)
+        config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
+        return {**self.options, "config_kwargs": config}
+
+    def leave_retries(self, fs: Any) -> None:
+        """Turn off those of a file system opened with `tried_once`: by its options ours alone."""
+        if self.tried_once != self.options:
+            fs.retries = 1  # of s3fs
+
     def open(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system and the path in it. fsspec keeps one instance a process."""
         try:
-            options = _tried_once(self.scheme, self.options)
-            fs, path = fsspec.core.url_to_fs(self.url, **options)
-            if options != self.options:
-                fs.retries = 1  # of s3fs: an instance that is ours alone, by its options
+            fs, path = fsspec.core.url_to_fs(self.url, **self.tried_once)
+            self.leave_retries(fs)
         except ImportError as error:
             extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure"}
             way = extra.get(self.scheme, "all")
@@ -263,15 +275,6 @@ class Location:
             with contextlib.suppress(FileNotFoundError):  # tried again, or another client's work
                 self.ask(partial(fs.call_s3, "abort_multipart_upload", **one))
         return len(stale)
-
-
-def _tried_once(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with botocore's own retries off, unless they are asked for: ours are enough."""
-    config = dict(options.get("config_kwargs") or {})
-    if scheme not in ("s3", "s3a") or "retries" in config:
-        return dict(options)
-    config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
-    return {**options, "config_kwargs": config}
 
 
 def _texts(value: Any) -> list[str]:

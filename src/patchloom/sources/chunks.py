@@ -464,9 +464,8 @@ def _counting(location: Location, reads: Reads) -> Any:
     fs, root = location.open()
     if isinstance(fs, LocalFileSystem):
         return Counting(LocalStore(root, read_only=True))
-    store = FsspecStore.from_url(
-        location.url, storage_options=dict(location.options), read_only=True
-    )
+    store = FsspecStore.from_url(location.url, storage_options=location.tried_once, read_only=True)
+    location.leave_retries(store.fs)
     return Counting(store)
 
 
