@@ -163,7 +163,7 @@ def test_damaged_chunks_cost_the_same_shards(threads: int, tmp_path: Path) -> No
         written(plan, tmp_path / "raised.zarr", threads)
     alone = written(plan, tmp_path / "alone.zarr", 0, on_error="skip")
     report = written(plan, tmp_path / "out.zarr", threads, on_error="skip")
-    assert {s["shard"] for s in report.skipped} == {s["shard"] for s in alone.skipped} != set()
+    assert report.skipped == alone.skipped != ()
     assert contents(tmp_path / "out.zarr") == contents(tmp_path / "alone.zarr")
     chunk.write_bytes(good)
     for out in ("out.zarr", "raised.zarr"):
