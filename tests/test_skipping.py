@@ -576,6 +576,30 @@ def test_a_task_asks_once_and_done_twice_it_passes_over(
     assert set(Asked.store) == set(before)
 
 
+def test_chunks_of_shards_that_another_client_made_are_not_needed(
+    source: Path, tmp_path: Path
+) -> None:
+    """Reads are told against what this call read for: never less than one a chunk."""
+    from dask.callbacks import Callback
+
+    plan, out = made(source, STRATEGIES[0], labels=False), tmp_path / "out.zarr"
+    reports = []
+
+    def other(_: Any) -> None:
+        if not reports:
+            reports.append(None)
+            reports[0] = patchloom.materialize(plan, out, progress=False)
+            (out / "manifest" / "00000000.parquet").unlink()
+
+    with dask.config.set(scheduler="synchronous"), Callback(start=other):
+        report = patchloom.materialize(plan, out, progress=False)
+    assert reports[0].chunks_needed == plan.chunks_needed
+    assert 0 < report.chunks_needed <= report.chunk_reads
+    # Of the task whose first shard was not there no other is looked for.
+    mine = len(plan.runs.shards(0))
+    assert report.n_passed == plan.n_shards - mine
+
+
 def test_truncated_objects_are_noticed_from_the_listing(source: Path, tmp_path: Path) -> None:
     """Sizes are recorded: a plain resume makes exactly the damaged shards."""
     plan, out = made(source, STRATEGIES[0], labels=True), tmp_path / "out.zarr"

@@ -207,7 +207,7 @@ def write_run(
         **run.counts,
         n_patches=n_patches - sum(rows.num_rows for rows in lost),
         n_shards=len(shards),
-        n_passed=len(gone),
+        passed=tuple(sorted(gone)),
         peak_memory=run.meter.peak,
         codec_paths=dict(run.codec_paths),
         gaps=tuple(gaps),

@@ -317,7 +317,7 @@ def _report(
     report = RunReport.of(
         [task for outcome in outcomes for task in outcome.results],
         url=target.shown,
-        chunks_needed=sum(_needed(o.stage.plan, o.written) for o in outcomes),
+        chunks_needed=sum(_needed(o.stage.plan, o.read_for) for o in outcomes),
         survey_reads=sum(survey.chunks for survey in surveys),
         seconds=0.0,
         projected_memory=max(

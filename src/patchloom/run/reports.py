@@ -30,7 +30,7 @@ class TaskReport:
     seconds: float = 0.0
     peak_memory: int = 0
     """Most bytes of pixels and encoded patches held at once."""
-    n_passed: int = 0
+    passed: tuple[int, ...] = ()
     """Shards that it found committed: by an execution that was lost, or by another client."""
     codec_paths: dict[str, int] = field(default_factory=dict)
     """Decodes by who decoded: see `Reads.codecs`."""
@@ -38,6 +38,11 @@ class TaskReport:
     """Shards that lack patches, or in their statistics blocks, that could not be read."""
     skipped: tuple[Any, ...] = ()
     """Tables of the rows that are missing, with reasons."""
+
+    @property
+    def n_passed(self) -> int:
+        """How many shards it found committed."""
+        return len(self.passed)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class RunReport:
     n_tasks: int
     """Tasks of this run; a resumed one has fewer than its plan."""
     chunks_needed: int
-    """Distinct chunks of the images that the patches of this run touch."""
+    """Distinct chunks of the images that the patches of this run touch, but for shards that
+    others had committed: those it did not read for."""
     chunk_reads: int
     """Decodes of the images' chunks that really happened."""
     role_reads: int

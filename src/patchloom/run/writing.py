@@ -62,6 +62,12 @@ class Outcome:
         return [shard for shard in range(self.stage.plan.n_shards) if shard not in self.done]
 
     @property
+    def read_for(self) -> list[int]:
+        """Those of them for which this call's tasks read: others had not committed them."""
+        passed = {shard for task in self.results for shard in task.passed}
+        return [shard for shard in self.written if shard not in passed]
+
+    @property
     def lost(self) -> list[pa.Table]:
         """The rows that are missing, with reasons."""
         return [table for task in self.results for table in task.skipped]
