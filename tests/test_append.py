@@ -588,6 +588,25 @@ def test_of_two_that_append_other_images_one_stops(folder: Path, tmp_path: Path)
     assert contents(out) == contents(clean)
 
 
+def test_a_repair_by_the_old_plan_keeps_what_is_begun(folder: Path, tmp_path: Path) -> None:
+    """The job of the old images mends their shard; what was made of new ones is not made again."""
+    write(tmp_path / "images", "ab")
+    out, chunk = tmp_path / "out.zarr", tmp_path / "images" / "b.zarr" / "c" / "0" / "0"
+    old, new = (planned(tmp_path / "images", some, rows_per_shard=4) for some in ("a", "ab"))
+    patchloom.materialize(old, out, progress=False)
+    good = chunk.read_bytes()
+    chunk.write_bytes(b"damaged")
+    assert not patchloom.materialize(new, out, on_error="skip", progress=False).complete
+    gaps = len(list((out / "manifest").glob("*.partial.parquet")))
+    begun = patchloom.open_patches(out).attributes
+    (out / "images" / "c" / "0" / "0" / "0" / "0").unlink()
+    assert patchloom.materialize(old, out, progress=False).n_shards == 1
+    assert patchloom.open_patches(out).attributes == begun
+    chunk.write_bytes(good)
+    report = patchloom.materialize(new, out, progress=False)
+    assert (report.complete, report.n_shards) == (True, gaps)
+
+
 class Meanwhile(MemoryFileSystem):  # type: ignore[misc]  # fsspec is untyped
     """A store in memory where something happens before the sizes of objects are written."""
 

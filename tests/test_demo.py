@@ -243,6 +243,21 @@ def test_a_page_shows_any_plan(
     assert read(html).unnamed == []
 
 
+def test_a_page_shows_what_was_appended() -> None:
+    """Patches of all additions; reserved rows between them hold none."""
+    url, reports = "memory://page-appended.zarr", []
+    data = np.random.default_rng(4).integers(1, 200, (2, 40, 40), np.uint8)
+    for n in (1, 2):
+        images = patchloom.open_images([*data[:n]], ids=["one", "two"][:n])
+        config = {"name": "sequential", "patch_size": [20, 20]}
+        plan = patchloom.plan(images, config, rows_per_shard=5)
+        reports.append(patchloom.materialize(plan, url, progress=False).to_dict())
+    html = page(plan, patchloom.open_patches(url), reports)
+    shown = re.findall(r"Patch (\d+) of (one|two)", html)
+    assert shown == [(str(row), "one" if row < 5 else "two") for row in (0, 1, 2, 3, 5, 6, 7, 8)]
+    assert "8 of 8, read back" in html
+
+
 def test_a_scene_shows_what_the_plan_holds() -> None:
     """Its kept patches, coverages and needed chunks are those of the manifest."""
     numbers = np.random.default_rng(3)

@@ -228,6 +228,29 @@ def test_a_store_tells_what_its_plan_told(tmp_path: Path) -> None:
         store.mixing()
 
 
+def test_a_store_of_additions_is_measured_whole(tmp_path: Path) -> None:
+    """Addition by addition, to the last shard, though rows between them are empty."""
+    data = [np.full((40, 40), k, "uint8") for k in range(9)]
+    for n in (2, 5, 9):
+        images = patchloom.open_images(data[:n], ids=[f"i{k}" for k in range(n)])
+        config = {"name": "sequential", "patch_size": [8, 8]}
+        plan = patchloom.plan(images, config, order="shuffled", rows_per_shard=16)
+        patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
+    store = patchloom.open_patches(tmp_path / "out.zarr")
+    assert store.manifest.num_rows < len(store)
+    table, batches, shards = store.manifest.to_pylist(), [], Counter[int]()
+    begins = [item["first_row"] for item in store.attributes["additions"]]
+    for first, stop in pairwise([*begins, len(store)]):
+        codes = [ord(row["image_id"][1]) for row in table if first <= row["row"] < stop]
+        batches += [codes[k : k + 8] for k in range(0, len(codes) - 7, 8)]
+    for shard, _ in {(row["row"] // 16, row["image_id"]) for row in table}:
+        shards[shard] += 1
+    told = store.mixing(8)
+    assert told["n_batches"] == len(batches)
+    assert told["image"]["entropy"] == pytest.approx(np.mean([*map(entropy_of, batches)]))
+    assert told["images_per_shard"] == pytest.approx(np.mean([*shards.values()]))
+
+
 def test_other_orders_are_not_mixed(tmp_path: Path) -> None:
     """A spatial order has a batch of one image; its report tells nothing of a shuffle."""
     images = patchloom.open_images([np.zeros((128, 128), "uint8")] * 3, ids=list("abc"))

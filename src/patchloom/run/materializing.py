@@ -149,8 +149,8 @@ def materialize(
         found, existing = target.list(), read_attributes(target)
     for stage in stages.new:
         _check_memory(stage.plan, normalize is not None, not target.is_local)
-    if existing is not None and stages.every[0].plan is not plan:
-        # The store's own: rows_per_shard, and what is told of its images.
+    if existing is not None and (stages.every[0].plan is not plan or "pending" in existing):
+        # The store's own: rows_per_shard, what is told of its images, and what is coming.
         specs = _specs(stages.standing[0].plan, normalize, Codec(codec or CODECS[0]))
         kept = {k: v for k, v in existing.items() if k not in ("statistics", "skipped")}
         attributes = {**kept, "complete": False}

@@ -182,11 +182,13 @@ def _histogram(plan: Plan, scene: Scene) -> str:
 
 
 def _patch_section(store: PatchStore, scene: Scene) -> str:
-    rows = np.unique(np.linspace(0, len(store) - 1, _SAMPLES).round().astype(int)) if store else ()
     manifest = store.manifest
-    cards = []
-    for row in map(int, rows):
-        told = {name: manifest[name][row].as_py() for name in manifest.column_names}
+    n, cards = manifest.num_rows, []
+    # Of those that hold a patch: rows between what was appended and what was there may be empty.
+    places = np.unique(np.linspace(0, n - 1, _SAMPLES).round().astype(int)) if n else ()
+    for place in map(int, places):
+        told = {name: manifest[name][place].as_py() for name in manifest.column_names}
+        row = told["row"]
         starts = ", ".join(
             f"{name[6:]} {value}" for name, value in told.items() if name.startswith("start_")
         )
@@ -205,7 +207,7 @@ def _patch_section(store: PatchStore, scene: Scene) -> str:
         )
     labelled = ", each with its labels" if store.labels is not None else ""
     return (
-        f"<section><h2>Patches from the store</h2><p>{len(cards)} of {len(store):,}, read back "
+        f"<section><h2>Patches from the store</h2><p>{len(cards)} of {n:,}, read back "
         f"from the store{labelled}; contrast from the store's own percentiles.</p>"
         f'<ul class="sheet">{"".join(cards)}</ul></section>'
     )

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from patchloom.errors import StoreError
 from patchloom.location import Location
 from patchloom.mixing import WHOLE, Columns, Found, drawn, mixing_of, regions
+from patchloom.store.additions import n_rows_of
 from patchloom.store.schema import manifest_name
 
 __all__ = ["mixing"]
@@ -22,8 +23,11 @@ __all__ = ["mixing"]
 def mixing(location: Location, attributes: Mapping[str, Any], batch: int) -> Found:
     """Measure the batches of a store; see `PatchStore.mixing`."""
     n, rows = int(attributes["n_patches"]), int(attributes["rows_per_shard"])
-    stretches = drawn(n, rows, batch, int(attributes["seed"]))
-    shards = [k for a, b in stretches for k in range(a // rows, -(-b // rows))]
+    # Rows between additions hold no patch, but belong to shards.
+    n_rows = n_rows_of(attributes)
+    stretches = drawn(n_rows, rows, batch, int(attributes["seed"]))
+    spans = [range(a // rows, -(-b // rows)) for a, b in stretches]
+    shards = [shard for span in spans for shard in span]
     if not shards:
         return mixing_of([], None, n, rows, batch)
     axes = [a for a in str(attributes["axes"]) if a != "c"]
@@ -40,12 +44,17 @@ def mixing(location: Location, attributes: Mapping[str, Any], batch: int) -> Fou
         return file.read(names + ["class"] * ("class" in file.schema_arrow.names))
 
     with ThreadPoolExecutor(8) as pool:
-        table = pa.concat_tables(list(pool.map(read, shards)), promote_options="permissive")
+        tables = list(pool.map(read, shards))
+    table = pa.concat_tables(tables, promote_options="permissive")
     columns = _shown(table, attributes, axes)
-    ends = np.cumsum([b - a for a, b in stretches])[:-1]
-    parts = {name: np.split(values, ends) for name, values in columns.items()}
-    each = [{name: parts[name][k] for name in parts} for k in range(len(stretches))]
-    return mixing_of(each, columns if n > WHOLE else None, n, rows, batch)
+    # Batches end with a stretch, and with a shard that is not full: another addition follows.
+    length = np.array([part.num_rows for part in tables])
+    last = length < rows
+    last[np.cumsum([len(span) for span in spans]) - 1] = True
+    ends = np.cumsum(length)[last]
+    parts = {name: np.split(values, ends)[:-1] for name, values in columns.items()}
+    each = [{name: parts[name][k] for name in parts} for k in range(len(ends))]
+    return mixing_of(each, columns if n_rows > WHOLE else None, n, rows, batch)
 
 
 def _shown(table: pa.Table, attributes: Mapping[str, Any], axes: list[str]) -> Columns:
