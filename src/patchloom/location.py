@@ -261,14 +261,18 @@ class Location:
     def abort_uploads(self) -> int:
         """Abort multipart uploads that a killed writer left below here; returns how many.
 
-        Only S3 keeps them; other stores forget an upload that nobody finishes.
+        Only S3 keeps them; other stores forget an upload that nobody finishes. Who may not list
+        them leaves them there: they cost room, and are in nobody's way.
         """
         fs, root = self.open()
         if "s3" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
             return 0
         bucket, _, prefix = root.partition("/")
         where = {"Bucket": bucket, "Prefix": f"{prefix}/"}
-        found = self.ask(lambda: fs.call_s3("list_multipart_uploads", **where))
+        try:
+            found = self.ask(lambda: fs.call_s3("list_multipart_uploads", **where))
+        except AccessError:
+            return 0
         stale = found.get("Uploads", ())
         for upload in stale:
             one = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
