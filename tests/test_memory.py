@@ -136,6 +136,24 @@ def test_the_system_sees_no_more(case: str, cache: Path, tmp_path: Path) -> None
     assert 0 < taken <= projected + 16 * 2**20
 
 
+@pytest.mark.parametrize(("memory", "rows", "side"), [(3, 16, 64), (3, 128, 32), (5, 64, 32)])
+def test_a_default_window_leaves_room_for_what_is_sent(
+    memory: int, rows: int, side: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.zarr"
+    # No chunk is written: a plan reads none.
+    zarr.create_array(store=path, shape=(3072, 3072), chunks=(256, 256), dtype="uint8")
+    plan = patchloom.plan(
+        patchloom.open_images(path, axes="yx"),
+        {"name": "sequential", "patch_size": [side, side]},
+        order="shuffled",
+        memory=memory * 2**20,
+        rows_per_shard=rows,
+    )
+    assert plan.rows_per_shard < plan.window_rows < plan.n_patches
+    assert plan.peak_memory(remote=True) <= plan.memory
+
+
 @pytest.mark.parametrize("order", ["spatial", "shuffled"])
 def test_an_image_ten_times_as_large_takes_no_more(order: str, tmp_path: Path) -> None:
     needs = []

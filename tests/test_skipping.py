@@ -583,7 +583,7 @@ def test_chunks_of_shards_that_another_client_made_are_not_needed(
     from dask.callbacks import Callback
 
     plan, out = made(source, STRATEGIES[0], labels=False), tmp_path / "out.zarr"
-    reports = []
+    reports: list[Any] = []
 
     def other(_: Any) -> None:
         if not reports:

@@ -363,6 +363,8 @@ def window_rows(
     n_shards = -(-cells.n_rows // rows)
     one = rows * _mixed_bytes(images, cut)
     fixed = _fixed_bytes(images, cut, rows, rows)
+    # As `arrange` does, which knows the whole memory.
+    fetch = fetch_bytes(memory)
     # Wherever the store is: the plan does not know.
     memory -= upload_bytes(images, cut, rows)
     n = max(1, min(n_shards, (memory - fixed) // one))
@@ -371,9 +373,7 @@ def window_rows(
         n = -(-n_shards // -(-n_shards // n)) if n_shards else 1
         bounds = np.append(np.arange(0, n_shards, n), n_shards)
         order = deal(n * rows)
-        needs = _project(
-            images, cells, cut, rows, bounds, aligned, sticks_out, order, fetch_bytes(memory)
-        )
+        needs = _project(images, cells, cut, rows, bounds, aligned, sticks_out, order, fetch)
         over = int(needs.max(initial=0)) - memory
         if over <= 0 or n == 1:
             return int(n * rows)
