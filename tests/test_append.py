@@ -600,6 +600,27 @@ def test_a_repair_by_the_old_plan_keeps_what_is_begun(folder: Path, tmp_path: Pa
     assert (report.complete, report.n_shards) == (True, gaps)
 
 
+def test_an_append_that_stopped_before_its_last_write_is_no_damage(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Metadata of the arrays already tell of rows that the group does not count."""
+    out = tmp_path / "out.zarr"
+    patchloom.materialize(planned(folder, "a", rows_per_shard=4), out, progress=False)
+    before = contents(out)
+    patchloom.materialize(planned(folder, "ab"), out, progress=False)
+    after = contents(out)
+    document = json.loads(before["zarr.json"])
+    added = json.loads(after["zarr.json"])["attributes"]["patchloom"]
+    coming = {k: added["additions"][1][k] for k in ("fingerprint", "n_patches")}
+    told = document["attributes"]["patchloom"]
+    told |= {"format": 2, "pending": {**coming, "images": added["images"][1:]}}
+    (out / "zarr.json").write_text(json.dumps(document, indent=2))
+    assert patchloom.verify(out, repair=True, progress=False).ok
+    assert patchloom.open_patches(out).complete
+    assert patchloom.materialize(planned(folder, "ab"), out, progress=False).n_tasks == 0
+    assert contents(out) == after
+
+
 class Meanwhile(MemoryFileSystem):  # type: ignore[misc]  # fsspec is untyped
     """A store in memory where something happens before the sizes of objects are written."""
 
