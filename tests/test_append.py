@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -607,26 +608,56 @@ def test_a_repair_by_the_old_plan_keeps_what_is_begun(folder: Path, tmp_path: Pa
     assert (report.complete, report.n_shards) == (True, gaps)
 
 
+def test_an_append_that_stopped_before_its_last_write_is_no_damage(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Metadata of the arrays already tell of rows that the group does not count."""
+    out = tmp_path / "out.zarr"
+    patchloom.materialize(planned(folder, "a", rows_per_shard=4), out, progress=False)
+    before = contents(out)
+    patchloom.materialize(planned(folder, "ab"), out, progress=False)
+    after = contents(out)
+    document = json.loads(before["zarr.json"])
+    added = json.loads(after["zarr.json"])["attributes"]["patchloom"]
+    coming = {k: added["additions"][1][k] for k in ("fingerprint", "n_patches")}
+    told = document["attributes"]["patchloom"]
+    told |= {"format": 2, "pending": {**coming, "images": added["images"][1:]}}
+    (out / "zarr.json").write_text(json.dumps(document, indent=2))
+    assert patchloom.verify(out, repair=True, progress=False).ok
+    assert patchloom.open_patches(out).complete
+    assert patchloom.materialize(planned(folder, "ab"), out, progress=False).n_tasks == 0
+    assert contents(out) == after
+
+
 class Meanwhile(MemoryFileSystem):  # type: ignore[misc]  # fsspec is untyped
-    """A store in memory where something happens before the sizes of objects are written."""
+    """A store in memory where something happens before some object is read or written."""
 
     protocol = "meanwhile"
     store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way
     pseudo_dirs: list[str] = [""]  # noqa: RUF012
     calls: list[Callable[[], object]] = []  # noqa: RUF012
+    before = ""
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         found: str = super()._strip_protocol(path.replace("meanwhile://", "memory://"))
         return found
 
+    def cat_file(self, path: str, *arguments: Any, **more: Any) -> Any:
+        """One read."""
+        self._happen(f"read {path}")
+        return super().cat_file(path, *arguments, **more)
+
     def pipe_file(self, path: str, value: bytes, **more: Any) -> Any:
         """One write."""
-        if path.endswith("/objects.parquet"):
+        self._happen(f"write {path}")
+        return super().pipe_file(path, value, **more)
+
+    def _happen(self, what: str) -> None:
+        if re.fullmatch(self.before, what):
             calls, self.calls[:] = [*self.calls], []
             for call in calls:
                 call()
-        return super().pipe_file(path, value, **more)
 
 
 @pytest.mark.parametrize("names", ["a", "ab"])
@@ -639,6 +670,7 @@ def test_a_late_client_takes_nothing_back(folder: Path, names: str) -> None:
         materialize(planned(folder, some, rows_per_shard=7), clean)
     for some in {"a", names} - {names}:
         materialize(planned(folder, some, rows_per_shard=7), out)
+    Meanwhile.before = "write .*/objects.parquet"
     Meanwhile.calls[:] = [
         functools.partial(materialize, planned(folder, some, rows_per_shard=7), out)
         for some in ("a", "ab", "abc")
@@ -649,6 +681,25 @@ def test_a_late_client_takes_nothing_back(folder: Path, names: str) -> None:
     assert store.attributes == oracle.attributes
     assert by_id(store) == by_id(oracle)
     assert patchloom.verify(out, progress=False).ok
+
+
+def test_a_repair_takes_nothing_back_but_damage(folder: Path) -> None:
+    """Images that are appended while a store is checked stay."""
+    fsspec.register_implementation("meanwhile", Meanwhile, clobber=True)
+    out = f"meanwhile://{uuid.uuid4().hex}.zarr"
+    plans = [planned(folder, some, rows_per_shard=7) for some in ("a", "ab")]
+    patchloom.materialize(plans[0], out, progress=False)
+    fs, root = fsspec.core.url_to_fs(out)
+    name = f"{root}/summaries/00000000.parquet"
+    fs.pipe_file(name, bytes(fs.size(name)))  # of the same size: no listing tells
+    Meanwhile.before = "read .*/summaries/00000000.parquet"
+    Meanwhile.calls[:] = [lambda: patchloom.materialize(plans[1], out, progress=False)]
+    report = patchloom.verify(out, repair=True, progress=False)
+    assert not Meanwhile.calls
+    assert report.repaired == (0,)
+    assert [i["id"] for i in patchloom.open_patches(out).attributes["images"]] == ["a", "b"]
+    again = patchloom.materialize(plans[1], out, progress=False)
+    assert (again.complete, again.n_shards) == (True, 1)
 
 
 # -- elsewhere ------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from patchloom.run.verify_report import VerifyReport
 from patchloom.sources.opening import open_images
 from patchloom.store.additions import additions_of, n_shards_of
 from patchloom.store.checking import Damage, check_metadata, check_shard, specs_of
-from patchloom.store.patch_store import open_patches
+from patchloom.store.patch_store import open_patches, read_attributes
 from patchloom.store.schema import (
     ArraySpec,
     as_json,
@@ -161,7 +161,7 @@ def verify(
     )
     if not repair or report.ok:
         return report
-    _take_back(target, attributes, documents, report.damage)
+    _take_back(target, report.damage)
     return replace(report, repaired=report.damaged_shards)
 
 
@@ -217,15 +217,11 @@ def _picked(attributes: Mapping[str, Any], sample: int, seed: int) -> dict[int, 
     return found
 
 
-def _take_back(
-    target: Location,
-    attributes: Mapping[str, Any],
-    documents: Mapping[str, Any],
-    damage: Sequence[Damage],
-) -> None:
+def _take_back(target: Location, damage: Sequence[Damage]) -> None:
     """Take back the commit of damaged shards; readers are told first."""
-    told = {**attributes, "complete": False}
-    target.write("zarr.json", as_json(group_document(told, documents)))
+    # As it is now: images may have been appended while all was checked.
+    told = {**(read_attributes(target) or {}), "complete": False}
+    target.write("zarr.json", as_json(group_document(told, _documents(target))))
     shards = {d.shard for d in damage if d.shard is not None}
     parts = [name for k in sorted(shards) for name in (manifest_name(k), gap_name(k))]
     own = {d.object for d in damage if d.shard is None} - {"zarr.json"}

@@ -11,6 +11,7 @@ from patchloom.randomness import digest
 __all__ = [
     "Addition",
     "additions_of",
+    "coming_rows_of",
     "fingerprint_of",
     "n_rows_of",
     "n_shards_of",
@@ -93,6 +94,15 @@ def additions_of(attributes: Mapping[str, Any]) -> list[Addition]:
 def n_rows_of(attributes: Mapping[str, Any]) -> int:
     """Rows of the arrays of a store, reserved ones between additions included."""
     return additions_of(attributes)[-1].stop_row
+
+
+def coming_rows_of(attributes: Mapping[str, Any]) -> int:
+    """Rows that the arrays of a store have once the addition that was begun is there, if any."""
+    last, begun = additions_of(attributes)[-1], attributes.get("pending")
+    if begun is None:
+        return last.stop_row
+    n_images, n_patches = len(begun["images"]), begun["n_patches"]
+    return last.followed_by(begun["fingerprint"], n_images, n_patches).stop_row
 
 
 def n_shards_of(attributes: Mapping[str, Any]) -> int:
