@@ -149,7 +149,7 @@ def test_aligned_plans_share_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_damaged_chunks_cost_the_same_shards(threads: int, tmp_path: Path) -> None:
+def test_damaged_chunks_cost_the_same_patches(threads: int, tmp_path: Path) -> None:
     """With threads that wait for the chunk that breaks: the error names it, the rest is written."""
     images = patchloom.open_images(stored(tmp_path / "a.zarr", (200, 200), (32, 32)))
     plan = patchloom.plan(images, GRID, rows_per_shard=6)
@@ -162,7 +162,7 @@ def test_damaged_chunks_cost_the_same_shards(threads: int, tmp_path: Path) -> No
         written(plan, tmp_path / "raised.zarr", threads)
     alone = written(plan, tmp_path / "alone.zarr", 0, on_error="skip")
     report = written(plan, tmp_path / "out.zarr", threads, on_error="skip")
-    assert {s["shard"] for s in report.skipped} == {s["shard"] for s in alone.skipped} != set()
+    assert report.skipped == alone.skipped != ()
     assert contents(tmp_path / "out.zarr") == contents(tmp_path / "alone.zarr")
     chunk.write_bytes(good)
     for out in ("out.zarr", "raised.zarr"):
