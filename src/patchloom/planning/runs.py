@@ -44,6 +44,8 @@ Column = npt.NDArray[Any]
 
 SHARD_BYTES = 32 * 2**20
 """Default size of an output shard before compression."""
+SHARD_ROWS = 2**17
+"""Patches of a shard by default, at most: small ones cost more in columns than in pixels."""
 MIN_TASKS = 16
 """A plan is cut into at least so many tasks where it has as many shards."""
 LEG_BYTES = 2**30
@@ -70,6 +72,8 @@ _ROW_BYTES = 64
 """Bytes that a patch costs beside its pixels: headers, checksum, entry in the shard's index."""
 _TASK_BYTES = 256 * 1024
 """Small things of a task that are not worth counting one by one."""
+_COLUMN_BYTES = 800
+"""Bytes of columns that a patch costs a leg: where it is, what blocks it needs, its manifest row."""
 _MIXED_BYTES = 320
 """Bytes that a patch of a window costs besides: its columns, and the permutation of the window."""
 _COUNT_BYTES = 40
@@ -137,7 +141,7 @@ def shard_rows(patch_bytes: int, kept: Column) -> int:
     kept
         Patches of each unit.
     """
-    fit = max(1, SHARD_BYTES // max(1, patch_bytes))
+    fit = max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, patch_bytes)))
     n_patches = int(kept.sum(dtype=np.int64))
     largest = int(kept.max()) if len(kept) else 1
     if largest <= fit:
@@ -424,6 +428,7 @@ def _project(
     """An upper bound of each task's memory, from cells alone."""
     made = order.window or rows
     pixels = patches_together(images, cells, cut, made) * _largest_bytes(images, cut)
+    columns = np.diff(np.minimum(bounds * rows, cells.n_rows)) * _COLUMN_BYTES
     if not order.is_straight:
         live = _live_in_pieces(
             images, cells, cut, rows, bounds, pixels, aligned, sticks_out, order, fetch
@@ -431,7 +436,8 @@ def _project(
         # The last window may be a narrow one.
         n = np.diff(np.minimum(bounds * rows, cells.n_rows)) if order.is_mixed else made
         less = (made - np.maximum(n, rows)) * _mixed_bytes(images, cut)
-        return np.asarray(_fixed_bytes(images, cut, rows, made) + live - less, np.int64)
+        fixed = _fixed_bytes(images, cut, rows, made)
+        return np.asarray(fixed + columns + live - less, np.int64)
     lows = cells.positions_of(bounds[:-1] * rows)
     highs = cells.positions_of(np.minimum(bounds[1:] * rows, cells.n_rows) - 1) + 1
     worst = np.zeros(len(lows), np.int64)
@@ -443,7 +449,7 @@ def _project(
             n_shards = np.diff(bounds)[some]
             held = _live(image, cells, cut, *parts, n_shards, pixels, aligned, sticks_out, fetch)
             worst[some] = np.maximum(worst[some], held)
-    return _fixed_bytes(images, cut, rows, rows) + worst
+    return np.asarray(_fixed_bytes(images, cut, rows, rows) + columns + worst, np.int64)
 
 
 def _fixed_bytes(images: Sequence[Image], cut: Cut, rows: int, made: int) -> int:
