@@ -385,7 +385,7 @@ report = patchloom.verify(sys.argv[1], sample=0, progress=False)
 print(report.n_checked, tracemalloc.get_traced_memory()[1], flush=True)
 os._exit(0)
 """
-"""In a process that ends at once: CPython 3.11 may crash where tracing stops beside other threads."""
+"""In a process that ends at once: CPython 3.11 may crash where tracing stops beside threads."""
 
 
 def test_memory_follows_one_shard_not_the_store(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ _ROW_BYTES = 64
 _TASK_BYTES = 256 * 1024
 """Small things of a task that are not worth counting one by one."""
 _COLUMN_BYTES = 800
-"""Bytes of columns that a patch costs a leg: where it is, what blocks it needs, its manifest row."""
+"""Bytes of columns that a patch costs a leg: its place, its blocks, its row of the manifest."""
 _MIXED_BYTES = 320
 """Bytes that a patch of a window costs besides: its columns, and the permutation of the window."""
 _COUNT_BYTES = 40
