@@ -136,7 +136,7 @@ def test_the_system_sees_no_more(case: str, cache: Path, tmp_path: Path) -> None
     assert 0 < taken <= projected + 16 * 2**20
 
 
-@pytest.mark.parametrize(("memory", "rows", "side"), [(3, 16, 64), (3, 128, 32), (5, 64, 32)])
+@pytest.mark.parametrize(("memory", "rows", "side"), [(3, 16, 64), (6, 128, 32), (5, 64, 32)])
 def test_a_default_window_leaves_room_for_what_is_sent(
     memory: int, rows: int, side: int, tmp_path: Path
 ) -> None:
