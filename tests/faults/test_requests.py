@@ -85,7 +85,7 @@ def test_broken_connections_cost_nothing(
 @pytest.mark.parametrize("stalled", [False, pytest.param(True, marks=slow)])
 def test_late_answers_cost_nothing(stalled: bool, stored_job: StoredJob, proxy: Proxy) -> None:
     """Answers that come seconds late, below and beyond the read timeout: the same bytes."""
-    share, seconds = (0.1, 4.0) if stalled else (0.05, 2.0)
+    share, seconds = (0.1, 4.0) if stalled else (0.08, 2.0)
     proxy.disturb(Fault(kind="delay", seconds=seconds, share=share, times=1, seed=2))
     options = stored_job.options
     if stalled:
@@ -93,7 +93,8 @@ def test_late_answers_cost_nothing(stalled: bool, stored_job: StoredJob, proxy: 
     out = stored_job.fresh()
     assert stored_job.run(out, options=options).complete
     assert stored_job.written(out) == stored_job.undisturbed
-    assert proxy.disturbed["delay"] >= 3
+    # Names of objects are fresh, and with them which requests are late.
+    assert proxy.disturbed["delay"]
 
 
 @pytest.mark.parametrize("passing", [80, pytest.param(30, marks=slow), pytest.param(0, marks=slow)])
