@@ -109,23 +109,27 @@ def others(n: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "held", "after", "says"),
+    ("name", "says"),
     [
         # The index of a shard is read, then its chunks: they are of another, later object.
-        ("sharded.zarr", "c/0/0/0", "c/0/0/0", 1, "became another object|after the run began"),
-        # An object that is read once: written after the run began, while another one was held.
-        pytest.param(
-            *("plain.zarr", "c/1/1/2", "c/0/0/0", 0, "after the run began"), marks=pytest.mark.slow
-        ),
+        ("sharded.zarr", "became another object|after the run began"),
+        # Objects that are read once: the last one is written while the first one is held.
+        pytest.param("plain.zarr", "after the run began", marks=pytest.mark.slow),
     ],
 )
 def test_a_source_that_changes_in_the_store_is_refused(
-    name: str, key: str, held: str, after: int, says: str, stored_job: StoredJob, proxy: Proxy
+    name: str, says: str, stored_job: StoredJob, proxy: Proxy
 ) -> None:
-    """A read is held, the object is written anew, the read goes on: refused, and no wrong bytes."""
+    """A read is held, an object is written anew, the read goes on: refused, and no wrong bytes."""
+    plan, out = stored_job.plan(), stored_job.fresh()
+    held, key, after = "c/0/0/0", "c/0/0/0", 1
+    if name == "plain.zarr":
+        # One worker reads in the same order every time.
+        stored_job.run(stored_job.fresh(), plan, workers=1)
+        read = [r.path.split(f"/{name}/")[1] for r in proxy.requests if f"/{name}/c/" in r.path]
+        held, key, after = read[0], read[-1], 0
     fs, path = stored_job.filesystem, f"{stored_job.bucket}/{name}/{key}"
-    whole, out = fs.cat_file(path), stored_job.fresh()
-    plan = stored_job.plan()
+    whole = fs.cat_file(path)
     fault = Fault(kind="hold", method="GET", path=f"/{name}/{held}", after=after, times=1)
     proxy.disturb(fault)
     with ThreadPoolExecutor(1) as pool:
@@ -136,7 +140,8 @@ def test_a_source_that_changes_in_the_store_is_refused(
             # HTTP's dates are whole seconds: another task that reads the object only now would
             # not notice an earlier change.
             time.sleep(3.0)
-            fs.pipe_file(path, fs.cat_file(f"{stored_job.bucket}/{name}/c/0/1/1"))
+            other = "c/0/1/1" if key != "c/0/1/1" else "c/0/1/0"
+            fs.pipe_file(path, fs.cat_file(f"{stored_job.bucket}/{name}/{other}"))
             proxy.release()
             with pytest.raises(SourceChangedError) as caught:
                 run.result(timeout=100)
