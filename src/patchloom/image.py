@@ -150,6 +150,13 @@ class Layout:
         flat: Ints = self.groups_of(samples) * self.space.n_chunks + self.space.flat(chunks)
         return flat
 
+    def own_samples(self, samples: Ints) -> Ints:
+        """The samples of this array that belong to samples of an image over it.
+
+        An array without samples of its own is the same for all.
+        """
+        return samples if self.n_samples > 1 else np.zeros_like(samples)
+
     def groups_of(self, samples: Ints) -> Ints:
         """Flat group of each flat sample: those of one group are stored in the same chunks."""
         return self.samples.flat(self.samples.chunk_of(self._sample_index(samples)))

@@ -84,7 +84,7 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
 def _queue(plan: Plan, array: Image, part: Patches, step: Ints) -> Ints:
     """The blocks of one array that a task reads, in its order."""
     layout = array.layout
-    sample = part.sample if layout.n_samples > 1 else np.zeros_like(part.sample)
+    sample = layout.own_samples(part.sample)
     patch, block = touches(layout, sample, part.corner, plan.cut)
     return arrivals(step[patch], block)[0]
 
@@ -97,7 +97,7 @@ def _under_mask(plan: Plan, role: Role, part: Patches, shard: Ints) -> Iterator[
     extent = np.asarray(image.layout.space.shape, np.int64)
     low = np.maximum(corner, 0)[:, axes]
     high = np.minimum(corner + np.asarray(plan.cut.proper, np.int64), extent)[:, axes]
-    sample = part.sample if layout.n_samples > 1 else np.zeros_like(part.sample)
+    sample = layout.own_samples(part.sample)
     order = np.lexsort((sample, shard))
     shard, sample, low, high = shard[order], sample[order], low[order], high[order]
     change = (np.diff(shard, prepend=-1) != 0) | (np.diff(sample, prepend=-1) != 0)

@@ -52,8 +52,7 @@ def cut_batches(
         step = steps_of(part.cell, turn // plan.rows_per_shard, plan)
         caches: dict[str, tuple[npt.NDArray[np.int64], BlockCache]] = {}
         for name, array in plan.images[part.image].cut_arrays.items():
-            # Labels or a target without samples of their own are the same for all samples.
-            sample = part.sample if array.layout.n_samples > 1 else np.zeros_like(part.sample)
+            sample = array.layout.own_samples(part.sample)
             patch, block = touches(array.layout, sample, part.corner, plan.cut)
             found = given.get((part.image, name))
             reader = array.source.reader() if found is None else found.reader()

@@ -55,7 +55,7 @@ def classes_at(
     labels = image.labels.image
     pixel = np.stack(np.unravel_index(flat, image.layout.space.shape), -1).astype(np.int64)
     found = np.zeros(len(flat), labels.dtype)
-    which = sample if labels.layout.n_samples > 1 else np.zeros_like(sample)
+    which = labels.layout.own_samples(sample)
     for one in np.unique(which):
         for group in _groups(pixel, np.flatnonzero(which == one)):
             low, high = pixel[group].min(0), pixel[group].max(0) + 1

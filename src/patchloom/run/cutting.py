@@ -282,11 +282,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
     step = steps_of(part.cell, turn // rows, plan)
     place = part.place if goes_by_class(plan.config) else None
     arrays, contents = run.job.arrays(image), Contents.of(plan)
-    # Labels or a target without samples of their own are the same for all samples.
-    samples = {
-        name: sample if array.layout.n_samples > 1 else np.zeros_like(sample)
-        for name, array in arrays.items()
-    }
+    samples = {name: array.layout.own_samples(sample) for name, array in arrays.items()}
     caches: dict[str, BlockCache] = {}
     losses = Losses(len(corner))
     for name, array in arrays.items():

@@ -137,25 +137,16 @@ def by_reason(table: pa.Table, rows_per_shard: int) -> tuple[dict[str, Any], ...
     why, row = coded.indices.to_numpy(), table["row"].to_numpy()
     counts = np.bincount(why, minlength=len(coded.dictionary))
     order = np.argsort(-counts, kind="stable")
-    found = []
-    for k in order[:REASONS].tolist():
-        mine = row[why == k]
-        found.append(
-            {
-                "reason": coded.dictionary[k].as_py(),
-                "n_patches": len(mine),
-                "n_shards": len(np.unique(mine // rows_per_shard)),
-                "rows": mine[:EXAMPLES].tolist(),
-            }
-        )
-    if len(order) > REASONS:
-        mine = row[np.isin(why, order[REASONS:])]
-        found.append(
-            {
-                "reason": f"{len(order) - REASONS:,} other reasons, see skipped.parquet",
-                "n_patches": len(mine),
-                "n_shards": len(np.unique(mine // rows_per_shard)),
-                "rows": mine[:EXAMPLES].tolist(),
-            }
-        )
-    return tuple(found)
+    parts = [(coded.dictionary[k].as_py(), row[why == k]) for k in order[:REASONS].tolist()]
+    if rest := order[REASONS:].tolist():
+        text = f"{len(rest):,} other reasons, see skipped.parquet"
+        parts.append((text, row[np.isin(why, rest)]))
+    return tuple(
+        {
+            "reason": reason,
+            "n_patches": len(mine),
+            "n_shards": len(np.unique(mine // rows_per_shard)),
+            "rows": mine[:EXAMPLES].tolist(),
+        }
+        for reason, mine in parts
+    )

@@ -236,7 +236,7 @@ def _supplies(
                 continue
             array = image.cut_arrays[name]
             layout = array.layout
-            sample = patches.sample if layout.n_samples > 1 else np.zeros_like(patches.sample)
+            sample = layout.own_samples(patches.sample)
             _, blocks = touches(layout, sample, patches.corner, plan.cut)
             rows = [tuple(row) for row in stored_chunks(array, np.unique(blocks)).tolist()]
             arrays.append((patches.image, name))

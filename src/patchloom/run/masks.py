@@ -67,7 +67,7 @@ def covered_area(
     # A mask without z holds for every z: only the part of the patch inside the image counts.
     factor = (high - low)[:, missing].prod(-1)
     low, high = low[:, axes], high[:, axes]
-    which = sample if role.image.layout.n_samples > 1 else np.zeros_like(sample)
+    which = role.image.layout.own_samples(sample)
     pixel, regions = role.alignment.pixel, regions or _fresh(role.image)
     area = np.zeros(len(sample), object if pixel * math.prod(size) >= 2**62 else np.int64)
     for s in np.unique(which):
@@ -171,7 +171,7 @@ class Walk:
 
     def samples(self, sample: Ints) -> Ints:
         """The array's samples that belong to samples of the image."""
-        return sample if self._role.image.layout.n_samples > 1 else np.zeros_like(sample)
+        return self._role.image.layout.own_samples(sample)
 
     def note(self, step: int, sample: Ints, first: Ints, last: Ints) -> None:
         """Say what a step looks at.

@@ -50,7 +50,7 @@ class Nearby:
         around = blocks if own == layout else _under(own, layout, blocks, samples)
         [patches] = plan.along(plan.touching(image, around))
         turn = plan.sequence.turns_of(patches.rank)
-        sample = patches.sample if layout.n_samples > 1 else np.zeros_like(patches.sample)
+        sample = layout.own_samples(patches.sample)
         patch, block = touches(layout, sample, patches.corner, plan.cut)
         order = np.lexsort((turn[patch], block))
         patch, block = patch[order], block[order]
