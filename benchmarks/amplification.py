@@ -7,9 +7,7 @@ means. No figure here is a time: all of them can be made on a busy machine.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -182,14 +180,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _save(records: Sequence[Record], path: Path, argv: Sequence[str]) -> None:
     """Write what is known so far: the last cases take long."""
-    document = {
-        "records": [asdict(record) for record in records],
-        "published": {str(nbytes): reads for nbytes, reads in PUBLISHED.items()},
-        "versions": environment.versions(),
-        "machine": environment.machine(),
-        "command": shlex.join(["python", "-m", "benchmarks", "amplification", *argv]),
-    }
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    environment.save(
+        path,
+        "amplification",
+        argv,
+        records=[asdict(record) for record in records],
+        published={str(nbytes): reads for nbytes, reads in PUBLISHED.items()},
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

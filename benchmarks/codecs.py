@@ -7,9 +7,7 @@ machine. Figures are processor and wall seconds of this process, medians over th
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import shlex
 import statistics
 import tempfile
 import time
@@ -64,9 +62,7 @@ def main(argv: Sequence[str]) -> int:
                     )
                     print(" | ".join(str(value) for value in records[-1].values()), flush=True)
     if options.output is not None:
-        about = {"command": shlex.join(["python", "-m", "benchmarks", "codecs", *argv])}
-        about |= {"versions": environment.versions(), "machine": environment.machine()}  # type: ignore[dict-item]
-        options.output.write_text(json.dumps({**about, "records": records}, indent=2) + "\n")
+        environment.save(options.output, "codecs", argv, records=records)
     return 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,27 @@ PACKAGES = (
     "numba",
 )
 """Packages whose versions go into each record; absent ones are left out."""
+
+
+def save(path: Path, benchmark: str, argv: Sequence[str], **figures: Any) -> None:
+    """Write the figures of a benchmark as JSON, with what they were measured on and how.
+
+    Parameters
+    ----------
+    path
+        The file.
+    benchmark, argv
+        What followed ``python -m benchmarks``.
+    figures
+        What was measured, by name.
+    """
+    document = {
+        **figures,
+        "versions": versions(),
+        "machine": machine(),
+        "command": shlex.join(["python", "-m", "benchmarks", benchmark, *argv]),
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

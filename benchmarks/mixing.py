@@ -7,8 +7,6 @@ means. Nothing is read or timed: all figures are counts, the same on every machi
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -86,12 +84,8 @@ def main(argv: Sequence[str]) -> int:
                     records.append(measure(Path(temporary), name, n, share))
                     print(_row(records[-1]), flush=True)
     if options.output is not None:
-        document = {
-            "records": [asdict(record) for record in records],
-            "versions": environment.versions(),
-            "command": shlex.join(["python", "-m", "benchmarks", "mixing", *argv]),
-        }
-        options.output.write_text(json.dumps(document, indent=2) + "\n")
+        found = [asdict(record) for record in records]
+        environment.save(options.output, "mixing", argv, records=found)
     return 0
 
 

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import resource
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -93,13 +92,8 @@ def main(argv: Sequence[str]) -> int:
             records.append(record)
             print(_row(record), flush=True)
     if options.output is not None:
-        document = {
-            "records": [asdict(record) for record in records],
-            "versions": environment.versions(),
-            "machine": environment.machine(),
-            "command": shlex.join(["python", "-m", "benchmarks", "planning", *argv]),
-        }
-        options.output.write_text(json.dumps(document, indent=2) + "\n")
+        found = [asdict(record) for record in records]
+        environment.save(options.output, "planning", argv, records=found)
     return 0
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import pickle
 import resource
-import shlex
 import statistics
 import tempfile
 import time
@@ -121,13 +119,10 @@ def main(argv: Sequence[str]) -> int:
         "slope": _slope(document["runs"]),
         "targets": TARGETS,
         "others": neighbours.load(),
-        "versions": environment.versions(),
-        "machine": environment.machine(),
-        "command": shlex.join(["python", "-m", "benchmarks", "scheduling", *argv]),
     }
     print(_told(document["slope"]), flush=True)
     if options.output is not None:
-        options.output.write_text(json.dumps(document, indent=2) + "\n")
+        environment.save(options.output, "scheduling", argv, **document)
     return 0
 
 

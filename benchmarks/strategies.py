@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -149,16 +148,15 @@ def main(argv: Sequence[str]) -> int:
                 records.append(record)
                 print(_ROWS[task](record), flush=True)
     if options.output is not None:
-        document = {
-            "compared": compared,
-            "records": [asdict(record) for record in records],
-            "repeats": options.repeats,
-            "peer_seconds": options.peer_seconds,
-            "versions": environment.versions(),
-            "machine": environment.machine(),
-            "command": shlex.join(["python", "-m", "benchmarks", "strategies", *argv]),
-        }
-        options.output.write_text(json.dumps(document, indent=2) + "\n")
+        environment.save(
+            options.output,
+            "strategies",
+            argv,
+            compared=compared,
+            records=[asdict(record) for record in records],
+            repeats=options.repeats,
+            peer_seconds=options.peer_seconds,
+        )
     return 0
 
 
