@@ -17,7 +17,7 @@ from dask.base import get_scheduler
 from dask.callbacks import Callback
 
 from patchloom.run.graph import Graph, Key
-from patchloom.run.losses import naming_losses
+from patchloom.run.lost_schedulers import naming_the_lost
 from patchloom.run.progress import Progress
 from patchloom.run.settings import Settings
 from patchloom.run.stretches import stretched
@@ -55,7 +55,7 @@ def execute(graph: Graph, *, progress: bool, label: str, n_patches: int = 0) -> 
     client = getattr(get, "__self__", None)
     with Progress(label, len(graph.keys), n_patches, settings) as shown:
         if client is not None and hasattr(client, "scheduler_info"):
-            with naming_losses(client):
+            with naming_the_lost(client):
                 return _on_cluster(client, graph, settings, shown.step)
         return _here(get, graph, settings, shown.step)
 

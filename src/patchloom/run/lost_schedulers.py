@@ -1,4 +1,4 @@
-"""Losses: what is left of a run when its Dask scheduler or its workers die."""
+"""Lost schedulers: what is said of a run whose Dask scheduler or workers die."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from patchloom.errors import SchedulerLostError
 
-__all__ = ["naming_losses"]
+__all__ = ["naming_the_lost"]
 
 _ON = "finished shards are kept"
 
 
 @contextmanager
-def naming_losses(client: Any) -> Iterator[None]:
+def naming_the_lost(client: Any) -> Iterator[None]:
     """Say of a lost scheduler, or of workers that die, what happened and the way out.
 
     Parameters
