@@ -8,19 +8,21 @@
 2. **cut**: reads and decodes each storage chunk that a kept patch touches exactly once, whole;
    counts in an exact histogram, one a channel, each pixel of the union of the kept patches once
    (a pixel that two overlapping patches share counts once); copies the chunk's piece of
-   every patch into place.
-3. **store**: encodes each patch (little-endian bytes, blosc zstd level 1 with bit shuffle,
-   crc32c), joins them into Zarr v3 shards with a checksummed index at the end, writes one file a
-   shard, a Parquet manifest with one row a patch, and each channel's count and percentiles from
-   the histograms among the attributes.
+   every patch into place; **encodes** a patch (little-endian bytes, blosc zstd level 1 with bit
+   shuffle, crc32c) as soon as its last piece has come, and takes its memory for another one;
+   joins patches into Zarr v3 shards with a checksummed index at the end and writes one file a
+   shard.
+3. **finish**: writes a Parquet manifest with one row a patch, and each channel's count and
+   percentiles from the histograms among the attributes.
 
 This is all the job does: what comes out is a store that plain zarr opens, with the same pixels
 in the same chunks, shards and codecs as patchloom's.  :mod:`benchmarks.verification` compares
 the two once per workload.
 
 What it spares itself is what a library must pay for: it knows only ``uint8`` and ``uint16``, one
-codec chain, a local disk and one image; it plans no memory (every kept patch is in memory at
-once, decoded), cannot resume, spread over machines or report progress, and writes shards in place.
+codec chain, a local disk and one image; it plans no memory (it holds what the rows of chunks
+at hand ask for, and shards in the making, encoded), cannot resume, spread over machines or report
+progress, and writes shards in place.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import google_crc32c
 import numcodecs.blosc
@@ -126,21 +128,22 @@ def run_floor(
     source = _Source.open(image, axes)
     starts, coverage = select(mask, source.shape[1:], patch_size, overlaps, min_coverage)
     clock.append(time.perf_counter())
+    patch_shape = (source.shape[0], *patch_size)
+    group = _create(out, len(starts), patch_shape, source.dtype, axes, rows_per_shard)
+    shards = _Shards(out / "images", len(starts), patch_shape, source.dtype, rows_per_shard)
     with ThreadPoolExecutor(n_threads) as pool:
-        cut = _cut(source, starts, patch_size, pool)
-        clock.append(time.perf_counter())
-        n_shards, bytes_written = _store(
-            out, cut, starts, coverage, axes, rows_per_shard, percentiles, pool
-        )
+        cut = _cut(source, starts, patch_size, pool, shards)
     clock.append(time.perf_counter())
-    names = ("select", "cut", "store")
+    _finish(out, group, cut.histograms, starts, coverage, axes, percentiles)
+    clock.append(time.perf_counter())
+    names = ("select", "cut and encode", "finish")
     return FloorReport(
         n_patches=len(starts),
-        n_shards=n_shards,
+        n_shards=len(shards),
         chunks_needed=cut.chunks_needed,
         chunk_reads=cut.chunk_reads,
         bytes_read=cut.bytes_read,
-        bytes_written=bytes_written,
+        bytes_written=shards.bytes_written,
         seconds=clock[-1] - clock[0],
         phases={
             name: stop - start
@@ -171,8 +174,9 @@ def run_cut(
     source = _Source.open(image, axes)
     starts, _ = select(mask, source.shape[1:], patch_size, overlaps, min_coverage)
     with ThreadPoolExecutor(n_threads) as pool:
-        patches = _cut(source, starts, patch_size, pool, count=False).patches
-    return time.perf_counter() - begun, starts, patches
+        patches = _All(np.empty((len(starts), source.shape[0], *patch_size), source.dtype))
+        _cut(source, starts, patch_size, pool, patches, count=False)
+    return time.perf_counter() - begun, starts, patches.patches
 
 
 def select(
@@ -278,13 +282,36 @@ class _Scratch(threading.local):
 
 @dataclass(frozen=True)
 class _Cut:
-    """Every kept patch, and what it took to have them."""
+    """What it took to have every kept patch."""
 
-    patches: npt.NDArray[Any]
     histograms: npt.NDArray[np.int64]
     chunks_needed: int
     chunk_reads: int
     bytes_read: int
+
+
+class _Patches(Protocol):
+    """Where pieces of patches go."""
+
+    def begin(self, row: int) -> npt.NDArray[Any]:
+        """The pixels of a patch, to be filled."""
+
+    def end(self, row: int) -> None:
+        """Take a patch that is whole."""
+
+
+@dataclass(frozen=True)
+class _All:
+    """Every patch in memory."""
+
+    patches: npt.NDArray[Any]
+
+    def begin(self, row: int) -> npt.NDArray[Any]:
+        patch: npt.NDArray[Any] = self.patches[row]
+        return patch
+
+    def end(self, row: int) -> None:
+        """Nothing is left to do."""
 
 
 def _cut(
@@ -292,10 +319,10 @@ def _cut(
     starts: npt.NDArray[np.int64],
     patch_size: Sequence[int],
     pool: ThreadPoolExecutor,
+    patches: _Patches,
     count: bool = True,
 ) -> _Cut:
     """Decode each needed chunk once, count its pixels, and copy its piece of every patch."""
-    patches = np.empty((len(starts), source.shape[0], *patch_size), dtype=source.dtype)
     cell_shape = source.chunks[1:]
     rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
     first = starts // cell_shape
@@ -305,13 +332,15 @@ def _cut(
         for cell in itertools.product(*spans):
             rows_of[cell].append(row)
     corners = starts.tolist()
+    left = np.prod(last - first + 1, axis=1).tolist()
+    lock = threading.Lock()
     totals: list[npt.NDArray[np.int64]] = []
     scratch = _Scratch(source, totals)
 
     def cut_cell(cell: tuple[int, ...]) -> tuple[int, int]:
         """Cut the chunks of all channels over one cell of the spatial grid."""
         chunk, total = scratch.chunk, scratch.total
-        pieces: list[tuple[int, tuple[slice, ...], tuple[slice, ...]]] = []
+        pieces: list[tuple[npt.NDArray[Any], tuple[slice, ...], tuple[slice, ...]]] = []
         boxes: list[Box] = []
         for row in rows_of[cell]:
             to, of, box = [], [], []
@@ -320,7 +349,7 @@ def _cut(
                 to.append(slice(low - start, high - start))
                 of.append(slice(low - i * n, high - i * n))
                 box.append((low - i * n, high - i * n))
-            pieces.append((row, tuple(to), tuple(of)))
+            pieces.append((patches.begin(row), tuple(to), tuple(of)))
             boxes.append(tuple(box))
         union = [tuple(slice(a, b) for a, b in box) for box in disjoint(boxes)] if count else []
         n_reads = n_bytes = 0
@@ -329,8 +358,8 @@ def _cut(
             n_reads += 1
             begin = channel * source.chunks[0]
             for i, plane in enumerate(chunk[: source.shape[0] - begin], start=begin):
-                for row, to_slices, of_slices in pieces:
-                    patches[row, i][to_slices] = plane[of_slices]
+                for patch, to_slices, of_slices in pieces:
+                    patch[i][to_slices] = plane[of_slices]
                 if not count:
                     continue
                 if len(union) == 1:
@@ -339,11 +368,18 @@ def _cut(
                     pixels = np.concatenate([plane[box].ravel() for box in union])
                 counts = np.bincount(pixels)
                 total[i, : counts.size] += counts
+        whole = []
+        with lock:
+            for row in rows_of[cell]:
+                left[row] -= 1
+                if not left[row]:
+                    whole.append(row)
+        for row in whole:
+            patches.end(row)
         return n_reads, n_bytes
 
     done = list(pool.map(cut_cell, rows_of))
     return _Cut(
-        patches=patches,
         histograms=np.sum(totals, axis=0),
         chunks_needed=len(rows_of) * -(-source.shape[0] // source.chunks[0]),
         chunk_reads=sum(n_reads for n_reads, _ in done),
@@ -416,61 +452,105 @@ def _checksum(data: bytes) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
-def _store(
+class _Shards:
+    """Patches that are encoded as they become whole; their memory goes round."""
+
+    def __init__(
+        self,
+        path: Path,
+        n_patches: int,
+        patch_shape: Sequence[int],
+        dtype: np.dtype[Any],
+        rows_per_shard: int,
+    ) -> None:
+        zeros = "/".join("0" * len(patch_shape))
+        self._shards = [
+            _Shard(
+                path / "c" / str(first // rows_per_shard) / zeros,
+                min(rows_per_shard, n_patches - first),
+                rows_per_shard,
+            )
+            for first in range(0, n_patches, rows_per_shard)
+        ]
+        self._rows, self._shape, self._dtype = rows_per_shard, tuple(patch_shape), dtype
+        self._codec = numcodecs.blosc.Blosc(
+            cname="zstd", clevel=1, shuffle=numcodecs.blosc.BITSHUFFLE
+        )
+        self._begun: dict[int, npt.NDArray[Any]] = {}
+        self._free: list[npt.NDArray[Any]] = []
+        self._lock = threading.Lock()
+        self.bytes_written = 0
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def begin(self, row: int) -> npt.NDArray[Any]:
+        """The pixels of a patch, to be filled."""
+        with self._lock:
+            patch = self._begun.get(row)
+            if patch is None:
+                patch = self._free.pop() if self._free else np.empty(self._shape, self._dtype)
+                self._begun[row] = patch
+            return patch
+
+    def end(self, row: int) -> None:
+        """Encode a patch that is whole."""
+        patch = self._begun.pop(row)
+        encoded = self._codec.encode(patch)
+        self._free.append(patch)
+        shard, within = divmod(row, self._rows)
+        written = self._shards[shard].put(within, encoded + _checksum(encoded))
+        with self._lock:
+            self.bytes_written += written
+
+
+def _create(
     out: Path,
-    cut: _Cut,
-    starts: npt.NDArray[np.int64],
-    coverage: npt.NDArray[np.float64],
+    n_patches: int,
+    patch_shape: Sequence[int],
+    dtype: np.dtype[Any],
     axes: str,
     rows_per_shard: int,
-    percentiles: Sequence[float],
-    pool: ThreadPoolExecutor,
-) -> tuple[int, int]:
-    """Write metadata, shards and manifest; return how many shards and bytes of them."""
-    patches = cut.patches
-    group = zarr.create_group(
-        store=out,
-        attributes={
-            "count": cut.histograms.sum(axis=1).tolist(),
-            "percentiles": _percentiles(cut.histograms, percentiles),
-        },
-    )
+) -> zarr.Group:
+    """Write the metadata of a store."""
+    group = zarr.create_group(store=out)
     group.create_array(
         "images",
-        shape=patches.shape,
-        chunks=(1, *patches.shape[1:]),
-        shards=(rows_per_shard, *patches.shape[1:]),
-        dtype=patches.dtype,
+        shape=(n_patches, *patch_shape),
+        chunks=(1, *patch_shape),
+        shards=(rows_per_shard, *patch_shape),
+        dtype=dtype,
         compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
         dimension_names=("patch", "c", *axes.removeprefix("c")),
         fill_value=0,
     )
-    zeros = "/".join("0" * (patches.ndim - 1))
-    shards = [
-        _Shard(
-            out / "images" / "c" / str(i) / zeros,
-            min(rows_per_shard, len(patches) - i * rows_per_shard),
-            rows_per_shard,
-        )
-        for i in range(-(-len(patches) // rows_per_shard))
-    ]
-    codec = numcodecs.blosc.Blosc(cname="zstd", clevel=1, shuffle=numcodecs.blosc.BITSHUFFLE)
+    return group
 
-    def encode(row: int) -> int:
-        encoded = codec.encode(patches[row])
-        shard, within = divmod(row, rows_per_shard)
-        return shards[shard].put(within, encoded + _checksum(encoded))
 
-    written = pool.map(encode, range(len(patches)))
+def _finish(
+    out: Path,
+    group: zarr.Group,
+    histograms: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    coverage: npt.NDArray[np.float64],
+    axes: str,
+    percentiles: Sequence[float],
+) -> None:
+    """Write what is known only now: statistics and the manifest."""
+    group.attrs.update(
+        {
+            "count": histograms.sum(axis=1).tolist(),
+            "percentiles": _percentiles(histograms, percentiles),
+        }
+    )
     columns: dict[str, npt.NDArray[Any]] = {
-        "row": np.arange(len(patches)),
-        "image": np.zeros(len(patches), dtype=np.int32),
+        "row": np.arange(len(starts)),
+        "image": np.zeros(len(starts), dtype=np.int32),
     }
     for name, column in zip(axes.removeprefix("c"), starts.T, strict=True):
         columns[f"start_{name}"] = column
     columns["coverage"] = coverage
     pq.write_table(pa.table(columns), out / "manifest.parquet")
-    return len(shards), sum(written)
 
 
 def _percentiles(
