@@ -68,9 +68,7 @@ def test_a_pixel_has_the_label_at_its_centre(
     for pixel in itertools.product(*(range(a, b) for a, b in zip(low, high, strict=True))):
         index = tuple(
             math.floor((p + Fraction(1, 2) - o) / s) - first
-            for p, o, s, first in zip(
-                pixel, alignment.offset, alignment.scale, origin, strict=True
-            )
+            for p, o, s, first in zip(pixel, alignment.offset, alignment.scale, origin, strict=True)
         )
         inside = all(0 <= k < n for k, n in zip(index, values.shape, strict=True))
         at = tuple(p - a for p, a in zip(pixel, low, strict=True))

@@ -133,7 +133,9 @@ def overlays(draw: st.DrawFn, image: tuple[int, str, tuple[int, ...]], values: i
         elif kind == "any":
             s = draw(st.fractions(min_value=Fraction(1, 2), max_value=3, max_denominator=4))
             o = draw(st.fractions(min_value=-2, max_value=2, max_denominator=4))
-        shape.append(max(1, math.ceil(extent / s) + (draw(st.integers(-1, 1)) if kind == "any" else 0)))
+        shape.append(
+            max(1, math.ceil(extent / s) + (draw(st.integers(-1, 1)) if kind == "any" else 0))
+        )
         scale.append(s)
         offset.append(o)
     n = draw(st.sampled_from([1, samples]))
@@ -244,12 +246,19 @@ def rows(table: Any, of: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), method=st.sampled_from(METHODS))
 def test_statistics_are_those_of_the_concatenated_pixels(
-    data: st.DataObject, dtype: str, method: str, kind: str, tmp_path_factory: pytest.TempPathFactory
+    data: st.DataObject,
+    dtype: str,
+    method: str,
+    kind: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Any type, chunks, mask, labels, planes and grouping; of images and under masks."""
     first = data.draw(cases(dtype))
     n = data.draw(st.integers(1, 3))
-    others = [data.draw(hnp.arrays(dtype, first.pixels.shape, elements=elements(dtype))) for _ in range(n - 1)]
+    others = [
+        data.draw(hnp.arrays(dtype, first.pixels.shape, elements=elements(dtype)))
+        for _ in range(n - 1)
+    ]
     all_cases = [first, *(Case(p, first.axes, first.mask, first.labels) for p in others)]
     columns = data.draw(st.lists(st.sampled_from("ab"), min_size=n, max_size=n))
     over = data.draw(st.sampled_from(["image", "mask"]))
@@ -266,7 +275,11 @@ def test_statistics_are_those_of_the_concatenated_pixels(
     )
     assert table.attrs["exact"] and table.attrs["over"] == over
 
-    groups = {"image": list(range(n)), None: [0] * n, "stain": [sorted(set(columns)).index(c) for c in columns]}[by]
+    groups = {
+        "image": list(range(n)),
+        None: [0] * n,
+        "stain": [sorted(set(columns)).index(c) for c in columns],
+    }[by]
     want: dict[tuple[Any, ...], list[Pixels]] = {}
     for group, case in zip(groups, all_cases, strict=True):
         image = case.canonical
@@ -315,8 +328,7 @@ def test_statistics_of_patches_are_those_of_the_pixels_they_take(
     size = [data.draw(st.integers(1, 4 if edge == "pad" else min(4, n))) for n in space]
     overlaps = [data.draw(st.integers(0, s - 1)) for s in size]
     patching = {"name": "sequential", "patch_size": size, "overlaps": overlaps}
-    padding = data.draw(st.sampled_from(["constant", "reflect"])) if edge == "pad" else "constant"
-    plan = patchloom.plan(image, patching, edge=edge, padding=padding)
+    plan = patchloom.plan(image, patching, edge=edge)
     keep = np.array([data.draw(st.booleans()) for _ in range(plan.n_patches)], bool)
     plan = plan.refine(keep)
     each = data.draw(st.sampled_from(["once", "taken"]))
