@@ -51,7 +51,8 @@ def test_a_pixel_is_under_a_mask_that_covers_half_of_it(
             for axis, k in enumerate(index):
                 begin = alignment.offset[axis] + (k + origin[axis]) * alignment.scale[axis]
                 stop = begin + alignment.scale[axis]
-                sides.append(max(Fraction(0), min(stop, pixel[axis] + 1) - max(begin, pixel[axis])))
+                last, first = Fraction(pixel[axis] + 1), Fraction(pixel[axis])
+                sides.append(max(Fraction(0), min(stop, last) - max(begin, first)))
             area += math.prod(sides, start=Fraction(1))
         at = tuple(p - a for p, a in zip(pixel, low, strict=True))
         assert found[at] == (area >= Fraction(1, 2)), (pixel, area)

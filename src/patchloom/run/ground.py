@@ -122,7 +122,8 @@ class Ground:
 
     def first(self, step: int) -> Ints:
         """The first pixel of a block on each spatial axis."""
-        return self._low[step]
+        found: Ints = self._low[step]
+        return found
 
     def reach(self, low: int, high: int) -> int:
         """Up to which step, at most `high`, so few patches lie that they are looked at together."""
