@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.summaries.counting import count_values
+from patchloom.summaries import counting
+from patchloom.summaries.kernels import kernels
 from patchloom.summaries.keys import Bits, Floats, Ints, floors
 from patchloom.summaries.summary import Summary
 
@@ -34,6 +35,7 @@ class Dense:
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
+        count_values = (kernels.after(len(flat)) or counting).count_values
         if times == 1:
             count_values(flat.view(self._patterns), self._counts)
             return
