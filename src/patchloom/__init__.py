@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from patchloom.run.reports import RunReport as RunReport
     from patchloom.run.scoring import survey as survey
     from patchloom.run.surveying import statistics as statistics
+    from patchloom.run.surveying import summarize as summarize
     from patchloom.run.verify_report import VerifyReport as VerifyReport
     from patchloom.run.verifying import verify as verify
     from patchloom.sources.opening import open_images as open_images
     from patchloom.sources.points import read_points as read_points
     from patchloom.store.patch_store import PatchStore as PatchStore
     from patchloom.store.patch_store import open_patches as open_patches
+    from patchloom.summaries.table import Statistics as Statistics
 
 try:
     __version__ = version("patchloom")
@@ -49,6 +51,7 @@ _HOME = {
     "Plan": "patchloom.planning.plans",
     "Points": "patchloom.points",
     "RunReport": "patchloom.run.reports",
+    "Statistics": "patchloom.summaries.table",
     "VerifyReport": "patchloom.run.verify_report",
     "alternatives": "patchloom.run.aligning",
     "materialize": "patchloom.run.materializing",
@@ -57,6 +60,7 @@ _HOME = {
     "plan": "patchloom.run.drafting",
     "read_points": "patchloom.sources.points",
     "statistics": "patchloom.run.surveying",
+    "summarize": "patchloom.run.surveying",
     "price": "patchloom.run.pricing",
     "survey": "patchloom.run.scoring",
     "verify": "patchloom.run.verifying",
