@@ -54,6 +54,14 @@ class Reads:
     codecs: str = "none"
     """Who decodes: ``"direct"`` (our calls of numcodecs), ``"zarr"`` (zarr-python), ``"dask"``."""
 
+    def __add__(self, other: Reads) -> Reads:
+        return Reads(
+            self.chunks + other.chunks,
+            self.requests + other.requests,
+            self.nbytes + other.nbytes,
+            self.codecs,
+        )
+
 
 class ChunkReader(Protocol):
     """Reads whole chunks; made on the worker, never shipped."""

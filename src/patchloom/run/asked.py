@@ -73,7 +73,7 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
         for kind in {"image", "role"} & {*found.readings}:
             taken = found.readings[kind]
             found.ask("live", np.unique(np.concatenate(taken.queues)), taken.batch)
-    if over == "image":
+    if over != "patches":
         for index, image in enumerate(plan.images):
             found = arrays.setdefault((index, "image"), Asked(image))
             for blocks in task_blocks(image):

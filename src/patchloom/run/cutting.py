@@ -26,7 +26,6 @@ from patchloom.run.allocating import keep_pages
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
 from patchloom.run.contents import Contents, named
-from patchloom.run.counting import Counting
 from patchloom.run.gaps import Losses, lost_rows
 from patchloom.run.masks import covered_share
 from patchloom.run.nearby import Nearby
@@ -34,6 +33,7 @@ from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
 from patchloom.run.sharing import Share, Visit, visit_to
 from patchloom.run.tiles import columns_of
+from patchloom.run.union import counted
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_name, summary_name
@@ -68,7 +68,8 @@ class Job:
     """Position in the store of the plan's first image."""
     pending: str | None = None
     """Fingerprint of the addition that is being made, if it is one to a store."""
-    counting: Counting = Counting()
+    each: str = "once"
+    """How often a pixel counts in the statistics that ride along."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -231,18 +232,14 @@ def _left(job: Job, shards: list[int]) -> list[int]:
 
 
 def cut_run(
-    plan: Plan,
-    shards: Sequence[int],
-    supplied: Mapping[ArrayKey, Supplied] | None = None,
-    counting: Counting | None = None,
+    plan: Plan, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied] | None = None
 ) -> tuple[dict[tuple[int, int], Summary], Reads]:
-    """Summarize the pixels of some shards' patches without writing; by default each once."""
+    """Summarize the pixels of some shards' patches, each once, without writing."""
     found: dict[tuple[int, int], Summary] = {}
     reads = Reads()
     for leg, some in plan.runs.legs_of(shards):
         with visit_to(plan, leg) as visit:
-            job = Job(None, counting=counting or Counting())
-            run = _Run(plan, job, dict(supplied or {}), visit)
+            run = _Run(plan, Job(None), dict(supplied or {}), visit)
             for shard in _walk(run, some):
                 for key, summary in shard.summaries.items():
                     found[key] = found.get(key, Summary.empty()) + summary
@@ -287,8 +284,6 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
     step = steps_of(part.cell, turn // rows, plan)
     place = part.place if goes_by_class(plan.config) else None
     arrays, contents = run.job.arrays(image), Contents.of(plan)
-    if run.job.counting.skips(index):
-        arrays = {}
     samples = {name: array.layout.own_samples(sample) for name, array in arrays.items()}
     caches: dict[str, BlockCache] = {}
     losses = Losses(len(corner))
@@ -371,7 +366,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         out = (
             "; on_error='skip' goes on without the patches that need it"
             if run.job.target is not None
-            else run.job.counting.needs_all
+            else "; what patches are normalised with needs every pixel; normalize=None does not"
         )
         raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
@@ -494,7 +489,7 @@ def _tally(
     pixels: Pixels,
     patches: Patches,
 ) -> None:
-    size, counting = run.plan.cut.size, run.job.counting
+    size, image = run.plan.cut.size, run.plan.images[index]
     first, _ = layout.space.box(layout.space.unflat(block % layout.space.n_chunks).tolist())
     extent = pixels.shape[2:]
     _, samples = layout.samples_of(np.asarray([block]))
@@ -504,17 +499,14 @@ def _tally(
         mine = patches.sample == sample
         if not mine.any():
             continue
-        for lines, where, times in counting.parts(low[mine], high[mine], extent):
+        for some, where, times in counted(run.job.each, low[mine], high[mine], extent):
             for channel in range(layout.n_channels):
                 tally = shard.tallies.get((index, channel))
                 if tally is None:
-                    tally = counting.tally(index, channel, run.plan.images[index])
-                    if tally is None:
-                        continue
-                    shard.tallies[index, channel] = tally
+                    tally = shard.tallies[index, channel] = Tally(pixels.dtype, image.nodata)
                     run.meter.take(tally.nbytes)
+                plane = pixels[inside, channel][some]
                 before = tally.nbytes
-                plane = pixels[inside, channel][lines]
                 tally.add(plane if where is None else plane[where], times)
                 run.meter.take(tally.nbytes - before)
 

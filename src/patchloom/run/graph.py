@@ -15,7 +15,6 @@ from patchloom.image import Image, Ints
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
-from patchloom.run.counting import Counting
 from patchloom.run.cutting import ArrayKey, Job, cut_run, write_run
 from patchloom.run.showing import Look, show_run
 
@@ -69,7 +68,6 @@ def run_graph(
     token: str,
     *,
     write: Callable[..., Any] = write_run,
-    counting: Counting | None = None,
 ) -> Graph:
     """The graph that writes some shards of a plan, or counts them.
 
@@ -87,13 +85,12 @@ def run_graph(
         Makes the keys unique.
     write
         What a task does with the plan, the job, its shards and the blocks handed to it.
-    counting
-        Without a job, how pixels are counted; by default each once.
     """
     name = f"{'patchloom-write' if job is not None else 'patchloom-count'}-{token}"
     plan_key, job_key = f"patchloom-plan-{token}", f"patchloom-job-{token}"
     shared: dict[str, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
-    shared[job_key] = (counting or Counting()) if job is None else job
+    if job is not None:
+        shared[job_key] = job
     lazies = _lazy_arrays(plan, job)
     wanted = np.asarray(shards, np.int64)
     bounds = np.searchsorted(wanted, plan.runs.bounds)
@@ -110,7 +107,7 @@ def run_graph(
             # What is not asked for is not gone through.
             ids, blocks = _supplies(plan, plan.tour(mine), lazies, counted) if lazies else _NOTHING
             if job is None:
-                made[key] = (_count, plan_key, job_key, mine, ids, blocks)
+                made[key] = (_count, plan_key, mine, ids, blocks)
             else:
                 made[key] = (_write, write, plan_key, job_key, mine, ids, blocks)
         return made
@@ -166,10 +163,8 @@ def _write(
     return write(plan, job, shards, _supplied(ids, blocks))
 
 
-def _count(
-    plan: Plan, counting: Counting, shards: Sequence[int], ids: Any, blocks: list[Any]
-) -> Any:
-    return cut_run(plan, shards, _supplied(ids, blocks), counting)
+def _count(plan: Plan, shards: Sequence[int], ids: Any, blocks: list[Any]) -> Any:
+    return cut_run(plan, shards, _supplied(ids, blocks))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["taken", "union"]
+__all__ = ["counted", "taken", "union"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -37,6 +37,38 @@ def union(low: Ints, high: Ints, extent: Sequence[int]) -> npt.NDArray[np.bool_]
         return None
     counts, edges = _counted(low, high, extent)
     return None if (counts > 0).all() else _spread(counts > 0, edges)
+
+
+def counted(
+    each: str, low: Ints, high: Ints, extent: Sequence[int]
+) -> Iterator[tuple[tuple[Any, ...], npt.NDArray[np.bool_] | None, Ints | int]]:
+    """The pixels of a block that count, part by part.
+
+    Parameters
+    ----------
+    each
+        ``"once"``, or ``"taken"``: once for each box.
+    low, high
+        Half-open boxes in pixels of the block, clipped to it: int64[n, ndim].
+    extent
+        Shape of the block.
+
+    Yields
+    ------
+    (part, where, times)
+        An index into the block; which pixels there count, None for all; and how often each of
+        these does.
+    """
+    if each == "once":
+        yield (), union(low, high, extent), 1
+        return
+    for part, times in taken(low, high, extent):
+        if isinstance(times, int):
+            if times:
+                yield part, None, times
+            continue
+        where = times > 0
+        yield part, where, times[where]
 
 
 def taken(
