@@ -60,10 +60,9 @@ def taken(store: patchloom.PatchStore, image: str, shape: tuple[int, ...]) -> Pi
 def numbers(pixels: Pixels, nodata: float | None, method: str) -> dict[str, Any]:
     """What NumPy says of some pixels; those that count several times are there several times."""
     wide = pixels.astype("float64")
-    blank = np.zeros(wide.shape, bool)
-    if nodata is not None:
-        blank = np.isnan(wide) if math.isnan(nodata) else wide == nodata
-    nans = np.isnan(wide) & ~blank
+    # NaN as nodata says nothing new.
+    blank = np.zeros(wide.shape, bool) if nodata is None else wide == nodata
+    nans = np.isnan(wide)
     real = wide[~blank & ~nans]
     found = {"count": real.size, "nans": int(nans.sum()), "nodata": int(blank.sum())}
     if not real.size:

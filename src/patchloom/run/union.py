@@ -57,18 +57,14 @@ def counted(
     ------
     (part, where, times)
         An index into the block; which pixels there count, None for all; and how often each of
-        these does.
+        these does: one number, or int64 of the part's shape, where 0 is not at all.
     """
     if each == "once":
         yield (), union(low, high, extent), 1
         return
     for part, times in taken(low, high, extent):
-        if isinstance(times, int):
-            if times:
-                yield part, None, times
-            continue
-        where = times > 0
-        yield part, where, times[where]
+        if not isinstance(times, int) or times:
+            yield part, None, times
 
 
 def taken(
