@@ -284,6 +284,8 @@ class Work:
             channels,
             measuring.percentiles,
             measuring.over,
+            each=measuring.each,
+            method=measuring.method,
         )
 
     def _write_summaries(

@@ -197,7 +197,8 @@ class PatchStore:
             If no run has ended yet.
         """
         self._check_ended()
-        return from_document(self.attributes["statistics"])
+        told = self.attributes
+        return from_document(told["statistics"], told["patchloom_version"], told["images"])
 
     def summaries(self) -> Statistics:
         """What `statistics` are made from, as a value that adds up with that of other stores.
