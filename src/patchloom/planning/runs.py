@@ -545,7 +545,7 @@ def _live(
     `pixels` is what the patches of one step take.
     """
     # While a plane is counted: copies of its pixels under the union of the patches, and masks.
-    narrow = image.dtype.itemsize <= 2 and image.dtype.kind in "biu"
+    narrow = image.dtype.itemsize <= 2
     each = 2 + image.dtype.itemsize + (0 if narrow else _COUNT_BYTES)
     loading = np.full(len(lows), math.prod(image.layout.block_shape()[2:]) * each)
     loading += narrow * _NARROW_BYTES
