@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
-from patchloom.errors import ConfigError
+from patchloom.errors import ChunkError, ConfigError
 from patchloom.image import Reads
 from patchloom.planning.plans import Plan
 from patchloom.run.ground import Question
@@ -23,6 +24,10 @@ __all__ = ["OVER", "Measuring", "told_job"]
 
 _RIDDEN = "patches"
 """What is counted in the writing pass."""
+
+_NORMALIZED = "what patches are normalised with needs every pixel; normalize=None does not"
+_APART = "these statistics need every pixel that over= names; over='patches' needs those of patches"
+_EXACT = "exact statistics need every pixel once more; exact=False does not"
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,10 @@ class Measuring:
         if self.is_ridden and not needed:
             return None, Reads()
         begun = time.time()
-        counted, under, reads = look(self._question, plan.images, self._followed(plan), progress=progress)
+        with _telling(_NORMALIZED if self.is_ridden else _APART):
+            counted, under, reads = look(
+                self._question, plan.images, self._followed(plan), progress=progress
+            )
         found = _by_channel(counted)
         # Decodes are those of images; bytes and requests are of their masks besides.
         reads += replace(under, chunks=0)
@@ -110,16 +118,17 @@ class Measuring:
         progress
             Whether to show it.
         """
-        finer, reads = refined(
-            self._question,
-            plan.images,
-            self._followed(plan),
-            {Cell(*key): summary for key, summary in found.items()},
-            self.percentiles,
-            method=self.method,
-            since=since,
-            progress=progress,
-        )
+        with _telling(_EXACT):
+            finer, reads = refined(
+                self._question,
+                plan.images,
+                self._followed(plan),
+                {Cell(*key): summary for key, summary in found.items()},
+                self.percentiles,
+                method=self.method,
+                since=since,
+                progress=progress,
+            )
         return _by_channel(finer), reads
 
     def asks(self, found: Found) -> bool:
@@ -134,6 +143,15 @@ class Measuring:
 
     def _followed(self, plan: Plan) -> Plan | None:
         return plan if self.is_ridden else None
+
+
+@contextmanager
+def _telling(why: str) -> Iterator[None]:
+    """Say why a pass needs a chunk that cannot be read."""
+    try:
+        yield
+    except ChunkError as error:
+        raise type(error)(f"{error}; {why}") from error
 
 
 def _by_channel(found: Mapping[Cell, Summary]) -> Found:
