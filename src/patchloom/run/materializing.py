@@ -151,6 +151,7 @@ def materialize(
     _check_memory(plan, normalize is not None, not target.is_local)
     check_choices(normalize, over, on_error)
     measuring = Measuring.of(percentiles, over, each, exact, method)
+    measuring.check(plan)
     specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
     attributes = _attributes(plan, specs, measuring, normalize)
     # Listed first: what another call begins to add meanwhile is not taken for a leftover.

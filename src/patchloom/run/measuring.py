@@ -66,6 +66,22 @@ class Measuring:
             )
         return cls(check_percentiles(percentiles), over, each, bool(exact), method)
 
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan that what is asked for cannot be counted of.
+
+        Raises
+        ------
+        ConfigError
+            If an image has no mask, and statistics are over masks.
+        """
+        bare = [image.id for image in plan.images if image.mask is None]
+        if self.over == "mask" and bare:
+            raise ConfigError(
+                f"over='mask' counts what lies under the mask of each image, but {len(bare):,} of "
+                f"{len(plan.images):,} have none, for example {bare[0]!r}; open them with mask=, "
+                "or count over='patches' or 'image'"
+            )
+
     def to_document(self) -> dict[str, Any]:
         """As it stands in the job of a store."""
         return {**asdict(self), "percentiles": list(self.percentiles)}
