@@ -1,4 +1,4 @@
-"""Measuring: which statistics a store gets, and the passes that they take besides the writing one."""
+"""Measuring: which statistics a store gets, and what passes they take beside the writing one."""
 
 from __future__ import annotations
 

@@ -256,9 +256,7 @@ class Work:
             self.target.remove([SKIPPED])
         return found, len(there)
 
-    def _measured(
-        self, outcome: Outcome, found: Mapping[str, int], *, complete: bool
-    ) -> Outcome:
+    def _measured(self, outcome: Outcome, found: Mapping[str, int], *, complete: bool) -> Outcome:
         """An addition with the summaries that its statistics are made from."""
         stage, measuring = outcome.stage, self.measuring
         if not measuring.is_ridden:
@@ -321,7 +319,6 @@ def _n_rows(plan: Plan, shards: Sequence[int]) -> int:
     last = plan.n_shards - 1
     short = plan.n_shards * plan.rows_per_shard - plan.n_patches
     return len(shards) * plan.rows_per_shard - (short if shards and shards[-1] == last else 0)
-
 
 
 def _gathered(target: Location, stage: Stage, found: Mapping[str, int]) -> Found:
