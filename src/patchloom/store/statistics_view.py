@@ -65,8 +65,7 @@ def document(
         **exactness([s for row in grid for s in row], q, method),
         **{name: [[_plain(one[name]) for one in row] for row in numbers] for name in NUMBERS},
         "percentile": [
-            [[_plain(v) for v in percentiles(s, q, method=method).tolist()] for s in row]
-            for row in grid
+            [[_plain(v) for v in percentiles(s, q, method).tolist()] for s in row] for row in grid
         ],
         "histogram": [[Bars.of(s, most).to_document() for s in row] for row in grid],
     }
@@ -88,8 +87,12 @@ def joined(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found[name] = [
                 row for document in documents for row in document.get(name) or _untold(document)
             ]
-    exact = all(document["exact"] for document in documents)
-    return {**found, "exact": exact, "relative_error": max(map(_error, documents))}
+    return {
+        **found,
+        "exact": all(document["exact"] for document in documents),
+        "relative_error": max(map(_error, documents)),
+        "mad_exact": all(document.get("mad_exact", document["exact"]) for document in documents),
+    }
 
 
 def from_document(
@@ -134,6 +137,7 @@ def from_document(
             "pooling": "pooled",
             "exact": bool(found["exact"]),
             "relative_error": _error(found),
+            "mad_exact": bool(found.get("mad_exact", found["exact"])),
             "provenance": provenance([version] if version else [], subjects),
         },
     )

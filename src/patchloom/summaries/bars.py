@@ -70,7 +70,7 @@ class Bars:
         upto = np.cumsum(counts)
         rank = int(upto[-1] * _CENTRAL)
         ends = np.searchsorted(upto, [rank, upto[-1] - 1 - rank], side="right")
-        first, exponent, n = _fitting(*values[ends].tolist(), values, most)
+        first, exponent, n = _fitting(float(values[ends[0]]), float(values[ends[1]]), values, most)
         whole = [_bar(float(v), exponent) for v in (values[0], values[-1])]
         if whole[1] - whole[0] < most:
             first, n = whole[0], whole[1] - whole[0] + 1

@@ -20,15 +20,17 @@ FORMAT = 1
 _HEAD, _BODY = "statistics.json", "summaries.parquet"
 
 
-def write_folder(target: Location, document: Mapping[str, Any], summaries: list[Summary]) -> None:
+def write_folder(
+    target: Location, document: Mapping[str, Any], summaries: Mapping[Any, Summary]
+) -> None:
     """Write both objects, the one that names the other last."""
-    body = summary_bytes({(k, 0): summary for k, summary in enumerate(summaries)})
+    body = summary_bytes(summaries)
     head = {"format": FORMAT, **document, "sha256": hashlib.sha256(body).hexdigest()}
     target.write(_BODY, body)
     target.write(_HEAD, json.dumps(head, indent=1).encode())
 
 
-def read_folder(place: Location) -> tuple[dict[str, Any], list[Summary]]:
+def read_folder(place: Location) -> tuple[dict[str, Any], dict[Any, Summary]]:
     """Inverse of `write_folder`.
 
     Raises
@@ -63,10 +65,9 @@ def read_folder(place: Location) -> tuple[dict[str, Any], list[Summary]]:
             "them is damaged, or of another save; save the statistics anew"
         )
     try:
-        found = read_summaries(body)
+        return document, read_summaries(body)
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise StoreError(
             f"{place.shown}/{_BODY} cannot be read ({type(error).__name__}: {error}); save the "
             "statistics anew"
         ) from error
-    return document, [found[k, 0] for k in range(len(found))]

@@ -14,8 +14,7 @@ from pyarrow import csv
 
 from patchloom.errors import ConfigError, IdentityError, StoreError
 from patchloom.location import Location
-from patchloom.summaries import Summary
-from patchloom.summaries import percentiles as percentiles_of
+from patchloom.summaries import Summary, quantiles
 from patchloom.summaries.asked import (
     check_low_high,
     check_method,
@@ -30,7 +29,7 @@ from patchloom.summaries.tabulated import COUNTS, NUMBERS, assembled, exactness,
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["EACH", "OVER", "Cell", "Statistics", "Subject", "total"]
+__all__ = ["EACH", "OVER", "Cell", "Statistics", "Subject"]
 
 OVER = ("image", "mask", "patches")
 """Of which pixels statistics may be."""
@@ -49,8 +48,8 @@ class Statistics:
     >>> import numpy as np
     >>> from patchloom.summaries import summarize
     >>> def one(name, values, **columns):
-    ...     pixels = np.array(values, np.uint8)
-    ...     return Statistics({(0, 0): summarize(pixels)}, [Subject(name, metadata=columns)], ["c"])
+    ...     cells = {Cell(image=0, channel=0): summarize(np.array(values, np.uint8))}
+    ...     return Statistics(cells, [Subject(name, metadata=columns)], ["DAPI"])
     >>> both = one("a", [1, 2, 3], stain="HE") + one("b", [9], stain="HE")
     >>> both
     <Statistics of 2 images, 1 channel, over image, each once: 4 pixels>
@@ -59,8 +58,7 @@ class Statistics:
     """
 
     summaries: Mapping[Cell, Summary]
-    """What was counted, in the order of the cells; a cell that is not there has no pixel. Keys may
-    be given as (image, channel)."""
+    """What was counted, in the order of the cells; a cell that is not there has no pixel."""
     images: tuple[Subject, ...]
     """In the order of `Cell.image`; with ids of their own."""
     channels: tuple[str, ...]
@@ -213,9 +211,10 @@ class Statistics:
             ``std``, ``min``, ``max``, ``median``, ``mad`` and ``percentile`` (with ``quantile`` as
             its last dimension: percent / 100) in grey levels, NaN where there is no pixel.
             Attributes ``over``, ``each``, ``method``, ``by``, ``unit``, ``pooling``, ``exact``
-            (whether every number is that of the pixels themselves), ``relative_error`` (what
-            percentiles are off by at most; 0 if exact) and ``provenance`` (JSON: versions of
-            patchloom, and id, URI and level of each image).
+            (whether percentiles and medians are those of the pixels themselves; counts, ``mean``,
+            ``std``, ``min`` and ``max`` always are), ``relative_error`` (what these are off by at
+            most, relative to the value; 0 if exact), ``mad_exact``, and ``provenance`` (JSON:
+            versions of patchloom, and id, URI and level of each image).
 
         Raises
         ------
@@ -278,9 +277,9 @@ class Statistics:
         index = {label: k for k, label in enumerate(self.labels)}
         ends = np.full(found["percentile"].shape, np.nan)
         for cell, summary in self.summaries.items():
-            at = (group[cell.image], cell.channel)
+            at: tuple[int, ...] = (group[cell.image], cell.channel)
             at += () if cell.label is None else (index[cell.label],)
-            low, high = percentiles_of(summary, q, method=method)
+            low, high = quantiles.percentiles(summary, q, method)
             ends[*at, 0], ends[*at, 1] = np.fmin(ends[*at, 0], low), np.fmax(ends[*at, 1], high)
         found["percentile"].values[...] = ends
         found.attrs |= {"pooling": "envelope", **exactness(self.summaries.values(), q, method)}
@@ -303,21 +302,21 @@ class Statistics:
         }
         parts: dict[tuple[int, ...], list[Summary]] = {}
         for cell, summary in self.summaries.items():
-            at = [group[cell.image], cell.channel]
-            at += [index["z"][cell.plane]] if "z" in coords else []
-            at += [index["label"][cell.label]] if "label" in coords else []
-            parts.setdefault(tuple(at), []).append(summary)
-        pooled = {at: total(some) for at, some in parts.items()}
+            at: tuple[int, ...] = (group[cell.image], cell.channel)
+            at += (index["z"][cell.plane],) if "z" in coords else ()
+            at += (index["label"][cell.label],) if "label" in coords else ()
+            parts.setdefault(at, []).append(summary)
+        pooled = {at: quantiles.pooled(some, q, method, median=True) for at, some in parts.items()}
         shape = tuple(map(len, coords.values()))
         columns = {
             name: np.zeros(shape, np.int64) if name in COUNTS else np.full(shape, np.nan)
             for name in NUMBERS
         }
         percentile = np.full((*shape, len(q)), np.nan)
-        for at, summary in pooled.items():
+        for place, summary in pooled.items():
             for name, number in numbers_of(summary).items():
-                columns[name][at] = number
-            percentile[at] = percentiles_of(summary, q, method=method)
+                columns[name][place] = number
+            percentile[place] = quantiles.percentiles(summary, q, method)
         return assembled(
             coords,
             columns,
@@ -392,7 +391,7 @@ class Statistics:
         numbers = [numbers_of(summary) for summary in self.summaries.values()]
         ends = np.full((len(cells), 2), np.nan)
         for k, summary in enumerate(self.summaries.values()):
-            ends[k] = percentiles_of(summary, q, method=method)
+            ends[k] = quantiles.percentiles(summary, q, method)
 
         def column(name: str) -> pa.Array:
             return pa.array([found[name] for found in numbers], pa.float64())
@@ -449,11 +448,8 @@ class Statistics:
         document = {
             "images": [subject.to_document() for subject in self.images],
             **{name: getattr(self, name) for name in _TOLD},
-            "cells": {
-                name: [getattr(cell, name) for cell in self.summaries] for name in Cell._fields
-            },
         }
-        write_folder(Location.of(url, storage_options), document, list(self.summaries.values()))
+        write_folder(Location.of(url, storage_options), document, self.summaries)
 
     @classmethod
     def open(
@@ -471,10 +467,8 @@ class Statistics:
         place = Location.of(url, storage_options)
         document, summaries = read_folder(place)
         try:
-            columns = [document["cells"][name] for name in Cell._fields]
-            cells = [Cell(*row) for row in zip(*columns, strict=True)]
             return cls(
-                dict(zip(cells, summaries, strict=True)),
+                summaries,
                 tuple(Subject(**item) for item in document["images"]),
                 **{name: document[name] for name in _TOLD},
             )
@@ -487,11 +481,3 @@ class Statistics:
 
 _TOLD = ("channels", "over", "each", "unit", "versions")
 """Fields that are saved as they are."""
-
-
-def total(parts: Sequence[Summary]) -> Summary:
-    """The sum of some summaries; halves of halves, so that large ones are merged but seldom."""
-    if len(parts) < 2:
-        return parts[0] if parts else Summary.empty()
-    middle = len(parts) // 2
-    return total(parts[:middle]) + total(parts[middle:])

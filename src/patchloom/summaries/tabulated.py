@@ -54,9 +54,17 @@ def numbers_of(summary: Summary) -> dict[str, float]:
 def exactness(
     summaries: Iterable[Summary], q: Sequence[float], method: str
 ) -> dict[str, bool | float]:
-    """Whether all that is said of some summaries is exact, and else what it is off by at most."""
-    loose = [s.error for s in summaries if targets(s, q, method, median=True) is not None]
-    return {"exact": not loose, "relative_error": max(loose, default=0.0)}
+    """Whether percentiles and medians are exact, what they are off by else, and whether MADs are.
+
+    A median absolute deviation needs all values, not only those of some ranks.
+    """
+    parts = list(summaries)
+    loose = [s.error for s in parts if targets(s, q, method, median=True) is not None]
+    return {
+        "exact": not loose,
+        "relative_error": max(loose, default=0.0),
+        "mad_exact": all(s.exact for s in parts),
+    }
 
 
 def assembled(
