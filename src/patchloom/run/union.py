@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["counted", "taken", "union"]
+__all__ = ["EACH", "counted", "taken", "union"]
 
 Ints = npt.NDArray[np.int64]
+
+EACH = ("once", "taken")
+"""How often a pixel counts: once, or once for each patch that takes it."""
 
 _TOGETHER = 2**17
 """Pixels that are told together how often they are taken."""
@@ -47,7 +50,7 @@ def counted(
     Parameters
     ----------
     each
-        ``"once"``, or ``"taken"``: once for each box.
+        One of `EACH`.
     low, high
         Half-open boxes in pixels of the block, clipped to it: int64[n, ndim].
     extent
@@ -57,14 +60,18 @@ def counted(
     ------
     (part, where, times)
         An index into the block; which pixels there count, None for all; and how often each of
-        these does: one number, or int64 of the part's shape, where 0 is not at all.
+        these does.
     """
     if each == "once":
         yield (), union(low, high, extent), 1
         return
     for part, times in taken(low, high, extent):
-        if not isinstance(times, int) or times:
-            yield part, None, times
+        if isinstance(times, int):
+            if times:
+                yield part, None, times
+            continue
+        where = times > 0
+        yield part, where, times[where]
 
 
 def taken(
