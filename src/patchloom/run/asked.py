@@ -12,8 +12,9 @@ from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import fetch_bytes
 from patchloom.run.blocks import arrivals, batch_blocks
+from patchloom.run.counting import along_curve, batch_chunks
 from patchloom.run.cutting import steps_of
-from patchloom.run.surveying import along_curve, batch_chunks, task_blocks
+from patchloom.run.passes import task_blocks
 
 __all__ = ["KINDS", "Asked", "Reading", "asked"]
 

@@ -301,10 +301,11 @@ def _claim(
             )
         return None
     asked = json.loads(json.dumps({name: attributes[name] for name in ("job", "arrays")}))
-    stands = {"arrays": existing.get("arrays"), "job": told_job(existing.get("job", {}))}
+    job = told_job(existing.get("job", {}))
+    stands = {"job": job, "arrays": existing.get("arrays")}
     differs = [name for name, value in asked.items() if stands[name] != value]
     if differs:
-        shown = "; ".join(_differing(stands["job"], asked["job"]))
+        shown = "; ".join(_differing(job, asked["job"]))
         raise FingerprintError(
             f"a store belongs to one plan and job, but the one at {target.shown!r} has another "
             f"{' and '.join(differs)}{f' ({shown})' if shown else ''}; give another "

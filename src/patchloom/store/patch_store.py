@@ -23,7 +23,7 @@ from patchloom.store.mixing import mixing
 from patchloom.store.schema import APPENDED, SKIPPED, shard_of
 from patchloom.store.statistics_view import from_document
 from patchloom.store.summed import store_summaries
-from patchloom.summaries.table import Statistics, Subject
+from patchloom.summaries.table import Cell, Statistics, Subject
 
 if TYPE_CHECKING:
     import xarray
@@ -228,7 +228,7 @@ class PatchStore:
         self._check_ended()
         names = ("id", "uri", "level", "metadata")
         return Statistics(
-            store_summaries(self._location, told),
+            {Cell(*key): s for key, s in store_summaries(self._location, told).items()},
             tuple(Subject(**{k: i[k] for k in names if k in i}) for i in told["images"]),
             told["channels"],
             over=told["job"]["over"],
