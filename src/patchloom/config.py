@@ -54,7 +54,7 @@ _Kind = (
 _Masks = _Kind | list[_Kind | None] | dict[str, _Kind | None]
 PerImage = str | list[str | None] | dict[str, str | None]
 Whole = Annotated[int, Field(strict=True)]
-_Nodata = Literal["nan"] | Whole | Annotated[float, Field(strict=True)]
+_Nodata = Literal["nan"] | Annotated[float, Field(strict=True)]
 AtLeastOne = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
@@ -185,7 +185,20 @@ class Job(BaseModel):
     """How often a pixel counts that lies in several patches: once, or as often as it is taken."""
     exact: Annotated[bool, Field(strict=True)] = False
     """Whether percentiles of types above 16 bits are exact too; the patches are then read again."""
-    method: Literal["linear", "lower", "higher", "nearest", "midpoint"] = "linear"
+    method: Literal[
+        "linear",
+        "lower",
+        "higher",
+        "nearest",
+        "midpoint",
+        "inverted_cdf",
+        "averaged_inverted_cdf",
+        "interpolated_inverted_cdf",
+        "hazen",
+        "weibull",
+        "median_unbiased",
+        "normal_unbiased",
+    ] = "linear"
     """How a percentile between two values is told, as NumPy names it."""
     on_error: Literal["raise", "skip"] = "raise"
     """What to do about a chunk that cannot be read."""

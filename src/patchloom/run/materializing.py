@@ -109,8 +109,8 @@ def materialize(
         values occur: the patches are then read again, once or a few times, after they were
         written. Else these are off by at most the statistics' ``relative_error``.
     method
-        How a percentile between two values is told: ``"linear"``, ``"lower"``, ``"higher"``,
-        ``"nearest"`` or ``"midpoint"``, as `numpy.percentile` has them.
+        How a percentile between two values is told, as `numpy.percentile` names it, for example
+        ``"lower"`` or ``"nearest"``.
 
     Returns
     -------
