@@ -421,7 +421,7 @@ def test_no_secret_is_told(uri: str) -> None:
         found + replace(found, images=(Subject("a", uri.replace("/a.", "/b.")),))
     told.append(str(error.value))
     assert not [text for text in told if "topsecret" in text]
-    [image] = json.loads(table.attrs["provenance"])["images"]
+    image = json.loads(table.attrs["provenance"])["images"]["a"]
     assert image["uri"].endswith("/a.zarr")
 
 
@@ -453,7 +453,7 @@ def test_attributes_say_what_the_numbers_are() -> None:
     assert table.attrs["relative_error"] == 0
     assert json.loads(table.attrs["provenance"]) == {
         "patchloom": ["9.9"],
-        "images": [{"id": "a", "uri": "s3://b/a.zarr", "level": 2}],
+        "images": {"a": {"uri": "s3://b/a.zarr", "level": 2}},
     }
     units = {name: table[name].attrs["units"] for name in table.data_vars}
     assert units.pop("count") == units.pop("nans") == units.pop("nodata") == "pixel"
@@ -618,8 +618,8 @@ def test_a_store_tells_median_mad_and_bars() -> None:
         bars = bars_of(store.attributes["statistics"])[0, c]
         assert bars.counts == tuple(np.histogram(channel, bars.edges)[0])
         assert sum(bars.counts) + bars.below + bars.above == channel.size
-    [image] = json.loads(store.statistics.attrs["provenance"])["images"]
-    assert image == {"id": "a", "uri": "", "level": 0}
+    told = json.loads(store.statistics.attrs["provenance"])["images"]
+    assert told == {"a": {"uri": "", "level": 0}}
 
 
 # -- bars -----------------------------------------------------------------------------------------

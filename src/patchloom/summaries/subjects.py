@@ -132,7 +132,8 @@ def provenance(versions: Sequence[str], subjects: Sequence[Subject]) -> str:
     """Where numbers come from, as JSON: versions of patchloom, and the images without credentials.
 
     >>> provenance(["0.1.0"], [Subject("a06", "s3://key:secret@b/a06.zarr")])
-    '{"patchloom": ["0.1.0"], "images": [{"id": "a06", "uri": "s3://b/a06.zarr", "level": 0}]}'
+    '{"patchloom": ["0.1.0"], "images": {"a06": {"uri": "s3://b/a06.zarr", "level": 0}}}'
     """
-    images = [{"id": s.id, "uri": s.uri, "level": s.level} for s in subjects]
+    # By id: the order of images makes no difference.
+    images = {s.id: {"uri": s.uri, "level": s.level} for s in sorted(subjects, key=lambda s: s.id)}
     return json.dumps({"patchloom": list(versions), "images": images})
