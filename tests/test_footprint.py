@@ -51,7 +51,8 @@ def test_a_pixel_is_under_a_mask_that_covers_half_of_it(
             for axis, k in enumerate(index):
                 begin = alignment.offset[axis] + (k + origin[axis]) * alignment.scale[axis]
                 stop = begin + alignment.scale[axis]
-                sides.append(max(Fraction(0), min(stop, pixel[axis] + 1) - max(begin, pixel[axis])))
+                last, first = Fraction(pixel[axis] + 1), Fraction(pixel[axis])
+                sides.append(max(Fraction(0), min(stop, last) - max(begin, first)))
             area += math.prod(sides, start=Fraction(1))
         at = tuple(p - a for p, a in zip(pixel, low, strict=True))
         assert found[at] == (area >= Fraction(1, 2)), (pixel, area)
@@ -68,9 +69,7 @@ def test_a_pixel_has_the_label_at_its_centre(
     for pixel in itertools.product(*(range(a, b) for a, b in zip(low, high, strict=True))):
         index = tuple(
             math.floor((p + Fraction(1, 2) - o) / s) - first
-            for p, o, s, first in zip(
-                pixel, alignment.offset, alignment.scale, origin, strict=True
-            )
+            for p, o, s, first in zip(pixel, alignment.offset, alignment.scale, origin, strict=True)
         )
         inside = all(0 <= k < n for k, n in zip(index, values.shape, strict=True))
         at = tuple(p - a for p, a in zip(pixel, low, strict=True))

@@ -106,7 +106,9 @@ def labelled(
         _centres(a, b, alignment, axis) - origin[axis]
         for axis, (a, b) in enumerate(zip(low, high, strict=True))
     ]
-    index = [np.where((at >= 0) & (at < n), at, -1) for at, n in zip(index, block.shape, strict=True)]
+    index = [
+        np.where((at >= 0) & (at < n), at, -1) for at, n in zip(index, block.shape, strict=True)
+    ]
     known = None
     if any((at < 0).any() for at in index):
         known = np.ones((1,) * len(index), np.bool_)
@@ -167,7 +169,9 @@ def _areas(
 ) -> npt.NDArray[Any]:
     """The covered area of each pixel, exactly: what is covered up to its borders, axis by axis."""
     table: npt.NDArray[Any] = block.astype(np.int64)
-    bound = int(np.prod(block.shape)) * int(np.prod([int(u) for u in alignment.units], dtype=object))
+    bound = int(np.prod(block.shape)) * int(
+        np.prod([int(u) for u in alignment.units], dtype=object)
+    )
     if bound >= _SAFE:
         table = table.astype(object)
     for axis, (place, unit) in enumerate(zip(ends, alignment.units, strict=True)):

@@ -14,7 +14,8 @@ from patchloom.planning.runs import fetch_bytes
 from patchloom.run.blocks import arrivals, batch_blocks
 from patchloom.run.counting import along_curve, batch_chunks
 from patchloom.run.cutting import steps_of
-from patchloom.run.passes import task_blocks
+from patchloom.run.ground import Question
+from patchloom.run.passes import survey_tasks
 
 __all__ = ["KINDS", "Asked", "Reading", "asked"]
 
@@ -63,8 +64,6 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
                 blocks = _queue(plan, array, part, step)
                 batch = batch_blocks(array, fetch) * array.layout.chunks_per_block
                 found.ask("image" if name == "image" else "role", blocks, batch)
-                if name == "image" and normalize is not None and over == "patches":
-                    found.ask("survey", blocks, batch)
             if image.mask is not None:
                 mask = image.mask.image
                 found = arrays.setdefault((part.image, "mask"), Asked(mask))
@@ -74,12 +73,23 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
         for kind in {"image", "role"} & {*found.readings}:
             taken = found.readings[kind]
             found.ask("live", np.unique(np.concatenate(taken.queues)), taken.batch)
-    if over != "patches":
-        for index, image in enumerate(plan.images):
-            found = arrays.setdefault((index, "image"), Asked(image))
-            for blocks in task_blocks(image):
-                found.ask("survey", along_curve(image, blocks), batch_chunks(image))
+    if over != "patches" or normalize is not None:
+        _ask_survey(plan, over, arrays)
     return arrays
+
+
+def _ask_survey(plan: Plan, over: str, arrays: dict[tuple[int, str], Asked]) -> None:
+    """What a pass before asks of the images; under a mask it asks for less."""
+    patches = plan if over == "patches" else None
+    for tasks in survey_tasks(Question(over), plan.images, patches):
+        for piece in (piece for pieces in tasks for piece in pieces):
+            image = plan.images[piece.image]
+            found = arrays.setdefault((piece.image, "image"), Asked(image))
+            blocks = along_curve(image, np.asarray(piece.blocks, np.int64))
+            if patches is not None:
+                blocks = blocks[np.isin(blocks, np.concatenate(found.readings["image"].queues))]
+            n = image.layout.chunks_per_block
+            found.ask("survey", blocks, max(1, batch_chunks(image) // n) * n)
 
 
 def _queue(plan: Plan, array: Image, part: Patches, step: Ints) -> Ints:

@@ -118,15 +118,15 @@ class _Counts:
 
     def _by_label(self, labels: Pixels) -> list[tuple[int, Any]]:
         """The values of some labels, and where each lies."""
-        flat = labels.ravel()
+        flat, found = labels.ravel(), list[tuple[int, Any]]()
         if flat.min() == flat.max():
-            found = [(int(flat[0]), slice(None))]
+            found.append((int(flat[0]), slice(None)))
         else:
             order = np.argsort(flat, kind="stable")
             values = flat[order]
             begins = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
             parts = np.split(order, begins[1:])
-            found = list(zip(values[begins].tolist(), parts, strict=True))
+            found += zip(values[begins].tolist(), parts, strict=True)
         self.classes |= {int(value) for value, _ in found}
         check_classes(self.classes, self.image)
         return found
@@ -143,7 +143,7 @@ class _Counts:
             self.tallies[cell] = Tally(self.image.dtype, nodata, targets)
         tally = self.tallies[cell]
         before = tally.nbytes
-        tally.add(pixels, times)
+        tally.add(pixels, times if isinstance(times, int) else times.astype(np.int64, copy=False))
         self.nbytes += tally.nbytes - before
 
     def settle(self) -> None:
@@ -226,17 +226,20 @@ def _count_piece(
     given = handed["image"]
     reader = image.source.reader() if given is None else given.reader()
     first, last = _channel_chunks(image, piece)
-    at, together = 0, max(1, batch_chunks(image) // (last - first))
+    together = max(1, batch_chunks(image) // (last - first))
+    at, waiting = 0, list[int]()
     while at < len(blocks):
         stop = ground.reach(at, min(at + together, len(blocks)))
-        steps = ground.find(at, stop)
-        rows = chunks_of(image, piece, blocks[steps])
-        wanted = _read(reader, rows, batch_chunks(image))
-        for step in steps:
-            parts = (next(wanted) for _ in range(first, last))
-            _count_block(counts, question, ground, step, first, parts)
-            ground.leave(step)
+        waiting += ground.find(at, stop)
         at = stop
+        while len(waiting) >= together or (waiting and at == len(blocks)):
+            steps, waiting = waiting[:together], waiting[together:]
+            rows = chunks_of(image, piece, blocks[steps])
+            decoded = _read(reader, rows, batch_chunks(image))
+            for step in steps:
+                parts = (next(decoded) for _ in range(first, last))
+                _count_block(counts, question, ground, step, first, parts)
+                ground.leave(step)
     return ground.reads, reader.reads
 
 
@@ -295,7 +298,8 @@ def _count_block(
 def _full(times: Times, labels: Any, shape: tuple[int, ...]) -> tuple[Times, Any]:
     """What is the same for all planes, on each of them; nothing is copied."""
     if isinstance(times, np.ndarray):
-        times = np.broadcast_to(times, shape)
+        spread: Any = np.broadcast_to(times, shape)
+        times = spread
     if labels is not None:
         labels = tuple(None if a is None else np.broadcast_to(a, shape) for a in labels)
     return times, labels

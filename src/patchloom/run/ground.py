@@ -63,7 +63,9 @@ def walk_over(image: Image, role: Role, blocks: Ints) -> Walk:
     begins = np.searchsorted(position, np.arange(len(blocks) + 1))
     for k, (a, b) in enumerate(zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True)):
         n = b - a
-        walk.note(k, samples[a:b], np.repeat(first[k : k + 1], n, 0), np.repeat(last[k : k + 1], n, 0))
+        walk.note(
+            k, samples[a:b], np.repeat(first[k : k + 1], n, 0), np.repeat(last[k : k + 1], n, 0)
+        )
     return walk
 
 
@@ -120,7 +122,8 @@ class Ground:
 
     def first(self, step: int) -> Ints:
         """The first pixel of a block on each spatial axis."""
-        return self._low[step]
+        found: Ints = self._low[step]
+        return found
 
     def reach(self, low: int, high: int) -> int:
         """Up to which step, at most `high`, so few patches lie that they are looked at together."""
@@ -168,7 +171,10 @@ class Ground:
         for pixels, origin, box in self._over("labels", step):
             values, known = labelled(pixels, origin, self._roles["labels"].alignment, *box)
             found.append(
-                (self._spread("labels", values), None if known is None else self._spread("labels", known))
+                (
+                    self._spread("labels", values),
+                    None if known is None else self._spread("labels", known),
+                )
             )
         walk.leave(step)
         return found
@@ -192,7 +198,9 @@ class Ground:
         self._held[step] = found
         return True
 
-    def _over(self, name: str, step: int) -> list[tuple[Pixels, list[int], tuple[list[int], list[int]]]]:
+    def _over(
+        self, name: str, step: int
+    ) -> list[tuple[Pixels, list[int], tuple[list[int], list[int]]]]:
         """Pixels of another array over a block with their first, and the box on its axes.
 
         One for each of the block's samples; the same where one array serves all.

@@ -6,7 +6,6 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from patchloom.run.ground import Question, walk_over
 from patchloom.run.reducing import ROOTS, Counted, added, tree
 from patchloom.summaries.subjects import Cell
 
-__all__ = ["look", "survey_tasks", "task_blocks"]
+__all__ = ["look", "survey_tasks"]
 
 _PER_TASK = 128 * 2**20
 """Bytes of decoded chunks that one task counts, about, at most."""
@@ -148,15 +147,6 @@ def survey_tasks(
     return found + ([[tuple(some)]] if some else [])
 
 
-def task_blocks(image: Image, size: int = _PER_TASK) -> Iterator[Ints]:
-    """The blocks of an image, those of one task after the other."""
-    layout = image.layout
-    n = layout.samples.n_chunks * layout.space.n_chunks
-    step = max(1, size // max(1, _block_bytes(image)))
-    for start in range(0, n, step):
-        yield np.arange(start, min(start + step, n))
-
-
 def _block_bytes(image: Image) -> int:
     return math.prod(image.layout.block_shape()) * image.dtype.itemsize
 
@@ -275,17 +265,19 @@ def _held(
 
 def _slim(image: Image, question: Question) -> Image:
     """The image with what is read of it alone; pixels that Dask hands over stay here."""
-    kept = {name: getattr(image, name) if name in question.roles else None for name in ROLES}
-    for name, role in kept.items():
+    slim = replace(image, pyramid=None)
+    for name in ROLES:
+        role = getattr(image, name) if name in question.roles else None
         if role is not None and not role.image.source.addressable:
             bare = replace(role.image, source=role.image.source.without_pixels())
-            kept[name] = replace(role, image=bare)
-    return light(replace(image, pyramid=None, **kept))
+            role = replace(role, image=bare)
+        slim = slim.with_role(name, role)
+    return light(slim)
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """What one task counts, and which chunks it is handed: opaque, so that Dask looks not inside."""
+    """What one task counts, and which chunks it is handed; opaque to Dask."""
 
     pieces: tuple[Piece, ...]
     handed: tuple[tuple[tuple[int, str], tuple[tuple[int, ...], ...]], ...]

@@ -19,7 +19,9 @@ ROOTS = 32
 Counted = tuple[Found, Reads, Reads]
 
 
-def tree(keys: Sequence[Key], roots: int, name: str, first: int) -> tuple[dict[Any, Any], list[Key]]:
+def tree(
+    keys: Sequence[Key], roots: int, name: str, first: int
+) -> tuple[dict[Any, Any], list[Key]]:
     """Tasks that add up results, and the keys of the sums.
 
     Parameters

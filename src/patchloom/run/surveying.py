@@ -1,18 +1,16 @@
-"""Surveys: the same walk without writing. Statistics of images, of masks, or of a plan's patches."""
+"""Surveys: the same walk without writing. Statistics of images or of a plan's patches."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from patchloom.errors import ConfigError, PlanError
 from patchloom.image import Image, Reads
 from patchloom.planning.plans import Plan
-from patchloom.run.counting import Found, check_classes
+from patchloom.run.counting import Found as Counted
+from patchloom.run.counting import check_classes
 from patchloom.run.ground import Question
 from patchloom.run.passes import look
 from patchloom.sources.zarrs import reading_since
@@ -24,7 +22,21 @@ from patchloom.summaries.table import EACH, OVER, Statistics
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["channel_names", "refined", "statistics", "subjects_of", "summarize"]
+__all__ = [
+    "Found",
+    "channel_names",
+    "merged",
+    "refined",
+    "statistics",
+    "subjects_of",
+    "summarize",
+    "survey_images",
+    "survey_patches",
+    "surveyed",
+]
+
+Found = dict[tuple[int, int], Summary]
+"""Summaries by image and channel."""
 
 
 def summarize(
@@ -207,14 +219,14 @@ def refined(
     question: Question,
     images: Sequence[Image],
     plan: Plan | None,
-    found: Found,
+    found: Counted,
     q: Sequence[float],
     *,
     method: str = "linear",
     by: str | None = "image",
     since: float,
     progress: bool = False,
-) -> tuple[Found, Reads]:
+) -> tuple[Counted, Reads]:
     """Go over images again until percentiles and medians are exact.
 
     Parameters
@@ -386,15 +398,28 @@ def channel_names(images: Sequence[Image]) -> list[str]:
 
 
 def survey_images(images: Sequence[Image], *, progress: bool) -> tuple[Found, Reads]:
-    """Count every pixel of some images."""
+    """Count every pixel of some images, by image and channel."""
     found, _, reads = look(Question(), images, progress=progress)
-    return found, reads
+    return _by_channel(found), reads
 
 
 def survey_patches(plan: Plan, *, progress: bool) -> tuple[Found, Reads]:
-    """Count every pixel of a plan's patches, each once."""
+    """Count every pixel of a plan's patches, each once, by image and channel."""
     found, _, reads = look(Question("patches"), plan.images, plan, progress=progress)
-    return found, reads
+    return _by_channel(found), reads
+
+
+def merged(parts: Sequence[Mapping[tuple[int, int], Summary]]) -> Found:
+    """The sum of several tables of summaries."""
+    found: Found = {}
+    for part in parts:
+        for at, summary in part.items():
+            found[at] = found[at] + summary if at in found else summary
+    return found
+
+
+def _by_channel(found: Counted) -> Found:
+    return {(cell.image, cell.channel): summary for cell, summary in found.items()}
 
 
 def _sum(a: Reads, b: Reads) -> Reads:
