@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zarr
+from click.testing import CliRunner
 from dask.callbacks import Callback
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -307,6 +308,7 @@ def test_wide_types_are_read_again_for_exact_numbers(noise: Path, tmp_path: Path
     assert 1 <= passes <= 3
     assert rest == 0
     assert exact.bytes_read > bounded.bytes_read
+    assert exact.peak_memory <= exact.projected_memory
     store = patchloom.open_patches(tmp_path / "exact.zarr")
     assert store.statistics.attrs["exact"]
     assert store.statistics.attrs["relative_error"] == 0
@@ -599,3 +601,63 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], words: str, tmp_path: P
     with pytest.raises(ConfigError, match=words):
         patchloom.materialize(plan, tmp_path / "out.zarr", progress=False, **wrong)
     assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_any_scheduler_writes_the_same(scheduler: str, noise: Path, tmp_path: Path) -> None:
+    """Finer passes included: the same bytes."""
+    plan = planned(noise, "ac", order="shuffled")
+    how = {"each": "taken", "method": "nearest"}
+    materialized(plan, tmp_path / "one.zarr", **how)
+    with dask.config.set(scheduler=scheduler, num_workers=2):
+        report = materialized(plan, tmp_path / "two.zarr", **how)
+    assert report.survey_reads > 0
+    assert contents(tmp_path / "two.zarr") == contents(tmp_path / "one.zarr")
+
+
+def test_normalized_patches_are_checked_by_the_same_rules(tmp_path: Path) -> None:
+    """What patches were scaled by comes from the statistics: method, nodata and times included."""
+    rng = np.random.default_rng(3)
+    path = stored(tmp_path / "a.zarr", rng.integers(0, 50, (96, 96)).astype("uint8"), (32, 32))
+    plan = patchloom.plan(patchloom.open_images(path, nodata=0), GRID)
+    out = tmp_path / "out.zarr"
+    how: dict[str, Any] = {"method": "higher", "each": "taken", "normalize": "percentile"}
+    patchloom.materialize(plan, out, percentiles=(1, 99.5), progress=False, **how)
+    report = patchloom.verify(out, plan, progress=False)
+    assert report.ok
+    assert report.n_compared == plan.n_patches
+    low, high = patchloom.open_patches(out).statistics["percentile"].values[0, 0]
+    [image] = plan.images
+    corner = image.read((0, 0), (24, 24)).astype("float64")
+    wanted = np.clip((corner - low) / (high - low), 0, 1).astype("float32")
+    np.testing.assert_array_equal(patchloom.open_patches(out)[0][0], wanted)
+
+
+def test_a_job_file_asks_for_all_of_it(tmp_path: Path) -> None:
+    """Keys of the job reach the store, and the command shows what they are of."""
+    from patchloom.cli import main
+
+    pixels = np.random.default_rng(4).integers(0, 9, (60, 60)).astype("uint8")
+    stored(tmp_path / "a.zarr", pixels, (32, 32))
+    job = {
+        "images": str(tmp_path / "a.zarr"),
+        "patching": {"name": "sequential", "patch_size": [20, 20], "overlaps": [10, 10]},
+        "output": str(tmp_path / "out.zarr"),
+        "nodata": 0,
+        "each": "taken",
+        "exact": True,
+        "method": "lower",
+        "percentiles": list(Q),
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    told = CliRunner().invoke(main, ["run", str(tmp_path / "job.yaml"), "--json"])
+    assert told.exit_code == 0, told.output
+    store = patchloom.open_patches(tmp_path / "out.zarr")
+    assert store.attributes["images"][0]["nodata"] == 0
+    times = taken(store, "a", (1, 60, 60))
+    expected = numbers(np.repeat(pixels, times.ravel()), 0, "lower")
+    check(store.statistics.isel(image=0, channel=0), expected)
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "out.zarr")]).output
+    assert "Statistics over patches, as often as they take it" in shown
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.zarr")]).output
+    assert "nodata" not in shown
