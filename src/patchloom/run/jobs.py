@@ -28,6 +28,7 @@ def images_of(job: Job) -> list[Image]:
         sample=job.sample,
         storage_options=job.storage_options,
         ids=job.ids,
+        nodata=job.nodata,
     )
 
 
@@ -81,6 +82,9 @@ def materialize_job(
         percentiles=job.percentiles,
         normalize=job.normalize,
         over=job.over,
+        each=job.each,
+        exact=job.exact,
+        method=job.method,
         storage_options=output_options(job),
         progress=progress,
         on_error=job.on_error,

@@ -30,7 +30,11 @@ class Scaling:
 
     @classmethod
     def of(
-        cls, kind: str, summaries: Mapping[tuple[int, int], Summary], q: tuple[float, ...]
+        cls,
+        kind: str,
+        summaries: Mapping[tuple[int, int], Summary],
+        q: tuple[float, ...],
+        method: str = "linear",
     ) -> Scaling:
         """The scaling of a kind.
 
@@ -43,6 +47,8 @@ class Scaling:
             Of each (image, channel).
         q
             Percentiles, at least two for ``"percentile"``.
+        method
+            How a percentile between two values is told, as NumPy names it.
 
         Raises
         ------
@@ -59,7 +65,7 @@ class Scaling:
                 raise ConfigError(
                     f"normalize='percentile' needs a low and a high percentile, got {list(q)}"
                 )
-            ends = {k: percentiles(s, (min(q), max(q))) for k, s in summaries.items()}
+            ends = {k: percentiles(s, (min(q), max(q)), method) for k, s in summaries.items()}
             shift = {k: float(v[0]) for k, v in ends.items()}
             span = {k: float(v[1] - v[0]) for k, v in ends.items()}
         bad = [k for k in shift if not math.isfinite(shift[k]) or not math.isfinite(span[k])]

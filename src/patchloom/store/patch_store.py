@@ -22,6 +22,8 @@ from patchloom.store.manifest import part_names, read_manifest, read_skipped
 from patchloom.store.mixing import mixing
 from patchloom.store.schema import APPENDED, SKIPPED, shard_of
 from patchloom.store.statistics_view import from_document
+from patchloom.store.summed import store_summaries
+from patchloom.summaries.table import Cell, Statistics, Subject
 
 if TYPE_CHECKING:
     import xarray
@@ -194,14 +196,52 @@ class PatchStore:
         StoreError
             If no run has ended yet.
         """
-        found = self.attributes.get("statistics")
-        if found is None:
+        self._check_ended()
+        told = self.attributes
+        return from_document(told["statistics"], told["patchloom_version"], told["images"])
+
+    def summaries(self) -> Statistics:
+        """What `statistics` are made from, as a value that adds up with that of other stores.
+
+        With more than numbers in it: other percentiles, all images or groups of them together.
+        Reads one small object a shard, or one where a pass of its own has counted.
+
+        Raises
+        ------
+        StoreError
+            If no run has ended yet, an object cannot be read, or an older version kept none.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> found = []
+        >>> for name, value in (("a", 1), ("b", 3)):
+        ...     images = patchloom.open_images(np.full((64, 64), value, "uint8"), ids=[name])
+        ...     plan = patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]})
+        ...     _ = patchloom.materialize(plan, f"memory://{name}.zarr", progress=False)
+        ...     found.append(patchloom.open_patches(f"memory://{name}.zarr").summaries())
+        >>> both = found[0] + found[1]
+        >>> both.dataset((50,), by=None)["mean"].item()
+        2.0
+        """
+        told = self.attributes
+        self._check_ended()
+        names = ("id", "uri", "level", "metadata")
+        return Statistics(
+            {Cell(*key): s for key, s in store_summaries(self._location, told).items()},
+            tuple(Subject(**{k: i[k] for k in names if k in i}) for i in told["images"]),
+            told["channels"],
+            over=told["job"]["over"],
+            each=told["job"].get("each", "once"),
+            versions=(told["patchloom_version"],),
+        )
+
+    def _check_ended(self) -> None:
+        if self.attributes.get("statistics") is None:
             raise StoreError(
                 f"statistics are written last, but {self.url!r} is not complete; run the same "
                 "materialize call again to finish it"
             )
-        told = self.attributes
-        return from_document(found, told["patchloom_version"], told["images"])
 
     def mixing(self, batch: int = 64) -> dict[str, Any]:
         """How fair a sample a batch of consecutive rows is, from the manifest.
