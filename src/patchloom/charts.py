@@ -27,6 +27,11 @@ class Mark:
 
     name: str
     value: float
+    about: bool = False
+    """Whether it is only known within an error."""
+
+    def __str__(self) -> str:
+        return f"{self.name}{' ≈' * self.about} {level(self.value)}"
 
 
 def grey_chart(
@@ -55,7 +60,7 @@ def grey_chart(
     shown = [m for m in marks if math.isfinite(m.value)]
     low, high = float(found.edges[0]), float(found.edges[-1])
     inside = _together([m for m in shown if low <= m.value <= high])
-    rows = _rows([(_x(found, m.value), _label(m)) for m in inside])
+    rows = _rows([(_x(found, m.value), str(m)) for m in inside])
     top = 4 + _ROW * (1 + max([row for row, *_ in rows], default=0))
     foot = top + _HIGH
     parts = [
@@ -70,7 +75,7 @@ def grey_chart(
         *(_line(_x(found, m.value), top, row) for m, (row, *_) in zip(inside, rows, strict=True)),
         *(_name(m, top, *place) for m, place in zip(inside, rows, strict=True)),
     ]
-    said = "".join(f", {m.name} {level(m.value)}" for m in shown)
+    said = "".join(f", {m}" for m in shown)
     width = _WIDE + 2 * _EDGE
     return (
         f'<svg class="chart grey" viewBox="0 0 {width} {foot + _FOOT}" role="img" '
@@ -96,20 +101,19 @@ def _x(found: Histogram, value: float) -> float:
     return _EDGE + _WIDE * (value / (high - low) - low / (high - low))
 
 
-def _label(mark: Mark) -> str:
-    return f"{mark.name} {level(mark.value)}"
-
-
 def _together(marks: Sequence[Mark]) -> list[Mark]:
     """Marks, those at one grey level as one.
 
     >>> _together([Mark("p1", 0.0), Mark("p50", 0.0), Mark("p99", 7.0)])
-    [Mark(name='p1, p50', value=0.0), Mark(name='p99', value=7.0)]
+    [Mark(name='p1, p50', value=0.0, about=False), Mark(name='p99', value=7.0, about=False)]
     """
-    names: dict[float, list[str]] = {}
+    found: dict[float, list[Mark]] = {}
     for mark in marks:
-        names.setdefault(mark.value, []).append(mark.name)
-    return [Mark(", ".join(some), value) for value, some in names.items()]
+        found.setdefault(mark.value, []).append(mark)
+    return [
+        Mark(", ".join(mark.name for mark in some), value, any(mark.about for mark in some))
+        for value, some in found.items()
+    ]
 
 
 def _rows(labels: Sequence[tuple[float, str]]) -> list[tuple[int, float, float]]:
@@ -216,5 +220,5 @@ def _line(x: float, top: int, row: int) -> str:
 def _name(mark: Mark, top: int, row: int, left: float, wide: float) -> str:
     return (
         f'<text x="{left + wide / 2:.1f}" y="{top - 4 - _ROW * row}" text-anchor="middle" '
-        f'fill="currentColor">{escape(_label(mark))}</text>'
+        f'fill="currentColor">{escape(str(mark))}</text>'
     )

@@ -93,7 +93,7 @@ def span_of(lowest: float, highest: float, marks: Sequence[float] = ()) -> tuple
     lowest, highest
         Of all pixels, finite.
     marks
-        Grey levels to see, such as percentiles; what is not finite is left out.
+        Grey levels to see, such as percentiles; those where no pixel can be are left out.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def span_of(lowest: float, highest: float, marks: Sequence[float] = ()) -> tuple
     >>> span_of(7, 7)
     (6.5, 7.5)
     """
-    known = [v for v in marks if math.isfinite(v)]
+    known = [v for v in marks if math.isfinite(v) and lowest <= v <= highest]
     low, high = float(lowest), float(highest)
     if known and (wide := max(known) - min(known)) > 0 and math.isfinite(wide):
         low = max(low, min(known) - _MARGIN * wide)

@@ -2,70 +2,56 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
-import numpy as np
-
-from patchloom.charts import Mark, grey_chart, level
-from patchloom.histogram import Floats, Histogram, Ints, span_of
+from patchloom.charts import grey_chart, level
+from patchloom.counted import Channel, Counted, channels_of
+from patchloom.histogram import Histogram
 from patchloom.run.markup import many
+from patchloom.summaries.table import Statistics
 
-__all__ = ["MOST_IMAGES", "Counted", "histograms_section"]
+__all__ = ["MOST_IMAGES", "drawn_channels", "histograms_section"]
 
 MOST_IMAGES = 24
 """Images of a channel that are drawn; of more than these a choice is, spread evenly."""
 
 
-@dataclass(frozen=True, eq=False)
-class Counted:
-    """The grey levels of one image, or of several together, in one channel."""
-
-    name: str
-    values: Floats
-    """Grey levels, or one end of each bucket of them; ascending: float64[k]."""
-    counts: Ints
-    """Pixels of each: int64[k]."""
-    far: Floats
-    """Other end of each bucket, the value itself where it is exact: float64[k]."""
-    lowest: float
-    highest: float
-    marks: tuple[Mark, ...] = ()
-    """Percentiles to show."""
-    flag: str = ""
-    """Why it is far from the others, if it is."""
-    missing: str = ""
-    """What was left out of it, in words."""
-
-    def span(self) -> tuple[float, float]:
-        """The axis on which it is seen best."""
-        known = self.values[np.isfinite(self.values)]
-        low, high = (float(known[0]), float(known[-1])) if len(known) else (0.0, 0.0)
-        # An end of a bucket says less than the pixels' own extremes, where these are numbers.
-        low = self.lowest if math.isfinite(self.lowest) else low
-        high = self.highest if math.isfinite(self.highest) else high
-        return span_of(low, high, [mark.value for mark in self.marks])
+def drawn_channels(
+    statistics: Statistics, q: Sequence[float] = (1, 99), method: str = "linear"
+) -> list[Channel]:
+    """The channels of statistics with their percentiles; images far from the rest are flagged."""
+    worst: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in statistics.outliers(q, method=method).to_pylist():
+        at = (row["image"], row["channel"])
+        if at not in worst or abs(row["z"]) > abs(worst[at]["z"]):
+            worst[at] = row
+    flags = {
+        at: f"{row['number']} is {level(row['value'])}, typical {level(row['typical'])}"
+        for at, row in worst.items()
+    }
+    names = [subject.id for subject in statistics.images]
+    return channels_of(statistics.summaries, names, statistics.channels, q, method, flags)
 
 
-def histograms_section(
-    channels: Sequence[tuple[str, Counted, Sequence[Counted]]], over: str
-) -> str:
+def histograms_section(channels: Sequence[Channel], over: str) -> str:
     """A section with all histograms.
 
     Parameters
     ----------
     channels
-        Name of each channel, its pixels in all images together, and in each image.
+        What to draw.
     over
         Which pixels were counted, in words.
     """
     pooled = "".join(
-        _figure(whole, f"channel {name}", f"Channel {name}", whole.span(), told=True)
-        for name, whole, _ in channels
+        _figure(
+            one.whole, f"channel {one.name}", f"Channel {one.name}", one.whole.span(), told=True
+        )
+        for one in channels
     )
-    n = max((len(each) for *_, each in channels), default=0)
+    n = max((len(one.images) for one in channels), default=0)
     several = n > 1
     together = f"All {many(n, 'image')} together" if several else "The image"
     return (
@@ -73,12 +59,13 @@ def histograms_section(
         "pixels have a grey level. Pale ones: the logarithm of it, to see the few beside the many. "
         f"Dashed lines: percentiles.</p><h3>{together}</h3>"
         f'<div class="plates small">{pooled}</div>'
-        f"{''.join(_by_image(*channel) for channel in channels) if several else ''}</section>"
+        f"{''.join(_by_image(one) for one in channels) if several else ''}</section>"
     )
 
 
-def _by_image(channel: str, whole: Counted, images: Sequence[Counted]) -> str:
+def _by_image(channel: Channel) -> str:
     """One channel image by image: those that stand out first, the others on one axis."""
+    whole, images = channel.whole, channel.images
     flagged = [image for image in images if image.flag]
     usual = [image for image in images if not image.flag]
     axis = _common(usual) if usual else whole.span()
@@ -88,7 +75,7 @@ def _by_image(channel: str, whole: Counted, images: Sequence[Counted]) -> str:
     figures = "".join(
         _figure(
             image,
-            f"{image.name}, channel {channel}",
+            f"{image.name}, channel {channel.name}",
             image.name,
             image.span() if image.flag else axis,
             band=band,
@@ -106,7 +93,8 @@ def _by_image(channel: str, whole: Counted, images: Sequence[Counted]) -> str:
     )
     opened = " open" if len(shown) <= 8 or flagged else ""
     return (
-        f"<details{opened}><summary>Channel {escape(channel)} by image: {told}{choice}</summary>"
+        f"<details{opened}><summary>Channel {escape(channel.name)} by image: "
+        f"{told}{choice}</summary>"
         f'{shaded}<div class="plates small">{figures}</div></details>'
     )
 
