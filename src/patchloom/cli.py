@@ -304,13 +304,12 @@ def stats(
     _check_scheduler(scheduler)
     with _scheduler(scheduler):
         found = _statistics_of(what, q, progress=not as_json, **asked)
-    table = found.dataset(q, by=None if by == "all" else by or "image")
+    group = None if by == "all" else by or "image"
+    table = found.dataset(q, by=group)
     if csv is not None:
         found.save_csv(csv, (min(q), max(q)))
     if html is not None:
-        from patchloom.run.stats_page import write_stats_page
-
-        write_stats_page(found, html, q, by=table.attrs["by"], title=f"Grey levels of {what}")
+        found.to_html(html, q, by=group, title=f"Grey levels of {what}")
     _show_statistics(table, found.outliers(q).to_pylist(), as_json)
 
 

@@ -111,7 +111,7 @@ def _tiles(statistics: Statistics, found: xarray.Dataset, flagged: pa.Table) -> 
     return tiles(
         [
             (f"{n:,}", "image" if n == 1 else "images", many(len(statistics.channels), "channel")),
-            (f"{statistics.count:,}", "pixels", f"{out} left out" if out else "none left out"),
+            (f"{statistics.count:,}", "pixels of all channels", f"{out or 'none'} left out"),
             how,
             (f"{odd:,}", "outlier" if odd == 1 else "outliers", "images far from the rest"),
         ]
