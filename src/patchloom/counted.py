@@ -141,9 +141,13 @@ def glance(rows: Mapping[str, object], channels: Sequence[Channel]) -> str:
         for one in channels[:_CHANNELS]
         if len(one.whole.counts)
     )
+    n = len(channels)
+    more = (
+        f"<p>{_CHANNELS} of {n:,} channels; all of them: to_html(path)</p>" if n > _CHANNELS else ""
+    )
     return (
         '<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start">'
-        f"{html_table('Statistics', rows)}{figures}</div>"
+        f"{html_table('Statistics', rows)}{figures}</div>{more}"
     )
 
 
