@@ -31,30 +31,29 @@ def count_values(flat: npt.NDArray[Any], counts: Ints) -> None:
         counts[: len(some)] += some
 
 
-def count_sizes(values: Floats, bits: int, first: int, times: int, counts: Ints) -> None:
-    """Add to `counts` how often each bucket of absolute value occurs, by sign.
+def count_sizes(values: Floats, bits: int) -> tuple[int, Ints]:
+    """How often each bucket of absolute value occurs, by sign.
 
     Parameters
     ----------
     values
-        float64[n], finite and not 0.
+        float64[n], finite and not 0, at least one.
     bits
         Bits of the pattern that a bucket leaves open.
-    first
-        Pattern without them of the first bucket.
-    times
-        How often each value counts.
-    counts
-        int64[2, buckets]: of positive and of negative values.
+
+    Returns
+    -------
+    int, int64[2, buckets]
+        Pattern without those bits of the first bucket, and counts of positive and of negative
+        values.
     """
     pattern = np.ascontiguousarray(values).view(np.int64)
     size = (pattern & (2**63 - 1)) >> bits
-    low = int(size.min())
-    span = int(size.max()) - low + 1
-    size -= low
+    first = int(size.min())
+    span = int(size.max()) - first + 1
+    size -= first
     size[pattern < 0] += span
-    found = np.bincount(size, minlength=2 * span).reshape(2, span) * times
-    counts[:, low - first : low - first + span] += found
+    return first, np.bincount(size, minlength=2 * span).reshape(2, span)
 
 
 def count_leaf(values: Floats, low: int, last: int, left: int, times: int, counts: Ints) -> None:

@@ -56,9 +56,9 @@ class Summary:
     _: KW_ONLY
     exact: bool = True
     """Whether `values` are the pixels' own: at most `DISTINCT` of them."""
-    bits: Bits = field(default=None)  # type: ignore[assignment]
+    bits: Bits = field(default_factory=lambda: np.zeros(0, np.uint8))
     """Bits of the ordered pattern that each leaf leaves open, 0 where it is a value: uint8[k].
-    If exact, those that are left open once there are too many values."""
+    If exact, those that are left open once there are too many values. Buckets if not given."""
     nans: int = 0
     """Pixels that are NaN."""
     nodata: int = 0
@@ -71,7 +71,7 @@ class Summary:
     """Exact sums of the finite pixels; None if they follow from `values`."""
 
     def __post_init__(self) -> None:
-        if self.bits is None:
+        if len(self.bits) != len(self.values):
             object.__setattr__(self, "bits", np.full(len(self.values), BITS, np.uint8))
         if self.exact and len(self.values):
             object.__setattr__(self, "low", float(self.values[0]))

@@ -60,7 +60,7 @@ class Tally:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds; at most `tally_bytes`."""
+        """Bytes that it holds; see `tally_bytes`."""
         return self._counts.nbytes
 
     def add(self, pixels: npt.NDArray[Any], times: int | Ints = 1) -> None:
@@ -103,8 +103,11 @@ def summarize(pixels: npt.NDArray[Any], nodata: float | None = None) -> Summary:
 
 
 def tally_bytes(dtype: np.dtype[Any]) -> int:
-    """Most bytes that a `Tally` without targets holds."""
-    return Dense.most_bytes(dtype) if _is_dense(dtype) else Wide.most_bytes(dtype)
+    """Most bytes that a `Tally` without targets holds; with targets, `LEAVES` MiB.
+
+    Float64 pixels of more than 288 octaves of size (87 decades) may take up to 8 MiB.
+    """
+    return Dense.most_bytes(dtype) if _is_dense(dtype) else Wide.most_bytes()
 
 
 def _is_dense(dtype: np.dtype[Any]) -> bool:

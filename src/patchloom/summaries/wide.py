@@ -17,12 +17,12 @@ __all__ = ["Wide", "numbers"]
 
 _SORTED = 2 * DISTINCT
 """Pixels that are sorted together while values are counted one by one."""
-_OCTAVES = {"i4": (0, 32), "u4": (0, 32), "i8": (0, 64), "u8": (0, 64), "f4": (-149, 128)}
-"""Powers of 2 between which the absolute values of a type lie; a float64 may have any."""
+_PAGE = 16 << (52 - BITS)
+"""Buckets of 16 octaves: by so many the table of counts grows."""
 
 
 class Wide:
-    """At most `DISTINCT` values, or the buckets of all octaves of the type."""
+    """At most `DISTINCT` values, or the buckets of the octaves that occur."""
 
     def __init__(self, dtype: np.dtype[Any], nodata: float | None) -> None:
         self._dtype, self._nodata = dtype, nodata
@@ -31,9 +31,12 @@ class Wide:
         self._nans = self._left_out = 0
 
     @staticmethod
-    def most_bytes(dtype: np.dtype[Any]) -> int:
-        """Most bytes that it holds."""
-        return max(DISTINCT * 17, 16 * _buckets(dtype)[1])
+    def most_bytes() -> int:
+        """Most bytes that it holds, of numbers that lie within 288 octaves (a float32's do).
+
+        Only a float64 may lie further apart: 8 MiB at most.
+        """
+        return max(DISTINCT * 17, 18 * 2 * 8 * _PAGE)
 
     @property
     def nbytes(self) -> int:
@@ -87,8 +90,8 @@ class _Rough:
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
         self._short = dtype == np.float32
-        self._first, buckets = _buckets(dtype)
-        self.counts: Ints = np.zeros((2, buckets), np.int64)
+        self._first = 0
+        self.counts: Ints = np.zeros((2, 0), np.int64)
         self._apart = {0.0: 0, math.inf: 0, -math.inf: 0}
         self._sums = Sums()
         self._low, self._high = math.inf, -math.inf
@@ -110,13 +113,28 @@ class _Rough:
         if not len(values):
             return
         if counts is None:
-            count_sizes(values, BITS, self._first, times, self.counts)
+            first, found = count_sizes(values, BITS)
+            self._table(first, found.shape[1])[:] += found * times
             self._sums = self._sums.plus(power_sums(values, short=self._short).times(times))
             return
-        keys = keys_of(np.abs(values)) - np.uint64(2**63)
-        place = (keys >> np.uint64(BITS)).astype(np.int64) - self._first
-        np.add.at(self.counts, ((values < 0).astype(np.int64), place), counts)
+        sizes = (np.abs(values).view(np.int64) >> BITS).astype(np.int64)
+        first = int(sizes.min())
+        table = self._table(first, int(sizes.max()) - first + 1)
+        np.add.at(table, ((values < 0).astype(np.int64), sizes - first), counts)
         self._sums = self._sums.plus(power_sums(values, counts, short=self._short))
+
+    def _table(self, first: int, n: int) -> Ints:
+        """The counts of `n` buckets, with room made for them."""
+        have = self.counts.shape[1]
+        if not have:
+            self._first = first // _PAGE * _PAGE
+        low = min(self._first, first // _PAGE * _PAGE)
+        high = max(self._first + have, -(-(first + n) // _PAGE) * _PAGE)
+        if high - low > have:
+            wider = np.zeros((2, high - low), np.int64)
+            wider[:, self._first - low : self._first - low + have] = self.counts
+            self._first, self.counts = low, wider
+        return self.counts[:, first - low : first - low + n]
 
     def summary(self, nans: int, left_out: int) -> Summary:
         """What was counted so far."""
@@ -159,13 +177,3 @@ def numbers(flat: npt.NDArray[Any], nodata: float | None) -> tuple[npt.NDArray[A
         left_out = int(np.count_nonzero(gone))
         flat = flat[~gone] if left_out else flat
     return flat, nans, left_out
-
-
-def _buckets(dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Pattern of the first bucket of a type, and how many there are."""
-    kept = 52 - BITS
-    octaves = _OCTAVES.get(f"{dtype.kind}{dtype.itemsize}")
-    if octaves is None:
-        return 0, 2047 << kept
-    low, high = octaves
-    return (1023 + low) << kept, (high - low + 1) << kept
