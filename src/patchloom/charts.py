@@ -174,7 +174,7 @@ def _hover(found: Histogram, top: int) -> str:
 def _ticks(found: Histogram, foot: int) -> str:
     low, high = float(found.edges[0]), float(found.edges[-1])
     parts = []
-    for value, text in _round_levels(low, high):
+    for value, text in _round_levels(low, high, 1.0 if found.whole else 0.0):
         x = _x(found, value)
         half = _GLYPH * len(text) / 2
         at = min(max(x, half), _WIDE + 2 * _EDGE - half)
@@ -186,17 +186,19 @@ def _ticks(found: Histogram, foot: int) -> str:
     return "".join(parts)
 
 
-def _round_levels(low: float, high: float) -> list[tuple[float, str]]:
-    """Three to seven round numbers between two, as told.
+def _round_levels(low: float, high: float, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round numbers between two, as told: three to seven, or fewer that lie `least` apart.
 
     >>> [text for _, text in _round_levels(-0.5, 4095.5)]
     ['0', '1,000', '2,000', '3,000', '4,000']
     >>> [text for _, text in _round_levels(0.02, 0.19)]
     ['0.05', '0.10', '0.15']
+    >>> [text for _, text in _round_levels(-0.5, 1.5, 1)]
+    ['0', '1']
     """
     wide = high - low
     unit = 10.0 ** math.floor(math.log10(wide / 3))
-    step = next(m * unit for m in (10, 5, 2, 1) if wide / (m * unit) >= 3)
+    step = max(least, next(m * unit for m in (10, 5, 2, 1) if wide / (m * unit) >= 3))
     first, last = math.ceil(low / step), math.floor(high / step)
     decimals = max(0, -math.floor(math.log10(step)))
     plain = decimals < 7 and max(abs(low), abs(high)) < 1e7

@@ -45,6 +45,11 @@ class Histogram:
         """All pixels, those beyond the bins too."""
         return float(self.counts.sum()) + self.below + self.above
 
+    @property
+    def whole(self) -> bool:
+        """Whether bins hold whole numbers only, equally many each."""
+        return bool(float(self.edges[0]) % 1 == 0.5 and float(self.edges[1]) % 1 == 0.5)
+
     @classmethod
     def of(
         cls,

@@ -111,11 +111,24 @@ def _tiles(statistics: Statistics, found: xarray.Dataset, flagged: pa.Table) -> 
     return tiles(
         [
             (f"{n:,}", "image" if n == 1 else "images", many(len(statistics.channels), "channel")),
-            (f"{statistics.count:,}", "pixels of all channels", f"{out or 'none'} left out"),
+            (_short(statistics.count), "pixels of all channels", f"{out or 'none'} left out"),
             how,
             (f"{odd:,}", "outlier" if odd == 1 else "outliers", "images far from the rest"),
         ]
     )
+
+
+def _short(n: float) -> str:
+    """A number of pixels, at most four digits of it.
+
+    >>> _short(999), _short(378_608_256), _short(10**13)
+    ('999', '378.6 M', '10 T')
+    """
+    for unit in ("", " k", " M", " G"):
+        if n < 1000:
+            return f"{n:.4g}{unit}"
+        n /= 1000
+    return f"{n:,.4g} T"
 
 
 def _outliers(flagged: pa.Table) -> str:
