@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.test_plan_page import read
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
 
-def statistics_of(images: dict[str, Sequence[Pixels]], channels: Sequence[str]) -> Statistics:
+def statistics_of(images: Mapping[str, Sequence[Pixels]], channels: Sequence[str]) -> Statistics:
     """Statistics of images as lists of channels."""
     found = {
         Cell(i, c): summarize(np.asarray(pixels))
@@ -98,7 +98,8 @@ def test_a_bucket_is_spread_over_its_bars(knots: list[float], data: st.DataObjec
     counts = np.array(
         data.draw(st.lists(st.integers(0, 99), min_size=len(near), max_size=len(near)))
     )
-    span = span_of(*sorted(data.draw(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)))))
+    low, high = sorted(data.draw(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))))
+    span = span_of(low, high)
     found = Histogram.of(near, counts, span, far=far, bins=7)
     for k in range(7):
         a, b = found.edges[k : k + 2]

@@ -300,7 +300,8 @@ def stats(
     """
     from patchloom.summaries.asked import check_percentiles
 
-    q = check_percentiles(percentiles.split(","))
+    given: Sequence[Any] = percentiles.split(",")
+    q = check_percentiles(given)
     _check_scheduler(scheduler)
     with _scheduler(scheduler):
         found = _statistics_of(what, q, progress=not as_json, **asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def rows_of(found: xarray.Dataset) -> list[dict[str, Any]]:
     ]
 
 
-def told(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def told(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a table; where nothing was left out, it does not say how much.
 
     >>> told([{"image": "a", "z": 1200, "count": 1200, "nans": 0, "mean": 0.5}])
@@ -71,7 +71,7 @@ def told(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return head, [[_text(name, row[name]) for name in head] for row in rows]
 
 
-def plain(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows ready for JSON: NaN becomes null, infinities their names."""
     return [{name: _plain(value) for name, value in row.items()} for row in rows]
 
