@@ -13,7 +13,6 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from patchloom.summaries.table import Cell, Statistics, Subject
 
 import patchloom
 from patchloom.charts import Mark, grey_chart
@@ -22,6 +21,7 @@ from patchloom.run.histograms import MOST_IMAGES, drawn_channels
 from patchloom.run.page import page
 from patchloom.run.stats_page import stats_page
 from patchloom.summaries import Summary, summarize
+from patchloom.summaries.table import Cell, Statistics, Subject
 from tests.test_plan_page import read
 
 Pixels = np.ndarray[Any, np.dtype[Any]]

@@ -89,7 +89,7 @@ class _Rough:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        self._short = dtype == np.float32
+        self._short = dtype != np.float64
         self._first = 0
         self.counts: Ints = np.zeros((2, 0), np.int64)
         self._apart = {0.0: 0, math.inf: 0, -math.inf: 0}
@@ -100,28 +100,35 @@ class _Rough:
         """Count numbers; as often as `counts` says, if given."""
         if not len(values):
             return
-        low, high = float(values.min()), float(values.max())
-        self._low, self._high = min(self._low, low + 0.0), max(self._high, high + 0.0)
-        for special in self._apart:
-            if low <= special <= high:
-                mine = values == special
-                n = int(np.count_nonzero(mine)) if counts is None else int(counts[mine].sum())
-                if n:
-                    self._apart[special] += n * times
+        low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        if math.isinf(low) or math.isinf(high):
+            for end in (low, high):
+                mine = values == end
+                if math.isinf(end) and mine.any():
+                    self._apart[end] += times * _total(mine, counts)
                     values = values[~mine]
                     counts = None if counts is None else counts[~mine]
-        if not len(values):
+            self.add(values, times, counts)
             return
+        part = power_sums(values, counts, short=self._short)
+        self._sums = self._sums.plus(part.times(times))
+        zero = values == 0
+        n = _total(zero, counts) if low <= 0 <= high else 0
+        self._apart[0.0] += n * times
+        if low == high == 0:
+            return
+        if n:
+            # Far from all others in the table: another one stands for it.
+            other = high or low
+            values = np.where(zero, other, values)
         if counts is None:
             first, found = count_sizes(values, BITS)
-            self._table(first, found.shape[1])[:] += found * times
-            self._sums = self._sums.plus(power_sums(values, short=self._short).times(times))
-            return
-        sizes = (np.abs(values).view(np.int64) >> BITS).astype(np.int64)
-        first = int(sizes.min())
-        table = self._table(first, int(sizes.max()) - first + 1)
-        np.add.at(table, ((values < 0).astype(np.int64), sizes - first), counts)
-        self._sums = self._sums.plus(power_sums(values, counts, short=self._short))
+        else:
+            first, found = _counted_sizes(values, counts)
+        if n:
+            found[int(other < 0), _size(other) - first] -= n
+        self._table(first, found.shape[1])[:] += found * times
 
     def _table(self, first: int, n: int) -> Ints:
         """The counts of `n` buckets, with room made for them."""
@@ -163,6 +170,24 @@ class _Rough:
             high=self._high,
             sums=self._sums,
         )
+
+
+def _total(mine: npt.NDArray[np.bool_], counts: Ints | None) -> int:
+    return int(np.count_nonzero(mine)) if counts is None else int(counts[mine].sum())
+
+
+def _size(value: float) -> int:
+    """Bucket of an absolute value."""
+    return int(np.array([abs(value)]).view(np.int64)[0] >> BITS)
+
+
+def _counted_sizes(values: Floats, counts: Ints) -> tuple[int, Ints]:
+    """As `count_sizes`, of values that occur as often as `counts` says."""
+    sizes = np.abs(values).view(np.int64) >> BITS
+    first = int(sizes.min())
+    found: Ints = np.zeros((2, int(sizes.max()) - first + 1), np.int64)
+    np.add.at(found, ((values < 0).astype(np.int64), sizes - first), counts)
+    return first, found
 
 
 def numbers(flat: npt.NDArray[Any], nodata: float | None) -> tuple[npt.NDArray[Any], int, int]:
