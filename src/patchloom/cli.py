@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from patchloom.image import Image
     from patchloom.planning.plans import Plan
     from patchloom.store.patch_store import PatchStore
+    from patchloom.summaries.table import Statistics
 
 __all__ = ["main"]
 
@@ -30,6 +31,8 @@ SCHEDULERS = ("threads", "synchronous", "processes")
 """What ``--scheduler`` takes besides the address of a cluster."""
 
 _DAMAGED, _WRONG, _INTERRUPTED = 1, 2, 130
+_ROWS = 200
+"""Rows of statistics that are printed."""
 _RESUMABLE = {"run", "demo"}
 
 
@@ -249,12 +252,131 @@ def inspect(url: str, as_json: bool) -> None:
         _show_images(open_images(url), as_json)
 
 
+@main.command("stats")
+@click.argument("what")
+@click.option(
+    "--percentiles",
+    default="1,99",
+    show_default=True,
+    metavar="P,P",
+    help="In percent, from 0 to 100.",
+)
+@click.option(
+    "--over",
+    metavar="PIXELS",
+    help="Of images: image (all pixels, the default), or mask (those under the mask).",
+)
+@click.option("--mask", metavar="MASK", help="Mask of the images: a URL, a pattern, a label group.")
+@click.option(
+    "--by",
+    metavar="COLUMN",
+    help="One row a group: a metadata column, or all; by default an image.",
+)
+@click.option("--per-slice", is_flag=True, help="Tell the z-slices of images apart.")
+@click.option(
+    "--csv", metavar="FILE", help="Write a table: a row a channel and slice, two percentiles."
+)
+@click.option("--html", metavar="FILE", help="Write a page with histograms, and flag outliers.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask cluster (tcp://host:8786), or threads (default), processes or synchronous.",
+)
+@_json
+def stats(
+    what: str,
+    percentiles: str,
+    by: str | None,
+    csv: str | None,
+    html: str | None,
+    scheduler: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Say how grey levels are spread: percentiles, mean, std, min, max, median, MAD.
+
+    WHAT is the URL of images or of a patch store, a glob, or a job file, whose images are taken.
+    Images are read once, all of them; of a store only what its run has counted is read.
+    """
+    from patchloom.summaries.asked import check_percentiles
+
+    given: Sequence[Any] = percentiles.split(",")
+    q = check_percentiles(given)
+    _check_scheduler(scheduler)
+    with _scheduler(scheduler):
+        found = _statistics_of(what, q, progress=not as_json, **asked)
+    group = None if by == "all" else by or "image"
+    table = found.dataset(q, by=group)
+    if csv is not None:
+        found.save_csv(csv, (min(q), max(q)))
+    if html is not None:
+        found.to_html(html, q, by=group, title=f"Grey levels of {what}")
+    _show_statistics(table, found.outliers(q).to_pylist(), as_json)
+
+
 @main.command()
 def schema() -> None:
     """Print the JSON schema of a job file."""
     from patchloom.config import job_schema
 
     click.echo(json.dumps(job_schema(), indent=2))
+
+
+def _statistics_of(
+    what: str,
+    q: Sequence[float],
+    *,
+    over: str | None,
+    mask: str | None,
+    per_slice: bool,
+    progress: bool,
+) -> Statistics:
+    """Statistics of what stands at a URL: counted now, or kept by a store."""
+    from patchloom.location import Location
+
+    kind = "job" if what.endswith((".yaml", ".yml")) else _kind_of(Location.of(what))
+    if kind != "image" and mask is not None:
+        raise ConfigError(f"--mask is for images, but {what!r} is a {kind}; leave it out")
+    if kind == "store":
+        return _kept_statistics(what, over, per_slice)
+    from patchloom.run.surveying import summarize
+
+    found: Any
+    if kind == "plan":
+        from patchloom.planning.plans import Plan
+
+        found = Plan.load(what)
+        found = found if over == "patches" else found.images
+    elif kind == "job":
+        from patchloom.config import load_job
+        from patchloom.run.jobs import images_of, plan_of
+
+        loaded = load_job(what)
+        found = plan_of(loaded, progress=progress) if over == "patches" else images_of(loaded)
+    else:
+        from patchloom.sources.opening import open_images
+
+        found = open_images(what, mask=mask)
+    return summarize(found, q, over=over or "image", planes=per_slice, progress=progress)
+
+
+def _kept_statistics(url: str, over: str | None, per_slice: bool) -> Statistics:
+    """Statistics that a store's run has counted."""
+    from patchloom.store.patch_store import open_patches
+
+    store = open_patches(url)
+    found = store.summaries()
+    if per_slice:
+        raise ConfigError(
+            "--per-slice is for images: a store keeps no statistics of slices; give the images, "
+            "or the job file that it was made from"
+        )
+    if over not in (None, found.over):
+        raise ConfigError(
+            f"the statistics of this store are over {found.over}, got --over {over}; leave it "
+            "out, or give the images, or the job file that it was made from"
+        )
+    return found
 
 
 def _check_scheduler(name: str | None) -> None:
@@ -394,6 +516,27 @@ def _show_store(store: PatchStore, as_json: bool) -> None:
     if found:
         often = ", as often as they take it" if found.get("each") == "taken" else ""
         _table(f"Statistics over {found['over']}{often}", *_statistics(found))
+
+
+def _show_statistics(found: Any, outliers: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """The numbers of a Dataset of statistics and the images that stand out."""
+    from patchloom.run.stats_rows import exactness, over_what, plain, rows_of, told
+
+    rows = rows_of(found)
+    if as_json:
+        about = {name: value for name, value in found.attrs.items() if name != "provenance"}
+        about["provenance"] = json.loads(found.attrs["provenance"])
+        shown = {**about, "rows": plain(rows), "outliers": plain(outliers)}
+        click.echo(json.dumps(shown, indent=1, allow_nan=False))
+        return
+    head, lines = told(rows[:_ROWS])
+    over = over_what(found.attrs["over"], found.attrs["each"])
+    _table(f"Over {over}; {exactness(found)}", [tuple(line) for line in lines], tuple(head))
+    if len(rows) > _ROWS:
+        click.echo(f"\nThe first {_ROWS} of {len(rows):,} rows; --json, --csv or --html has all.")
+    if outliers:
+        names = sorted({str(row["image"]) for row in outliers})
+        click.echo(f"\nFar from the rest: {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
 
 
 def _additions(told: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from patchloom.errors import StoreError
 from patchloom.planning.plans import Plan
 from patchloom.run.drawing import (
     coverage_legend,
@@ -15,9 +16,11 @@ from patchloom.run.drawing import (
     histogram_drawing,
     plan_drawing,
 )
+from patchloom.run.histograms import drawn_channels, histograms_section
 from patchloom.run.markup import document, many, named, table, tiles, times
 from patchloom.run.pictures import blend, data_uri, grey_levels, label_colours
 from patchloom.run.scene import Scene, decodes_patch_by_patch, scene_of
+from patchloom.run.stats_rows import exactness, over_what, rows_of, told
 from patchloom.run.wording import as_bytes, worded
 from patchloom.store.patch_store import PatchStore
 
@@ -25,6 +28,7 @@ __all__ = ["page"]
 
 _SAMPLES = 12
 _RUNS = 4
+_IMAGES = 20
 
 Limits = list[tuple[float, float]]
 
@@ -236,26 +240,24 @@ def _first(columns: Sequence[list[tuple[str, str, str]]]) -> list[tuple[int, tup
 
 def _statistics_section(store: PatchStore) -> str:
     found = store.statistics
-    over = {"patches": "pixels of the patches, each once", "image": "all pixels of the image"}
-    head = ["image", "channel", "pixels", "mean", "std", "min", "max"]
-    head += [f"p{100 * q:g}" for q in found["quantile"].values.tolist()]
-    rows = []
-    for image in found["image"].values.tolist()[:20]:
-        for channel in found["channel"].values.tolist():
-            one = found.sel(image=image, channel=channel)
-            rows.append(
-                [
-                    escape(str(image)),
-                    escape(str(channel)),
-                    f"{int(one['count']):,}",
-                    *(f"{float(one[name]):,.2f}" for name in ("mean", "std")),
-                    *(f"{float(one[name]):,.6g}" for name in ("min", "max")),
-                    *(f"{v:,.6g}" for v in one["percentile"].values.tolist()),
-                ]
-            )
-    exact = "exact" if found.attrs["exact"] else "within the stated relative error"
-    caption = f"Over {over[str(found.attrs['over'])]}, {exact}, from the pass that cut the patches"
-    return f"<section><h2>Statistics</h2>{table(caption, rows, head)}</section>"
+    over = f"Over {over_what(found.attrs['over'], found.attrs['each'])}"
+    head, rows = told(rows_of(found.isel(image=slice(_IMAGES))))
+    cells = [[escape(first), *rest] for first, *rest in rows]
+    caption = f"{over}; {exactness(found)}; from the pass that cut the patches"
+    return (
+        f"{_histograms(store, over)}<section><h2>Statistics</h2>"
+        f"{table(caption, cells, head)}</section>"
+    )
+
+
+def _histograms(store: PatchStore, over: str) -> str:
+    """Of what the shards have counted; a store of an older version may have kept numbers only."""
+    try:
+        kept = store.summaries()
+    except StoreError:
+        return ""
+    q = [float(f"{100 * q:.12g}") for q in store.statistics["quantile"].values.tolist()]
+    return histograms_section(drawn_channels(kept, q, store.statistics.attrs["method"]), over)
 
 
 def _next_section(store: PatchStore, job: str) -> str:

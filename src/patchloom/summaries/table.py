@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from patchloom.counted import channels_of, glance
 from patchloom.errors import ConfigError, IdentityError, StoreError
 from patchloom.location import Location
 from patchloom.summaries import Summary, quantiles
@@ -36,6 +38,7 @@ OVER = ("image", "mask", "patches")
 """Of which pixels statistics may be."""
 EACH = ("once", "taken")
 """Whether a pixel counts once, or as often as patches take it."""
+_PAGE = "patchloom.run.stats_page"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +134,59 @@ class Statistics:
         told = [f"{n:,} {name}{'s' * (n != 1)}" for name, n in sizes.items() if n]
         what = ", ".join([*told, f"over {self.over}", f"each {self.each}"])
         return f"<Statistics of {what}: {self.count:,} pixel{'s' * (self.count != 1)}>"
+
+    def _repr_html_(self) -> str:
+        names = [subject.id for subject in self.images]
+        rows = {
+            "images": f"{len(names):,}",
+            "channels": f"{len(self.channels):,}",
+            "over": self.over if self.each == "once" else f"{self.over}, each {self.each}",
+            "pixels of all channels": f"{self.count:,}",
+            **({"slices": f"{len(self.planes):,}"} if self.planes else {}),
+            **({"labels": f"{len(self.labels):,}"} if self.labels else {}),
+        }
+        return glance(rows, channels_of(self.summaries, names, self.channels, (1, 50, 99)))
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        percentiles: Sequence[float] = (1, 99),
+        *,
+        method: str = "linear",
+        by: str | None = "image",
+        title: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a page: histograms of each channel with percentiles, numbers, and outliers.
+
+        Parameters
+        ----------
+        path
+            Path or fsspec URL of one HTML file; what stood there is replaced.
+        percentiles, method, by
+            As for `dataset`; percentiles are also marked on the histograms.
+        title
+            Its heading.
+        storage_options
+            For fsspec.
+
+        Raises
+        ------
+        ConfigError
+            As `dataset`.
+        WriteError
+            If the target refuses.
+        """
+        # Pages are made upstairs; by its name, so that imports run downhill.
+        importlib.import_module(_PAGE).write_stats_page(
+            self,
+            path,
+            percentiles,
+            method=method,
+            by=by,
+            title=title,
+            storage_options=storage_options,
+        )
 
     # -- adding ---------------------------------------------------------------------------
 
