@@ -35,14 +35,15 @@ class Wide:
     def most_bytes() -> int:
         """Most bytes that it holds, of numbers that lie within 288 octaves (a float32's do).
 
-        Only a float64 may lie further apart: 8 MiB at most.
+        Only a float64 may lie further apart: 10 MiB at most.
         """
-        return max(DISTINCT * 17, 18 * 2 * 8 * _PAGE)
+        sums = 16 * 2 * 16 * 4 * 8
+        return max(DISTINCT * 17, 18 * (2 * 8 * _PAGE + sums))
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        return self._found.nbytes if self._rough is None else self._rough.counts.nbytes
+        return self._found.nbytes if self._rough is None else self._rough.nbytes
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
@@ -105,6 +106,12 @@ class _Rough:
         self._sums = Sums()
         self._pending: Octaves | None = None
         self._low, self._high = math.inf, -math.inf
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        pending = 0 if self._pending is None else self._pending.table.nbytes
+        return self.counts.nbytes + pending
 
     def sweep(
         self, fast: Any, flat: npt.NDArray[Any], nodata: float | None, times: int
