@@ -20,6 +20,8 @@ from patchloom.run.sharing import Share
 __all__ = ["BlockCache", "Meter", "Supplied", "arrivals", "batch_blocks", "stored_chunks"]
 
 Pixels = npt.NDArray[Any]
+_LARGE = 2**13
+"""Bytes of a patch from which copying it costs more than the Python around it."""
 
 
 class Meter:
@@ -176,7 +178,7 @@ class BlockCache:
                     self._share.leave(number)
             self._gone += 1
 
-    def windows(self, sample: int, corner: Ints, cut: Cut) -> Pixels:
+    def windows(self, sample: int, corner: Ints, cut: Cut, out: Pixels | None = None) -> Pixels:
         """Pixels of patches of one sample: [n, channels, *space].
 
         Parameters
@@ -187,6 +189,8 @@ class BlockCache:
             First pixel of what is cut for each: int64[n, ndim].
         cut
             What is cut, and what it shows beyond the image.
+        out
+            Where they go, if there is a place for them.
         """
         start, stop = corner.min(0), corner.max(0) + np.asarray(cut.size)
         region, origin = self._region(sample, corner, start, stop, cut)
@@ -194,8 +198,17 @@ class BlockCache:
             region, cut.size, axis=tuple(range(1, region.ndim))
         )
         view = np.moveaxis(view, 0, len(cut.size))
-        pixels: Pixels = view[tuple((corner - np.asarray(origin)).T)]
-        return pixels
+        at = corner - np.asarray(origin)
+        if out is None:
+            pixels: Pixels = view[tuple(at.T)]
+            return pixels
+        if out[0].nbytes < _LARGE:
+            out[...] = view[tuple(at.T)]
+            return out
+        # NumPy gathers into memory of its own only: a copy more, and it is most of the work here.
+        for patch, where in zip(out, map(tuple, at.tolist()), strict=True):
+            patch[...] = view[where]
+        return out
 
     def _region(
         self, sample: int, corner: Ints, start: Ints, stop: Ints, cut: Cut
@@ -229,15 +242,17 @@ class BlockCache:
         if (low == high).all():
             block = self._held[int(layout.blocks_of(one, low[None])[0])]
             return block[inside], layout.space.box(low.tolist())[0]
-        region = np.zeros((layout.n_channels, *(stop - start)), self._image.dtype)
+        region = np.empty((layout.n_channels, *(stop - start)), self._image.dtype)
         for step in np.ndindex(*(high - low + 1).tolist()):
             at = low + np.asarray(step)
+            first, last = layout.space.box(at.tolist())
+            extent = [b - a for a, b in zip(first, last, strict=True)]
+            into, of = overlap(first, extent, start.tolist(), region.shape[1:])
+            # Into one that is not held, no patch of this step reaches.
             found = self._held.get(int(layout.blocks_of(one, at[None])[0]))
-            if found is None:
-                continue  # no patch of this step reaches into it
-            first, _ = layout.space.box(at.tolist())
-            into, of = overlap(first, found.shape[2:], start.tolist(), region.shape[1:])
-            region[(slice(None), *into)] = found[inside][(slice(None), *of)]
+            region[(slice(None), *into)] = (
+                0 if found is None else found[inside][(slice(None), *of)]
+            )
         return region, start.tolist()
 
     def _load(self, blocks: Ints) -> None:
