@@ -46,8 +46,8 @@ def cut_batches(
     ------
     int64[n], dict of [n, channels, *space]
         Rows of some patches, and their pixels in each array (``"image"``, ``"labels"``,
-        ``"target"``) in its own type: about 16 MiB of the image's, or one step of the walk. They come in
-        the order of the walk, and are not used again.
+        ``"target"``) in its own type: about 16 MiB of the image's. They come in the order of the
+        walk, and are not used again.
 
     Raises
     ------

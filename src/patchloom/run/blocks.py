@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -250,9 +250,7 @@ class BlockCache:
             into, of = overlap(first, extent, start.tolist(), region.shape[1:])
             # Into one that is not held, no patch of this step reaches.
             found = self._held.get(int(layout.blocks_of(one, at[None])[0]))
-            region[(slice(None), *into)] = (
-                0 if found is None else found[inside][(slice(None), *of)]
-            )
+            region[(slice(None), *into)] = 0 if found is None else found[inside][(slice(None), *of)]
         return region, start.tolist()
 
     def _load(self, blocks: Ints) -> None:
@@ -279,16 +277,41 @@ class BlockCache:
 
     def _decode(self, blocks: Ints) -> list[Pixels]:
         layout, axes = self._image.layout, self._image.axes
-        chunks = self._reader.read(stored_chunks(self._image, blocks))
-        n = layout.chunks_per_block
-        channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
-        found = []
-        chunks.reverse()
-        for _ in range(len(blocks)):
-            # A chunk that was joined to its block is forgotten before the next ones are joined.
-            parts = [chunks.pop().transpose(axes.order) for _ in range(n)]
-            whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
-            del parts
+        chunks, found = stored_chunks(self._image, blocks), []
+        if layout.chunks_per_block == 1:
+            wholes = (part.transpose(axes.order) for part in self._reader.read(chunks))
+        else:
+            wholes = iter(self._joined(chunks))
+        for whole in wholes:
             space = whole.shape[whole.ndim - len(axes.spatial) :]
             found.append(whole.reshape(-1, layout.n_channels, *space))
+        return found
+
+    def _joined(self, chunks: Ints) -> list[Pixels]:
+        """Blocks from their chunks, each of some channels: in canonical order of axes."""
+        axes, grid, found = self._image.axes, self._image.grid, []
+        back = np.argsort(axes.order).tolist()
+        channel = axes.order.index(axes.names.index("c"))
+
+        def places() -> Iterator[Pixels]:
+            """Where each chunk goes, made as they come."""
+            for of_block in chunks.reshape(-1, self._image.layout.chunks_per_block, len(back)):
+                edges = [grid.box(row) for row in of_block.tolist()]
+                extents = np.array([np.subtract(b, a)[list(axes.order)] for a, b in edges])
+                ends = np.cumsum(extents[:, channel])
+                extents[0, channel] = ends[-1]
+                found.append(whole := np.empty(extents[0], self._image.dtype))
+                for begin, end in zip([0, *ends], ends, strict=False):
+                    where = (slice(None),) * channel + (slice(begin, end),)
+                    yield whole[where].transpose(back)
+
+        fill = getattr(self._reader, "read_into", None)
+        if fill is not None:
+            fill(chunks, places())
+            return found
+        parts = self._reader.read(chunks)
+        parts.reverse()
+        for place in places():
+            # A chunk that was joined to its block is forgotten before the next ones are joined.
+            place[...] = parts.pop()
         return found
