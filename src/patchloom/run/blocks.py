@@ -192,23 +192,44 @@ class BlockCache:
         out
             Where they go, if there is a place for them.
         """
+        layout = self._image.layout
+        shape = (len(corner), layout.n_channels, *cut.size)
         start, stop = corner.min(0), corner.max(0) + np.asarray(cut.size)
+        within = (start >= 0).all() and (stop <= np.asarray(layout.space.shape)).all()
+        if within and math.prod(shape[1:]) * self._image.dtype.itemsize >= _LARGE:
+            out = np.empty(shape, self._image.dtype) if out is None else out
+            self._copy(sample, corner, out)
+            return out
         region, origin = self._region(sample, corner, start, stop, cut)
         view = np.lib.stride_tricks.sliding_window_view(
             region, cut.size, axis=tuple(range(1, region.ndim))
         )
         view = np.moveaxis(view, 0, len(cut.size))
-        at = corner - np.asarray(origin)
+        pixels: Pixels = view[tuple((corner - np.asarray(origin)).T)]
         if out is None:
-            pixels: Pixels = view[tuple(at.T)]
             return pixels
-        if out[0].nbytes < _LARGE:
-            out[...] = view[tuple(at.T)]
-            return out
-        # NumPy gathers into memory of its own only: a copy more, and it is most of the work here.
-        for patch, where in zip(out, map(tuple, at.tolist()), strict=True):
-            patch[...] = view[where]
+        out[...] = pixels
         return out
+
+    def _copy(self, sample: int, corner: Ints, out: Pixels) -> None:
+        """Copy patches inside the image out of their blocks, piece by piece, and only once."""
+        layout = self._image.layout
+        inside = layout.sample_in_block(sample) if layout.samples.shape else 0
+        end = corner + np.asarray(out.shape[2:])
+        low, high = layout.space.chunk_of(corner.min(0)), layout.space.chunk_of(end.max(0) - 1)
+        for step in np.ndindex(*(high - low + 1).tolist()):
+            at = low + np.asarray(step)
+            first, last = layout.space.box(at.tolist())
+            start, stop = np.maximum(corner, first), np.minimum(end, last)
+            hit = np.flatnonzero((start < stop).all(1))
+            if not len(hit):
+                continue
+            [number] = layout.blocks_of(np.asarray([sample]), at[None]).tolist()
+            block, every = self._held[number][inside], slice(None)
+            edges = (start - corner, stop - corner, start - first, stop - first)
+            for k, *box in zip(hit.tolist(), *(edge[hit].tolist() for edge in edges), strict=True):
+                to, of = map(slice, box[0], box[1]), map(slice, box[2], box[3])
+                out[(k, every, *to)] = block[(every, *of)]
 
     def _region(
         self, sample: int, corner: Ints, start: Ints, stop: Ints, cut: Cut
