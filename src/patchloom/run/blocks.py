@@ -298,19 +298,21 @@ class BlockCache:
 
     def _decode(self, blocks: Ints) -> list[Pixels]:
         layout, axes = self._image.layout, self._image.axes
-        chunks, found = stored_chunks(self._image, blocks), []
-        if layout.chunks_per_block == 1:
-            wholes = (part.transpose(axes.order) for part in self._reader.read(chunks))
-        else:
-            wholes = iter(self._joined(chunks))
-        for whole in wholes:
+        chunks, alone = stored_chunks(self._image, blocks), layout.chunks_per_block == 1
+        wholes, found = self._reader.read(chunks) if alone else self._joined(chunks), []
+        wholes.reverse()
+        while wholes:
+            # What lies in another order is copied: one after another, and forgotten as it was.
+            whole = wholes.pop()
+            whole = whole.transpose(axes.order) if alone else whole
             space = whole.shape[whole.ndim - len(axes.spatial) :]
             found.append(whole.reshape(-1, layout.n_channels, *space))
         return found
 
     def _joined(self, chunks: Ints) -> list[Pixels]:
         """Blocks from their chunks, each of some channels: in canonical order of axes."""
-        axes, grid, found = self._image.axes, self._image.grid, []
+        axes, grid = self._image.axes, self._image.grid
+        found: list[Pixels] = []
         back = np.argsort(axes.order).tolist()
         channel = axes.order.index(axes.names.index("c"))
 
