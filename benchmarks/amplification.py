@@ -345,7 +345,7 @@ def _walk(plan: Any, store: Any, queue: list[int], reads: list[int]) -> Iterator
 
     while queue:
         task = queue.pop(0)
-        for leg, shards in plan.runs.legs_of(plan.runs.shards(task)):
+        for leg, shards in store.from_here(plan.runs.legs_of(plan.runs.shards(task))):
             with store.visit(leg) as visit:
                 for part in plan.tour(shards):
                     layout = plan.images[part.image].layout

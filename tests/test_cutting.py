@@ -15,9 +15,12 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import patchloom
+from patchloom.run import batches
 from patchloom.run.batches import cut_batches
+from patchloom.sources.chunks import DirectReader
 from patchloom.store.schema import CODECS, ArraySpec, Codec
 from patchloom.store.shards import ShardBuilder
 
@@ -53,6 +56,90 @@ def test_batches_are_the_rows_of_the_store(images: Any, order: str, tmp_path: Pa
             seen += rows.tolist()
     asked = [s for task in range(plan.n_tasks) for s in plan.runs.shards(task)[::2]]
     assert sorted(seen) == [r for r in range(plan.n_patches) if r // 7 in asked]
+
+
+def test_batches_are_large_and_share_blocks(tmp_path: Path, monkeypatch: Any) -> None:
+    """Some steps of the walk come together; each chunk is decoded once over all tasks."""
+    pixels = np.random.default_rng(0).integers(0, 200, (3, 200, 190), dtype="uint16")
+    zarr.create_array(tmp_path / "a.zarr", data=pixels, chunks=(1, 32, 32))
+    decoded: list[tuple[int, ...]] = []
+    read_into = DirectReader.read_into
+
+    def watched(self: Any, chunks: Any, places: Any) -> None:
+        decoded.extend(map(tuple, chunks.tolist()))
+        read_into(self, chunks, places)
+
+    monkeypatch.setattr(DirectReader, "read_into", watched)
+    monkeypatch.setattr(batches, "GATHER", 20 * 3 * 24 * 24 * 2)
+    images = patchloom.open_images(tmp_path / "a.zarr", axes="cyx")
+    plan = patchloom.plan(images, GRID, rows_per_shard=8)
+    assert plan.n_tasks > 4
+    [where] = plan.patches(0, plan.n_patches)
+    seen = []
+    for task in range(plan.n_tasks):
+        found = list(cut_batches(plan, plan.runs.shards(task)))
+        for rows, cut in found:
+            assert len(rows) <= 40
+            for row, patch in zip(rows.tolist(), cut["image"], strict=True):
+                y, x = where.corner[row].tolist()
+                np.testing.assert_array_equal(patch, pixels[:, y : y + 24, x : x + 24])
+            seen += rows.tolist()
+    assert sorted(seen) == list(range(plan.n_patches))
+    assert len(decoded) == len({*decoded}) == plan.chunks_needed
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    axes=st.sampled_from(["cyx", "yxc", "zcyx", "scyx", "syxc"]),
+    codec=st.sampled_from(["blosc", "zstd", "gzip", "none", "transposed", "swapped", "v2"]),
+    together=st.integers(1, 3),
+    sharded=st.booleans(),
+    size=st.integers(5, 24),
+)
+def test_blocks_are_joined_from_chunks_of_channels(
+    axes: str,
+    codec: str,
+    together: int,
+    sharded: bool,
+    size: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """However channels are dealt out to chunks, stored and encoded: the pixels of NumPy."""
+    folder = tmp_path_factory.mktemp("joined")
+    extent = {"c": 5, "y": 37, "x": 30, "z": 3, "s": 3}
+    chunk = {"c": together, "y": 16, "x": 11, "z": 2, "s": 2}
+    pixels = np.random.default_rng(size).integers(0, 9, [extent[a] for a in axes]).astype("uint16")
+    chunks = tuple(chunk[a] for a in axes)
+    more: dict[str, Any] = {"compressors": None}
+    if codec in ("blosc", "zstd", "gzip"):
+        more = {"compressors": {"blosc": BloscCodec, "zstd": ZstdCodec, "gzip": GzipCodec}[codec]()}
+    if codec == "transposed":
+        order = tuple(reversed(range(len(axes))))
+        more = {"filters": TransposeCodec(order=order), "compressors": ZstdCodec()}
+    if codec == "swapped":
+        more = {"serializer": BytesCodec(endian="big"), "compressors": BloscCodec()}
+    if codec == "v2":
+        more = {"zarr_format": 2}
+    elif sharded:
+        more["shards"] = tuple(2 * n for n in chunks)
+    array: Any = zarr.create_array(
+        folder / "a.zarr", shape=pixels.shape, chunks=chunks, dtype="uint16", **more
+    )
+    array[...] = pixels
+    images = patchloom.open_images(folder / "a.zarr", axes=axes.upper())
+    spatial = [a for a in axes if a in "zyx"]
+    patch = [min(size, extent[a]) for a in spatial]
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": patch}, edge="pad")
+    canonical = [axes.index(a) for a in "sczyx" if a in axes]
+    moved = pixels.transpose(canonical).reshape(-1, 5, *(extent[a] for a in spatial))
+    moved = np.pad(moved, [(0, 0), (0, 0), *((0, n) for n in patch)])
+    [where] = plan.patches(0, plan.n_patches)
+    for task in range(plan.n_tasks):
+        for rows, cut in cut_batches(plan, plan.runs.shards(task)):
+            for row, found in zip(rows.tolist(), cut["image"], strict=True):
+                low = where.corner[row].tolist()
+                box = tuple(slice(a, a + n) for a, n in zip(low, patch, strict=True))
+                np.testing.assert_array_equal(found, moved[(where.sample[row], slice(None), *box)])
 
 
 def test_the_report_says_who_decoded(tmp_path: Path) -> None:

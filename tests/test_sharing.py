@@ -335,6 +335,39 @@ def test_the_farthest_is_forgotten_first() -> None:
     assert [seen[number] for number in range(1, 5)] == [1, 1, 1, 2]
 
 
+def test_a_task_begins_where_the_process_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread goes through all legs one way, whichever way Dask goes through the tasks."""
+    images = patchloom.open_images(stored(tmp_path / "a.zarr", (200, 200), (16, 16)))
+    wide = patchloom.plan(images, GRID, rows_per_shard=2)
+    plan = patchloom.plan(images, GRID, rows_per_shard=2, memory=wide.peak_memory())
+    shards = [plan.runs.shards(task) for task in range(plan.n_tasks)]
+    assert any(len(plan.runs.legs_of(some)) > 2 for some in shards)
+    order: list[int] = []
+
+    class Watched(SharedBlocks):
+        def visit(self, leg: int) -> Any:
+            order.append(leg)
+            return super().visit(leg)
+
+    monkeypatch.setattr(sharing, "SharedBlocks", Watched)
+    report = written(plan, tmp_path / "out.zarr", 1)
+    legs = list(range(len(plan.runs.legs) - 1))
+    assert order in (legs, legs[::-1])
+    written(plan, tmp_path / "alone.zarr", 0)
+    assert contents(tmp_path / "out.zarr") == contents(tmp_path / "alone.zarr")
+    assert report.chunk_reads < plan.chunk_reads
+
+    blocks, some = SharedBlocks(10, 1), [(k, [k]) for k in range(10, 20)]
+    assert blocks.from_here(some) == some[::-1]
+    for place, first in ((9, 10), (12, 10), (17, 19), (40, 19)):
+        blocks = SharedBlocks(10, 1)
+        with blocks.visit(place):
+            assert blocks.from_here(some)[0][0] == first
+        assert blocks.from_here(some[:1]) == some[:1]
+
+
 def test_who_fails_lets_others_try() -> None:
     """A reader fails while another waits for its block: the other reads it, and nothing stays."""
     blocks, begun, go = SharedBlocks(10_000, 100), threading.Event(), threading.Event()

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.planning.incidence import touches
+from patchloom.image import Image
+from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
+from patchloom.planning.runs import GATHER, fetch_bytes
 from patchloom.run.allocating import keep_pages
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.cutting import ArrayKey, steps_of
+from patchloom.run.nearby import Nearby
+from patchloom.run.sharing import Share, Visit, legs_from_here, visit_to
 
 __all__ = ["cut_batches"]
+
+Ints = npt.NDArray[np.int64]
+Batch = tuple[Ints, dict[str, npt.NDArray[Any]]]
 
 
 def cut_batches(
     plan: Plan, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied] | None = None
-) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]]:
+) -> Iterator[Batch]:
     """Cut the patches of some shards of one run, each block decoded once.
+
+    Blocks that other shards need too are shared within a process, as they are when patches are
+    written: whoever cuts shard after shard with one plan decodes them once where memory holds them.
 
     Parameters
     ----------
@@ -35,7 +46,8 @@ def cut_batches(
     ------
     int64[n], dict of [n, channels, *space]
         Rows of some patches, and their pixels in each array (``"image"``, ``"labels"``,
-        ``"target"``) in its own type. They come in the order of the walk, and are not used again.
+        ``"target"``) in its own type: about 16 MiB of the image's. They come in the order of the
+        walk, and are not used again.
 
     Raises
     ------
@@ -43,24 +55,63 @@ def cut_batches(
         If a needed chunk cannot be read.
     """
     keep_pages()
-    given, meter = supplied or {}, Meter()
-    for whole in plan.tour(shards):
-        part = whole.take(np.isin(whole.row // plan.rows_per_shard, shards))
-        if not len(part):
-            continue
-        turn = plan.sequence.turns_of(part.rank)
-        step = steps_of(part.cell, turn // plan.rows_per_shard, plan)
-        caches: dict[str, tuple[npt.NDArray[np.int64], BlockCache]] = {}
-        for name, array in plan.images[part.image].cut_arrays.items():
-            sample = array.layout.own_samples(part.sample)
-            patch, block = touches(array.layout, sample, part.corner, plan.cut)
-            found = given.get((part.image, name))
-            reader = array.source.reader() if found is None else found.reader()
-            caches[name] = sample, BlockCache(array, step[patch], block, reader, meter)
-        for k, some in enumerate(np.split(np.arange(len(part)), np.flatnonzero(np.diff(step)) + 1)):
-            pixels = {}
-            for name, (sample, cache) in caches.items():
+    given = supplied or {}
+    for leg, some in legs_from_here(plan, shards):
+        with visit_to(plan, leg) as visit:
+            for whole in plan.tour(some):
+                part = whole.take(np.isin(whole.row // plan.rows_per_shard, some))
+                if len(part):
+                    yield from _cut(plan, part, visit, given)
+
+
+def _cut(
+    plan: Plan, part: Patches, visit: Visit | None, given: Mapping[ArrayKey, Supplied]
+) -> Iterator[Batch]:
+    """Cut some patches of one image."""
+    arrays = plan.images[part.image].cut_arrays
+    turn = plan.sequence.turns_of(part.rank)
+    step = steps_of(part.cell, turn // plan.rows_per_shard, plan)
+    caches: dict[str, BlockCache] = {}
+    samples = {name: array.layout.own_samples(part.sample) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        patch, block = touches(array.layout, samples[name], part.corner, plan.cut)
+        found = given.get((part.image, name))
+        share = None
+        if visit is not None and array.source.addressable:
+            near = Nearby.of(plan, part.image, array.layout, np.unique(block), part.sample)
+            share = Share(visit, part.image, name, near.shared(plan))
+        caches[name] = BlockCache(
+            array,
+            step[patch],
+            block,
+            array.source.reader() if found is None else found.reader(),
+            Meter(),
+            share=share,
+            fetch=fetch_bytes(plan.memory),
+        )
+    begins = np.append(np.flatnonzero(np.diff(step, prepend=-1)), len(step))
+    # Memory that was never used costs a fault for every page: in large pieces it comes in large
+    # pages, which NumPy asks for from 4 MiB on.
+    most = max(1, GATHER // (math.prod(plan.patch_shape) * plan.dtype.itemsize))
+    for steps in np.split(np.arange(len(begins) - 1), _changes(begins[:-1] // most)):
+        low, high = int(begins[steps[0]]), int(begins[steps[-1] + 1])
+        pixels = {name: _room(plan, array, high - low) for name, array in arrays.items()}
+        for k in steps.tolist():
+            a, b = int(begins[k]), int(begins[k + 1])
+            for name, cache in caches.items():
                 cache.enter(k)
-                pixels[name] = cache.windows(int(sample[some[0]]), part.corner[some], plan.cut)
+                out = pixels[name][a - low : b - low]
+                cache.windows(int(samples[name][a]), part.corner[a:b], plan.cut, out)
                 cache.leave(k)
-            yield part.row[some], pixels
+        yield part.row[low:high], pixels
+
+
+def _changes(values: Ints) -> Ints:
+    """Positions at which another value begins, but the first."""
+    found: Ints = np.flatnonzero(np.diff(values)) + 1
+    return found
+
+
+def _room(plan: Plan, array: Image, n: int) -> npt.NDArray[Any]:
+    """Memory for the pixels of so many patches."""
+    return np.empty((n, array.layout.n_channels, *plan.patch_size), array.dtype)

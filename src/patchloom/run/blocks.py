@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,8 @@ from patchloom.run.sharing import Share
 __all__ = ["BlockCache", "Meter", "Supplied", "arrivals", "batch_blocks", "stored_chunks"]
 
 Pixels = npt.NDArray[Any]
+_LARGE = 2**13
+"""Bytes of a patch from which copying it costs more than the Python around it."""
 
 
 class Meter:
@@ -176,7 +178,7 @@ class BlockCache:
                     self._share.leave(number)
             self._gone += 1
 
-    def windows(self, sample: int, corner: Ints, cut: Cut) -> Pixels:
+    def windows(self, sample: int, corner: Ints, cut: Cut, out: Pixels | None = None) -> Pixels:
         """Pixels of patches of one sample: [n, channels, *space].
 
         Parameters
@@ -187,15 +189,47 @@ class BlockCache:
             First pixel of what is cut for each: int64[n, ndim].
         cut
             What is cut, and what it shows beyond the image.
+        out
+            Where they go, if there is a place for them.
         """
+        layout = self._image.layout
+        shape = (len(corner), layout.n_channels, *cut.size)
         start, stop = corner.min(0), corner.max(0) + np.asarray(cut.size)
+        within = (start >= 0).all() and (stop <= np.asarray(layout.space.shape)).all()
+        if within and math.prod(shape[1:]) * self._image.dtype.itemsize >= _LARGE:
+            out = np.empty(shape, self._image.dtype) if out is None else out
+            self._copy(sample, corner, out)
+            return out
         region, origin = self._region(sample, corner, start, stop, cut)
         view = np.lib.stride_tricks.sliding_window_view(
             region, cut.size, axis=tuple(range(1, region.ndim))
         )
         view = np.moveaxis(view, 0, len(cut.size))
         pixels: Pixels = view[tuple((corner - np.asarray(origin)).T)]
-        return pixels
+        if out is None:
+            return pixels
+        out[...] = pixels
+        return out
+
+    def _copy(self, sample: int, corner: Ints, out: Pixels) -> None:
+        """Copy patches inside the image out of their blocks, piece by piece, and only once."""
+        layout = self._image.layout
+        inside = layout.sample_in_block(sample) if layout.samples.shape else 0
+        end = corner + np.asarray(out.shape[2:])
+        low, high = layout.space.chunk_of(corner.min(0)), layout.space.chunk_of(end.max(0) - 1)
+        for step in np.ndindex(*(high - low + 1).tolist()):
+            at = low + np.asarray(step)
+            first, last = layout.space.box(at.tolist())
+            start, stop = np.maximum(corner, first), np.minimum(end, last)
+            hit = np.flatnonzero((start < stop).all(1))
+            if not len(hit):
+                continue
+            [number] = layout.blocks_of(np.asarray([sample]), at[None]).tolist()
+            block, every = self._held[number][inside], slice(None)
+            edges = (start - corner, stop - corner, start - first, stop - first)
+            for k, *box in zip(hit.tolist(), *(edge[hit].tolist() for edge in edges), strict=True):
+                to, of = map(slice, box[0], box[1]), map(slice, box[2], box[3])
+                out[(k, every, *to)] = block[(every, *of)]
 
     def _region(
         self, sample: int, corner: Ints, start: Ints, stop: Ints, cut: Cut
@@ -229,15 +263,15 @@ class BlockCache:
         if (low == high).all():
             block = self._held[int(layout.blocks_of(one, low[None])[0])]
             return block[inside], layout.space.box(low.tolist())[0]
-        region = np.zeros((layout.n_channels, *(stop - start)), self._image.dtype)
+        region = np.empty((layout.n_channels, *(stop - start)), self._image.dtype)
         for step in np.ndindex(*(high - low + 1).tolist()):
             at = low + np.asarray(step)
+            first, last = layout.space.box(at.tolist())
+            extent = [b - a for a, b in zip(first, last, strict=True)]
+            into, of = overlap(first, extent, start.tolist(), region.shape[1:])
+            # Into one that is not held, no patch of this step reaches.
             found = self._held.get(int(layout.blocks_of(one, at[None])[0]))
-            if found is None:
-                continue  # no patch of this step reaches into it
-            first, _ = layout.space.box(at.tolist())
-            into, of = overlap(first, found.shape[2:], start.tolist(), region.shape[1:])
-            region[(slice(None), *into)] = found[inside][(slice(None), *of)]
+            region[(slice(None), *into)] = 0 if found is None else found[inside][(slice(None), *of)]
         return region, start.tolist()
 
     def _load(self, blocks: Ints) -> None:
@@ -264,16 +298,43 @@ class BlockCache:
 
     def _decode(self, blocks: Ints) -> list[Pixels]:
         layout, axes = self._image.layout, self._image.axes
-        chunks = self._reader.read(stored_chunks(self._image, blocks))
-        n = layout.chunks_per_block
-        channel = axes.order.index(axes.names.index("c")) if axes.has_channel else None
-        found = []
-        chunks.reverse()
-        for _ in range(len(blocks)):
-            # A chunk that was joined to its block is forgotten before the next ones are joined.
-            parts = [chunks.pop().transpose(axes.order) for _ in range(n)]
-            whole = parts[0] if n == 1 else np.concatenate(parts, axis=channel)
-            del parts
+        chunks, alone = stored_chunks(self._image, blocks), layout.chunks_per_block == 1
+        wholes, found = self._reader.read(chunks) if alone else self._joined(chunks), []
+        wholes.reverse()
+        while wholes:
+            # What lies in another order is copied: one after another, and forgotten as it was.
+            whole = wholes.pop()
+            whole = whole.transpose(axes.order) if alone else whole
             space = whole.shape[whole.ndim - len(axes.spatial) :]
             found.append(whole.reshape(-1, layout.n_channels, *space))
+        return found
+
+    def _joined(self, chunks: Ints) -> list[Pixels]:
+        """Blocks from their chunks, each of some channels: in canonical order of axes."""
+        axes, grid = self._image.axes, self._image.grid
+        found: list[Pixels] = []
+        back = np.argsort(axes.order).tolist()
+        channel = axes.order.index(axes.names.index("c"))
+
+        def places() -> Iterator[Pixels]:
+            """Where each chunk goes, made as they come."""
+            for of_block in chunks.reshape(-1, self._image.layout.chunks_per_block, len(back)):
+                edges = [grid.box(row) for row in of_block.tolist()]
+                extents = np.array([np.subtract(b, a)[list(axes.order)] for a, b in edges])
+                ends = np.cumsum(extents[:, channel])
+                extents[0, channel] = ends[-1]
+                found.append(whole := np.empty(extents[0], self._image.dtype))
+                for begin, end in zip([0, *ends], ends, strict=False):
+                    where = (slice(None),) * channel + (slice(begin, end),)
+                    yield whole[where].transpose(back)
+
+        fill = getattr(self._reader, "read_into", None)
+        if fill is not None:
+            fill(chunks, places())
+            return found
+        parts = self._reader.read(chunks)
+        parts.reverse()
+        for place in places():
+            # A chunk that was joined to its block is forgotten before the next ones are joined.
+            place[...] = parts.pop()
         return found

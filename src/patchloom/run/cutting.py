@@ -31,7 +31,7 @@ from patchloom.run.masks import covered_share
 from patchloom.run.nearby import Nearby
 from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
-from patchloom.run.sharing import Share, Visit, visit_to
+from patchloom.run.sharing import Share, Visit, legs_from_here, visit_to
 from patchloom.run.tiles import columns_of
 from patchloom.run.union import counted
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
@@ -192,7 +192,7 @@ def write_run(
     gaps, lost = [], []
     waiting = list(left)
     try:
-        for leg, some in plan.runs.legs_of(left):
+        for leg, some in legs_from_here(plan, left, normalized=normalized, remote=remote):
             with visit_to(plan, leg, normalized=normalized, remote=remote) as run.visit:
                 for shard in _walk(run, some):
                     rows = _commit(run, shard)
@@ -237,7 +237,7 @@ def cut_run(
     """Summarize the pixels of some shards' patches, each once, without writing."""
     found: dict[tuple[int, int], Summary] = {}
     reads = Reads()
-    for leg, some in plan.runs.legs_of(shards):
+    for leg, some in legs_from_here(plan, shards):
         with visit_to(plan, leg) as visit:
             run = _Run(plan, Job(None), dict(supplied or {}), visit)
             for shard in _walk(run, some):

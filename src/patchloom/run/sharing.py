@@ -15,12 +15,22 @@ import numpy.typing as npt
 from patchloom.image import Ints
 from patchloom.planning.plans import Plan
 
-__all__ = ["Share", "SharedBlocks", "Visit", "shared_blocks", "unshared", "visit_to"]
+__all__ = [
+    "Share",
+    "SharedBlocks",
+    "Visit",
+    "legs_from_here",
+    "shared_blocks",
+    "unshared",
+    "visit_to",
+]
 
 Pixels = npt.NDArray[Any]
 Key = tuple[int, str, int]
 """Position of an image, role of the array, block."""
 Decode = Callable[[Ints], list[Pixels]]
+Leg = tuple[int, list[int]]
+"""Its number, and the shards to write of it."""
 
 
 @dataclass
@@ -90,6 +100,18 @@ class SharedBlocks:
         """Bytes that may be kept now."""
         at_work = sum(place.at_work for place in self._places)
         return max(0, len(self._places) * self._memory - at_work * self._projected)
+
+    def from_here(self, legs: Sequence[Leg]) -> Sequence[Leg]:
+        """The legs of a task (ascending), from the end that is nearest to where this process is.
+
+        What they share with the legs gone through before is then used while it is kept. Who is
+        nowhere yet goes down: Dask begins with the last task.
+        """
+        with self._changed:
+            places = [place.leg for place in self._places]
+        ends = legs[0][0], legs[-1][0]
+        first, last = (min((abs(end - at) for at in places), default=0) for end in ends)
+        return legs if first < last else legs[::-1]
 
     @contextmanager
     def visit(self, leg: int) -> Iterator[Visit]:
@@ -339,6 +361,24 @@ def visit_to(
         return
     with shared_blocks(plan, normalized=normalized, remote=remote).visit(leg) as visit:
         yield visit
+
+
+def legs_from_here(
+    plan: Plan, shards: Sequence[int], *, normalized: bool = False, remote: bool = False
+) -> Sequence[Leg]:
+    """The legs that hold some shards (ascending), in the order in which this process best goes.
+
+    Parameters
+    ----------
+    plan, normalized, remote
+        As for `visit_to`.
+    shards
+        Those of a task that are to be made.
+    """
+    legs = plan.runs.legs_of(shards)
+    if len(legs) < 2 or _OFF.is_set() or not plan.has_common_blocks:
+        return legs
+    return shared_blocks(plan, normalized=normalized, remote=remote).from_here(legs)
 
 
 def shared_blocks(plan: Plan, *, normalized: bool = False, remote: bool = False) -> SharedBlocks:

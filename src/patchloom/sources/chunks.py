@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -134,7 +134,8 @@ def reader_for(
     return DirectReader(location, metadata, parsed, inner, *decoder, since)
 
 
-Decode = Callable[[Bytes], Pixels]
+Decode = Callable[[Bytes, Pixels | None], Pixels]
+"""From stored bytes to pixels: where they are to go, if that can be without a copy."""
 
 
 @dataclass(frozen=True)
@@ -195,11 +196,24 @@ class DirectReader:
 
     def read(self, chunks: Ints) -> list[Pixels]:
         """Decode chunks: int64[n, ndim] indices -> clipped arrays in stored axis order."""
+        rows, fetched = self._fetch(chunks)
+        # What is decoded is forgotten as stored: a batch is never held twice.
+        return [self._finish(row, *fetched.pop()) for row in rows]
+
+    def read_into(self, chunks: Ints, places: Iterable[Pixels]) -> None:
+        """Decode chunks like `read`, each into its place, without a copy where that can be."""
+        rows, fetched = self._fetch(chunks)
+        for row, place in zip(rows, places, strict=True):
+            pixels = self._finish(row, *fetched.pop(), place)
+            if pixels is not place:
+                place[...] = pixels
+
+    def _fetch(self, chunks: Ints) -> tuple[list[tuple[int, ...]], list[tuple[Bytes | None, str]]]:
+        """The indices, and what is stored of each with its key, the last one first."""
         rows = [tuple(row) for row in np.asarray(chunks).tolist()]
         fetched = self._fetch_shards(rows) if self._sharding else self._fetch_plain(rows)
         fetched.reverse()
-        # What is decoded is forgotten as stored: a batch is never held twice.
-        return [self._finish(row, *fetched.pop()) for row in rows]
+        return rows, fetched
 
     def stored(self, chunks: Ints) -> Ints:
         """Stored bytes of chunks, -1 where the store does not tell: int64[n].
@@ -240,7 +254,9 @@ class DirectReader:
         shards = [tuple(q for q, _ in pair) for pair in split]
         return shards, [int(np.ravel_multi_index([r for _, r in pair], counts)) for pair in split]
 
-    def _finish(self, row: tuple[int, ...], data: Bytes | None, key: str) -> Pixels:
+    def _finish(
+        self, row: tuple[int, ...], data: Bytes | None, key: str, place: Pixels | None = None
+    ) -> Pixels:
         start, stop = self._grid.box(row)
         extent = tuple(b - a for a, b in zip(start, stop, strict=True))
         self.reads.chunks += 1
@@ -248,7 +264,7 @@ class DirectReader:
             self._verify()
             return np.full(extent, self._fill)
         try:
-            pixels = self._decode(data)
+            pixels = self._decode(data, place)
         except Exception:
             # Broken on the way, or in the store? Only a second transfer tells.
             pixels = self._decoded_again(row)
@@ -267,7 +283,7 @@ class DirectReader:
             [(data, key)] = self._fetch_shards([row])
         self.reads.chunks += 1
         try:
-            return self._decode(b"" if data is None else data)
+            return self._decode(b"" if data is None else data, None)
         except Exception as error:
             nbytes = 0 if data is None else len(data)
             raise ChunkError(
@@ -489,7 +505,7 @@ def _decoder_v2(document: Mapping[str, Any], parsed: Any) -> tuple[Decode, None]
     codecs = [numcodecs.get_codec(dict(item)) for item in described if item is not None]
     shape, order = tuple(document["chunks"]), document.get("order", "C")
 
-    def decode(data: Bytes) -> Pixels:
+    def decode(data: Bytes, _: Pixels | None) -> Pixels:
         value: Any = data
         for codec in codecs:
             value = codec.decode(value)
@@ -542,6 +558,7 @@ def _chain_v3(codecs: _Described, shape: tuple[int, ...], native: np.dtype[Any])
     order = list(range(len(shape)))
     stored = native
     unpack: list[Callable[[Any], Any]] = []
+    last: Callable[[Any, Any], Any] | None = None
     stage = "array"
     for name, config in codecs:
         if name == "transpose" and stage == "array" and isinstance(config["order"], list):
@@ -551,6 +568,8 @@ def _chain_v3(codecs: _Described, shape: tuple[int, ...], native: np.dtype[Any])
             if native.itemsize > 1 and config.get("endian") == "big":
                 stored = native.newbyteorder(">")
         elif stage == "bytes" and name in _UNPACK:
+            # The first to pack is the last to unpack.
+            last = last if unpack else _UNPACK_INTO.get(name)
             unpack.append(_UNPACK[name])
         else:
             return None
@@ -559,9 +578,18 @@ def _chain_v3(codecs: _Described, shape: tuple[int, ...], native: np.dtype[Any])
     stored_shape = tuple(shape[i] for i in order)
     inverse = tuple(int(i) for i in np.argsort(order))
 
-    def decode(data: Bytes) -> Pixels:
+    plain = stored == native and inverse == tuple(range(len(shape)))
+
+    def decode(data: Bytes, place: Pixels | None) -> Pixels:
         value: Any = data
-        for step in reversed(unpack):
+        for step in reversed(unpack[1:]):
+            value = step(value)
+        whole = place is not None and place.shape == shape and place.flags.c_contiguous
+        if last is not None and plain and whole:
+            last(value, place)
+            assert place is not None
+            return place
+        for step in unpack[:1]:
             value = step(value)
         return _as_pixels(value, stored).reshape(stored_shape).transpose(inverse)
 
@@ -585,6 +613,11 @@ def _strip_crc32c(data: Any) -> Bytes:
     return memoryview(whole)[:-4]
 
 
+_UNPACK_INTO: dict[str, Callable[[Any, Any], Any]] = {
+    "blosc": numcodecs.Blosc().decode,
+    "zstd": numcodecs.Zstd().decode,
+}
+"""Those that fill memory which they are given; they refuse what has another size."""
 _UNPACK: dict[str, Callable[[Any], Any]] = {
     "blosc": numcodecs.Blosc().decode,
     "crc32c": _strip_crc32c,
