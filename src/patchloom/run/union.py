@@ -19,6 +19,8 @@ EACH = ("once", "taken")
 
 _TOGETHER = 2**17
 """Pixels that are told together how often they are taken."""
+_FEW = 16
+"""Boxes that a union is taken apart into; beyond them each pixel is told apart."""
 
 
 def union(low: Ints, high: Ints, extent: Sequence[int]) -> npt.NDArray[np.bool_] | None:
@@ -63,7 +65,7 @@ def counted(
         these does.
     """
     if each == "once":
-        yield (), union(low, high, extent), 1
+        yield from ((part, where, 1) for part, where in _once(low, high, extent))
         return
     for part, times in taken(low, high, extent):
         if isinstance(times, int):
@@ -72,6 +74,35 @@ def counted(
             continue
         where = times > 0
         yield part, where, times[where]
+
+
+def _once(
+    low: Ints, high: Ints, extent: Sequence[int]
+) -> Iterator[tuple[tuple[Any, ...], npt.NDArray[np.bool_] | None]]:
+    """The pixels that lie in at least one box: a few boxes apart from each other, else a mask."""
+    if ((low == 0) & (high == np.asarray(extent))).all(-1).any():
+        yield (), None
+        return
+    counts, edges = _counted(low, high, extent)
+    apart = list(itertools.islice(_apart(counts > 0, edges), _FEW + 1))
+    if len(apart) <= _FEW:
+        yield from ((box, None) for box in apart)
+    else:
+        yield (), _spread(counts > 0, edges)
+
+
+def _apart(cells: npt.NDArray[np.bool_], edges: Sequence[Ints]) -> Iterator[tuple[slice, ...]]:
+    """Boxes of pixels that cover the cells, each once: runs of equal lines, axis by axis."""
+    lines = cells.reshape(len(cells), -1)
+    begins = [0, *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1).tolist()]
+    for begin, end in itertools.pairwise([*begins, len(cells)]):
+        if not lines[begin].any():
+            continue
+        span = slice(int(edges[0][begin]), int(edges[0][end]))
+        if cells.ndim == 1:
+            yield (span,)
+        else:
+            yield from ((span, *rest) for rest in _apart(cells[begin], edges[1:]))
 
 
 def taken(
