@@ -105,7 +105,7 @@ def summarize(pixels: npt.NDArray[Any], nodata: float | None = None) -> Summary:
 def tally_bytes(dtype: np.dtype[Any]) -> int:
     """Most bytes that a `Tally` without targets holds; with targets, `LEAVES` MiB.
 
-    Float64 pixels of more than 288 octaves of size (87 decades) may take up to 8 MiB.
+    Float64 pixels of more than 288 octaves of size (87 decades) may take up to 10 MiB.
     """
     return Dense.most_bytes(dtype) if _is_dense(dtype) else Wide.most_bytes()
 
