@@ -49,7 +49,9 @@ class Dense:
         if self._dtype.kind == "b":
             values = (where > 0).astype(np.float64)
         else:
-            values = where.astype(self._patterns).view(self._dtype).astype(np.float64)
+            # Some patterns of NaN are a signal.
+            with np.errstate(invalid="ignore"):
+                values = where.astype(self._patterns).view(self._dtype).astype(np.float64)
         return exactly(values, self._counts[where], self._dtype, self._nodata)
 
 
