@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import patchloom
-from patchloom.run import batches
 from patchloom.run.batches import cut_batches
 from patchloom.sources.chunks import DirectReader
 from patchloom.store.schema import CODECS, ArraySpec, Codec
@@ -58,8 +57,9 @@ def test_batches_are_the_rows_of_the_store(images: Any, order: str, tmp_path: Pa
     assert sorted(seen) == [r for r in range(plan.n_patches) if r // 7 in asked]
 
 
-def test_batches_are_large_and_share_blocks(tmp_path: Path, monkeypatch: Any) -> None:
-    """Some steps of the walk come together; each chunk is decoded once over all tasks."""
+@pytest.mark.parametrize("size", [24, 40])
+def test_batches_share_blocks(size: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """Each chunk is decoded once over all tasks, for patches that are small or large to a copy."""
     pixels = np.random.default_rng(0).integers(0, 200, (3, 200, 190), dtype="uint16")
     zarr.create_array(tmp_path / "a.zarr", data=pixels, chunks=(1, 32, 32))
     decoded: list[tuple[int, ...]] = []
@@ -70,19 +70,17 @@ def test_batches_are_large_and_share_blocks(tmp_path: Path, monkeypatch: Any) ->
         read_into(self, chunks, places)
 
     monkeypatch.setattr(DirectReader, "read_into", watched)
-    monkeypatch.setattr(batches, "GATHER", 20 * 3 * 24 * 24 * 2)
     images = patchloom.open_images(tmp_path / "a.zarr", axes="cyx")
-    plan = patchloom.plan(images, GRID, rows_per_shard=8)
+    config = {"name": "sequential", "patch_size": [size] * 2, "overlaps": [8, 8]}
+    plan = patchloom.plan(images, config, rows_per_shard=3)
     assert plan.n_tasks > 4
     [where] = plan.patches(0, plan.n_patches)
     seen = []
     for task in range(plan.n_tasks):
-        found = list(cut_batches(plan, plan.runs.shards(task)))
-        for rows, cut in found:
-            assert len(rows) <= 40
+        for rows, cut in cut_batches(plan, plan.runs.shards(task)):
             for row, patch in zip(rows.tolist(), cut["image"], strict=True):
                 y, x = where.corner[row].tolist()
-                np.testing.assert_array_equal(patch, pixels[:, y : y + 24, x : x + 24])
+                np.testing.assert_array_equal(patch, pixels[:, y : y + size, x : x + size])
             seen += rows.tolist()
     assert sorted(seen) == list(range(plan.n_patches))
     assert len(decoded) == len({*decoded}) == plan.chunks_needed

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.image import Image
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
-from patchloom.planning.runs import GATHER, fetch_bytes
+from patchloom.planning.runs import fetch_bytes
 from patchloom.run.allocating import keep_pages
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.cutting import ArrayKey, steps_of
@@ -46,8 +44,7 @@ def cut_batches(
     ------
     int64[n], dict of [n, channels, *space]
         Rows of some patches, and their pixels in each array (``"image"``, ``"labels"``,
-        ``"target"``) in its own type: about 16 MiB of the image's. They come in the order of the
-        walk, and are not used again.
+        ``"target"``) in its own type. They come in the order of the walk, and are not used again.
 
     Raises
     ------
@@ -89,29 +86,11 @@ def _cut(
             share=share,
             fetch=fetch_bytes(plan.memory),
         )
-    begins = np.append(np.flatnonzero(np.diff(step, prepend=-1)), len(step))
-    # Memory that was never used costs a fault for every page: in large pieces it comes in large
-    # pages, which NumPy asks for from 4 MiB on.
-    most = max(1, GATHER // (math.prod(plan.patch_shape) * plan.dtype.itemsize))
-    for steps in np.split(np.arange(len(begins) - 1), _changes(begins[:-1] // most)):
-        low, high = int(begins[steps[0]]), int(begins[steps[-1] + 1])
-        pixels = {name: _room(plan, array, high - low) for name, array in arrays.items()}
-        for k in steps.tolist():
-            a, b = int(begins[k]), int(begins[k + 1])
-            for name, cache in caches.items():
-                cache.enter(k)
-                out = pixels[name][a - low : b - low]
-                cache.windows(int(samples[name][a]), part.corner[a:b], plan.cut, out)
-                cache.leave(k)
-        yield part.row[low:high], pixels
-
-
-def _changes(values: Ints) -> Ints:
-    """Positions at which another value begins, but the first."""
-    found: Ints = np.flatnonzero(np.diff(values)) + 1
-    return found
-
-
-def _room(plan: Plan, array: Image, n: int) -> npt.NDArray[Any]:
-    """Memory for the pixels of so many patches."""
-    return np.empty((n, array.layout.n_channels, *plan.patch_size), array.dtype)
+    for k, some in enumerate(np.split(np.arange(len(part)), np.flatnonzero(np.diff(step)) + 1)):
+        pixels = {}
+        for name, cache in caches.items():
+            cache.enter(k)
+            sample = int(samples[name][some[0]])
+            pixels[name] = cache.windows(sample, part.corner[some], plan.cut)
+            cache.leave(k)
+        yield part.row[some], pixels

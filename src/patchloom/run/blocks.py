@@ -178,7 +178,7 @@ class BlockCache:
                     self._share.leave(number)
             self._gone += 1
 
-    def windows(self, sample: int, corner: Ints, cut: Cut, out: Pixels | None = None) -> Pixels:
+    def windows(self, sample: int, corner: Ints, cut: Cut) -> Pixels:
         """Pixels of patches of one sample: [n, channels, *space].
 
         Parameters
@@ -189,27 +189,22 @@ class BlockCache:
             First pixel of what is cut for each: int64[n, ndim].
         cut
             What is cut, and what it shows beyond the image.
-        out
-            Where they go, if there is a place for them.
         """
         layout = self._image.layout
         shape = (len(corner), layout.n_channels, *cut.size)
         start, stop = corner.min(0), corner.max(0) + np.asarray(cut.size)
         within = (start >= 0).all() and (stop <= np.asarray(layout.space.shape)).all()
         if within and math.prod(shape[1:]) * self._image.dtype.itemsize >= _LARGE:
-            out = np.empty(shape, self._image.dtype) if out is None else out
-            self._copy(sample, corner, out)
-            return out
+            copied = np.empty(shape, self._image.dtype)
+            self._copy(sample, corner, copied)
+            return copied
         region, origin = self._region(sample, corner, start, stop, cut)
         view = np.lib.stride_tricks.sliding_window_view(
             region, cut.size, axis=tuple(range(1, region.ndim))
         )
         view = np.moveaxis(view, 0, len(cut.size))
         pixels: Pixels = view[tuple((corner - np.asarray(origin)).T)]
-        if out is None:
-            return pixels
-        out[...] = pixels
-        return out
+        return pixels
 
     def _copy(self, sample: int, corner: Ints, out: Pixels) -> None:
         """Copy patches inside the image out of their blocks, piece by piece, and only once."""
