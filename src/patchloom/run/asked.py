@@ -73,7 +73,7 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
         for kind in {"image", "role"} & {*found.readings}:
             taken = found.readings[kind]
             found.ask("live", np.unique(np.concatenate(taken.queues)), taken.batch)
-    if over == "image" or normalize is not None:
+    if over != "patches" or normalize is not None:
         _ask_survey(plan, over, arrays)
     return arrays
 
