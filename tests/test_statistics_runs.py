@@ -132,6 +132,35 @@ def test_a_pass_reads_only_what_needs_it(tmp_path: Path) -> None:
     assert reads.chunks == 2 * 2 * 9 + 9
 
 
+SQUARE = {"type": "Polygon", "coordinates": [[[0, 0], [37, 3], [32, 32.5], [0, 32], [0, 0]]]}
+MASKS: dict[str, Any] = {
+    "coarse": np.random.default_rng(1).random((6, 7)) < 0.5,
+    "fine": np.random.default_rng(1).random((300, 350)) < 0.5,
+    "labels": {"labels": np.arange(6000).reshape(60, 100)[:, :70] % 5, "classes": [1, 3]},
+    "polygons": {"polygons": SQUARE},
+    "boxes": {"boxes": {"y0": [2], "x0": [3.5], "y1": [16], "x1": [48]}},
+    "auto": {"auto": "otsu"},
+    "nodata": {"nodata": [0, 7]},
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_under_a_mask_is_what_patches_of_a_pixel_keep(
+    kind: str, in_memory: bool, tmp_path: Path
+) -> None:
+    """One meaning everywhere: a plan keeps the same pixels with a coverage of one half."""
+    pixels = np.random.default_rng(0).integers(0, 99, (60, 70), dtype="uint8")
+    source = pixels if in_memory else stored(tmp_path / "a.zarr", pixels, (16, 16))
+    images = patchloom.open_images(source, mask=MASKS[kind], ids=["a"])
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [1, 1]}, min_coverage=0.5)
+    of_patches = patchloom.statistics(plan, (1, 50, 99)).drop_attrs()
+    assert 0 < plan.n_patches == of_patches["count"].item() < pixels.size
+    for what in (images, plan):
+        table = patchloom.statistics(what, (1, 50, 99), over="mask").drop_attrs()
+        assert table.identical(of_patches)
+
+
 @pytest.mark.parametrize("lazy", [False, True])
 def test_no_chunk_outside_a_mask_is_read(lazy: bool, tmp_path: Path) -> None:
     """Those under the mask once; those that patches need once, however many tasks there are."""
