@@ -210,6 +210,18 @@ def test_a_mistake_is_one_sentence(
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_page_tells_no_secret(tmp_path: Path, images: dict[str, Any]) -> None:
+    """Its title is where the images lie, without credentials."""
+    import fsspec
+
+    fsspec.filesystem("memory").put(str(tmp_path / "a.zarr"), "/levels/a.zarr", recursive=True)
+    path = tmp_path / "levels.html"
+    done = call("memory://key:hush@levels/a.zarr", "--html", path)
+    assert "hush" not in done.output
+    assert done.exit_code == 0, done.output
+    assert "hush" not in path.read_text("utf-8")
+
+
 def test_a_store_has_no_other_pixels(job: Path) -> None:
     """It says what to give instead."""
     CliRunner().invoke(main, ["run", str(job)])
