@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.csv
 import pytest
@@ -208,6 +209,18 @@ def test_a_mistake_is_one_sentence(
     assert lines[-1].startswith("patchloom: ")
     assert word in lines[-1]
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_page_tells_no_secret(tmp_path: Path, images: dict[str, Any]) -> None:
+    """Its title is where the images lie, without credentials."""
+    url, path = "memory://key:hush@levels/a.zarr", tmp_path / "levels.html"
+    fsspec.filesystem("memory").put(str(tmp_path / "a.zarr"), url, recursive=True)
+    done = call(url, "--html", path)
+    assert "hush" not in done.output
+    assert done.exit_code == 0, done.output
+    html = path.read_text("utf-8")
+    assert "memory://levels/a.zarr" in html
+    assert "hush" not in html
 
 
 def test_a_store_has_no_other_pixels(job: Path) -> None:

@@ -287,9 +287,11 @@ def test_the_page_of_a_store_has_histograms(tmp_path: Path) -> None:
     url = str(tmp_path / "a.zarr")
     report = patchloom.materialize(plan, url, progress=False)
     html = page(plan, patchloom.open_patches(url), [report.to_dict()])
-    words = "".join(read(html).words)
-    assert "4,096 pixels" in words
-    assert 'aria-label="Histogram of channel 0, 4,096 pixels, p1 ' in html
+    [chart] = re.findall(r'<svg class="chart grey".*?</svg>', html, re.S)
+    low, high = np.percentile(image.astype(float), (1, 99)).tolist()
+    assert f'"Histogram of channel 0, 4,096 pixels, p1 {low:.5g}, p99 {high:.5g}"' in chart
+    held = re.findall(r"<title>.*?: ([\d,]+) pixels</title>", chart)
+    assert sum(int(n.replace(",", "")) for n in held) == 4096
 
 
 def test_a_summary_without_a_pixel_is_said() -> None:

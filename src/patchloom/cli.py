@@ -298,19 +298,22 @@ def stats(
     WHAT is the URL of images or of a patch store, a glob, or a job file, whose images are taken.
     Images are read once, all of them; of a store only what its run has counted is read.
     """
-    from patchloom.summaries.asked import check_percentiles
+    from patchloom.summaries.asked import check_low_high, check_percentiles
 
     given: Sequence[Any] = percentiles.split(",")
     q = check_percentiles(given)
+    ends = (1.0, 99.0) if csv is None else check_low_high((min(q), max(q)) if len(q) > 1 else q)
+    group = None if by == "all" else by or "image"
     _check_scheduler(scheduler)
     with _scheduler(scheduler):
-        found = _statistics_of(what, q, progress=not as_json, **asked)
-    group = None if by == "all" else by or "image"
+        found = _statistics_of(what, q, by=group, progress=not as_json, **asked)
     table = found.dataset(q, by=group)
     if csv is not None:
-        found.save_csv(csv, (min(q), max(q)))
+        found.save_csv(csv, ends)
     if html is not None:
-        found.to_html(html, q, by=group, title=f"Grey levels of {what}")
+        from patchloom.location import Location
+
+        found.to_html(html, q, by=group, title=f"Grey levels of {Location.of(what).shown}")
     _show_statistics(table, found.outliers(q).to_pylist(), as_json)
 
 
@@ -328,15 +331,17 @@ def _statistics_of(
     *,
     over: str | None,
     mask: str | None,
+    by: str | None,
     per_slice: bool,
     progress: bool,
 ) -> Statistics:
     """Statistics of what stands at a URL: counted now, or kept by a store."""
     from patchloom.location import Location
 
-    kind = "job" if what.endswith((".yaml", ".yml")) else _kind_of(Location.of(what))
+    place = Location.of(what)
+    kind = "job" if what.endswith((".yaml", ".yml")) else _kind_of(place)
     if kind != "image" and mask is not None:
-        raise ConfigError(f"--mask is for images, but {what!r} is a {kind}; leave it out")
+        raise ConfigError(f"--mask is for images, but {place.shown!r} is a {kind}; leave it out")
     if kind == "store":
         return _kept_statistics(what, over, per_slice)
     from patchloom.run.surveying import summarize
@@ -357,7 +362,8 @@ def _statistics_of(
         from patchloom.sources.opening import open_images
 
         found = open_images(what, mask=mask)
-    return summarize(found, q, over=over or "image", planes=per_slice, progress=progress)
+    asked: Mapping[str, Any] = {"over": over or "image", "planes": per_slice, "by": by}
+    return summarize(found, q, **asked, progress=progress)
 
 
 def _kept_statistics(url: str, over: str | None, per_slice: bool) -> Statistics:
@@ -365,18 +371,18 @@ def _kept_statistics(url: str, over: str | None, per_slice: bool) -> Statistics:
     from patchloom.store.patch_store import open_patches
 
     store = open_patches(url)
-    found = store.summaries()
+    kept = store.attributes["job"]["over"]
     if per_slice:
         raise ConfigError(
             "--per-slice is for images: a store keeps no statistics of slices; give the images, "
             "or the job file that it was made from"
         )
-    if over not in (None, found.over):
+    if over not in (None, kept):
         raise ConfigError(
-            f"the statistics of this store are over {found.over}, got --over {over}; leave it "
+            f"the statistics of this store are over {kept}, got --over {over}; leave it "
             "out, or give the images, or the job file that it was made from"
         )
-    return found
+    return store.summaries()
 
 
 def _check_scheduler(name: str | None) -> None:
