@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ChunkError, SourceChangedError, WriteError
-from patchloom.image import ChunkReader, Image, Layout, Reads
+from patchloom.image import ChunkReader, Image, Layout
 from patchloom.location import Location
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
@@ -40,7 +40,7 @@ from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_nam
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 
-__all__ = ["Job", "cut_run", "steps_of", "write_run"]
+__all__ = ["Job", "steps_of", "write_run"]
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -231,25 +231,6 @@ def _left(job: Job, shards: list[int]) -> list[int]:
     return [number for number in shards if number not in {fresh[0], *there}]
 
 
-def cut_run(
-    plan: Plan, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied] | None = None
-) -> tuple[dict[tuple[int, int], Summary], Reads]:
-    """Summarize the pixels of some shards' patches, each once, without writing."""
-    found: dict[tuple[int, int], Summary] = {}
-    reads = Reads()
-    for leg, some in plan.runs.legs_of(shards):
-        with visit_to(plan, leg) as visit:
-            run = _Run(plan, Job(None), dict(supplied or {}), visit)
-            for shard in _walk(run, some):
-                for key, summary in shard.summaries.items():
-                    found[key] = found.get(key, Summary.empty()) + summary
-                shard.summaries.clear()
-        reads.chunks += run.counts["chunk_reads"]
-        reads.requests += run.counts["requests"]
-        reads.nbytes += run.counts["bytes_read"]
-    return found, reads
-
-
 def _n_rows(plan: Plan, shard: int) -> int:
     return min(plan.rows_per_shard, plan.n_patches - shard * plan.rows_per_shard)
 
@@ -363,11 +344,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
         first = run.job.first_shard
         cost = ", ".join(f"{first + number}" for number in waiting if number in begun)
-        out = (
-            "; on_error='skip' goes on without the patches that need it"
-            if run.job.target is not None
-            else "; what patches are normalised with needs every pixel; normalize=None does not"
-        )
+        out = "; on_error='skip' goes on without the patches that need it"
         raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
             f"it{out if isinstance(error, ChunkError) else ''})"

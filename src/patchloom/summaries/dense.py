@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.summaries.counting import count_values
+from patchloom.summaries import counting
+from patchloom.summaries.kernels import kernels
 from patchloom.summaries.keys import Bits, Floats, Ints, floors
 from patchloom.summaries.summary import Summary
 
@@ -34,6 +35,7 @@ class Dense:
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
+        count_values = (kernels.after(len(flat)) or counting).count_values
         if times == 1:
             count_values(flat.view(self._patterns), self._counts)
             return
@@ -47,7 +49,9 @@ class Dense:
         if self._dtype.kind == "b":
             values = (where > 0).astype(np.float64)
         else:
-            values = where.astype(self._patterns).view(self._dtype).astype(np.float64)
+            # Some patterns of NaN are a signal.
+            with np.errstate(invalid="ignore"):
+                values = where.astype(self._patterns).view(self._dtype).astype(np.float64)
         return exactly(values, self._counts[where], self._dtype, self._nodata)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.summaries.counting import PIECE, count_leaf
+from patchloom.summaries.kernels import Leaves, kernels
 from patchloom.summaries.keys import Floats, Ints, ends, floors, nearest_zero, values_of
 from patchloom.summaries.moments import Sums
 from patchloom.summaries.refining import Targets
@@ -31,6 +32,8 @@ class Fine:
         self._counts: list[Ints] = [np.zeros(0, np.int64) for _ in self._low]
         self._lists: list[Summary] = [Summary.empty() for _ in self._low]
         self._listed = targets.listed.tolist()
+        self._targets = targets
+        self._leaves: Leaves | None = None
 
     @property
     def nbytes(self) -> int:
@@ -39,6 +42,10 @@ class Fine:
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
+        fast = kernels.after(len(flat))
+        if fast is not None:
+            self._sweep(fast, flat, times)
+            return
         picked: list[list[Floats]] = [[] for _ in self._low]
         for start in range(0, len(flat), PIECE):
             some, _, _ = numbers(flat[start : start + PIECE], self._nodata)
@@ -54,6 +61,25 @@ class Fine:
         for leaf, found in enumerate(picked):
             if found:
                 self._list(leaf, np.concatenate(found) + 0.0, times)
+
+    def _sweep(self, fast: Any, flat: npt.NDArray[Any], times: int) -> None:
+        """Count pixels by what numba compiled."""
+        if self._leaves is None:
+            self._leaves = Leaves(self._targets, self._counts)
+            self._counts = self._leaves.views()
+        whole = flat.dtype.kind != "f"
+        picked = []
+        for start in range(0, len(flat), PIECE):
+            some = flat[start : start + PIECE]
+            if whole:
+                some, _, _ = numbers(some, self._nodata)
+            with np.errstate(invalid="ignore"):
+                values = some.astype(np.float64, copy=False)
+            picked.append(self._leaves.count(fast, values, None if whole else self._nodata, times))
+        listed = np.concatenate(picked) if picked else np.zeros(0)
+        for leaf in np.flatnonzero(self._listed).tolist() if len(listed) else ():
+            mine = (listed >= self._low[leaf]) & (listed <= self._high[leaf])
+            self._list(leaf, listed[mine], times)
 
     def _bins(self, leaf: int) -> Ints:
         if not len(self._counts[leaf]):

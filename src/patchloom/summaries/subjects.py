@@ -116,14 +116,14 @@ def groups_of(subjects: Sequence[Subject], by: str | None) -> tuple[list[Any], l
                 f"by= is 'image', None, or a metadata column that all images have, got {by!r}; "
                 f"{subject.id!r} has {sorted(subject.metadata)}: give it with sample="
             )
-    values = [subject.metadata[by] for subject in subjects]
+    values: list[Any] = [subject.metadata[by] for subject in subjects]
     kinds = {"number" if isinstance(v, int | float) else "text" for v in values}
     if len(kinds) > 1:
         raise ConfigError(
             f"by= puts values in ascending order, but those of {by!r} are text and numbers; make "
             "them one type"
         )
-    names = sorted(set(values), key=lambda value: (value,))
+    names = sorted(set(values))
     place = {name: k for k, name in enumerate(names)}
     return names, [place[value] for value in values]
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.summaries.counting import PIECE, count_sizes
+from patchloom.summaries.kernels import SETTLED, Octaves, Patterns, count_distinct, kernels
 from patchloom.summaries.keys import BITS, Floats, Ints, floors, keys_of
 from patchloom.summaries.moments import Sums, power_sums
 from patchloom.summaries.summary import DISTINCT, Summary
@@ -45,32 +46,40 @@ class Wide:
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
+        fast = kernels.after(len(flat))
         start = 0
         while start < len(flat):
+            if fast is not None and self._rough is not None:
+                nans, left_out = self._rough.sweep(fast, flat[start:], self._nodata, times)
+                self._nans += nans
+                self._left_out += left_out
+                return
             stop = start + (_SORTED if self._rough is None else PIECE)
+            if fast is not None:
+                stop = start + SETTLED
             some, nans, left_out = numbers(flat[start:stop], self._nodata)
             self._nans += nans * times
             self._left_out += left_out * times
             if len(some) and self._rough is None:
-                self._one_by_one(some, times)
+                self._one_by_one(some, times, fast)
             elif len(some):
                 self._rough.add(some.astype(np.float64), times)  # type: ignore[union-attr]
             start = stop
 
-    def _one_by_one(self, some: npt.NDArray[Any], times: int) -> None:
-        found, counts = np.unique(some, return_counts=True)
-        # Wide integers may meet as floats, and signed zeros are one value.
-        values, place = np.unique(found.astype(np.float64) + 0.0, return_inverse=True)
-        often: Ints = np.zeros(len(values), np.int64)
-        np.add.at(often, place, counts.astype(np.int64))
-        if len(values) <= DISTINCT:
-            part = Summary(values, often * times, bits=floors(values, self._dtype))
+    def _one_by_one(self, some: npt.NDArray[Any], times: int, fast: Any) -> None:
+        found = _distinct(some, fast)
+        if found is not None and len(found[0]) <= DISTINCT:
+            values, counts = found
+            part = Summary(values, counts * times, bits=floors(values, self._dtype))
             together = self._found + part
             if together.exact:
                 self._found = together
                 return
         self._rough = _Rough(self._dtype)
-        self._rough.add(values, 1, often * times)
+        if found is None:
+            self._rough.sweep(fast, some, None, times)
+        else:
+            self._rough.add(found[0], 1, found[1] * times)
         self._rough.add(self._found.values, 1, self._found.counts)
         self._found = Summary.empty()
 
@@ -94,7 +103,52 @@ class _Rough:
         self.counts: Ints = np.zeros((2, 0), np.int64)
         self._apart = {0.0: 0, math.inf: 0, -math.inf: 0}
         self._sums = Sums()
+        self._pending: Octaves | None = None
         self._low, self._high = math.inf, -math.inf
+
+    def sweep(
+        self, fast: Any, flat: npt.NDArray[Any], nodata: float | None, times: int
+    ) -> tuple[int, int]:
+        """Count pixels by what numba compiled; how many counted as NaN and as nodata."""
+        if flat.dtype.kind != "f":
+            left_out = 0
+            for start in range(0, len(flat), PIECE):
+                some, _, gone = numbers(flat[start : start + PIECE], nodata)
+                self.sweep(fast, some.astype(np.float64), None, times)
+                left_out += gone * times
+            return 0, left_out
+        form = Patterns(flat.dtype, nodata)
+        apart = np.zeros(5, np.int64)
+        for start in range(0, len(flat), SETTLED):
+            self._sweep(fast, form, form.of(flat[start : start + SETTLED]), times, apart)
+        nans, holes, *special = apart.tolist()
+        for value, n in zip((0.0, -math.inf, math.inf), special, strict=True):
+            self._apart[value] += n
+        return nans, holes
+
+    def _sweep(
+        self, fast: Any, form: Patterns, patterns: npt.NDArray[Any], times: int, apart: Ints
+    ) -> None:
+        octaves = form.octaves(fast, patterns)
+        low, high = (1023, 1023) if octaves is None else octaves
+        self._table(low << 52 - BITS, high - low + 1 << 52 - BITS)
+        span = self._first >> 52 - BITS, self.counts.shape[1] >> 52 - BITS
+        pending = self._pending
+        if pending is None or pending.full or (pending.span, pending.times) != (span, times):
+            self._settle()
+            pending = self._pending = Octaves(form.dtype, *span, times)
+        pending.numbers += len(patterns)
+        ranks = np.array([2**63 - 1, -(2**63)])
+        count = fast.count_octaves_32 if form.dtype.itemsize == 4 else fast.count_octaves_64
+        count(patterns, form.hole, span[0], times, self.counts, pending.table, ranks, apart)
+        if ranks[0] <= ranks[1]:
+            self._low = min(self._low, form.number(int(ranks[0])))
+            self._high = max(self._high, form.number(int(ranks[1])))
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._sums = self._sums.plus(self._pending.sums())
+            self._pending = None
 
     def add(self, values: Floats, times: int, counts: Ints | None = None) -> None:
         """Count numbers; as often as `counts` says, if given."""
@@ -145,6 +199,7 @@ class _Rough:
 
     def summary(self, nans: int, left_out: int) -> Summary:
         """What was counted so far."""
+        self._settle()
         negative, positive = (np.flatnonzero(row) for row in self.counts[::-1])
         sizes = [
             ((at + self._first).astype(np.uint64) << np.uint64(BITS)).view(np.float64)
@@ -170,6 +225,21 @@ class _Rough:
             high=self._high,
             sums=self._sums,
         )
+
+
+def _distinct(some: npt.NDArray[Any], fast: Any) -> tuple[Floats, Ints] | None:
+    """Different values and how often each occurs; None if numba finds more than `DISTINCT`."""
+    if fast is not None:
+        if some.dtype.itemsize == 8:
+            some = some.astype(np.float64, copy=False)
+        few = count_distinct(fast, some, DISTINCT)
+        return None if few is None else (few[0].astype(np.float64), few[1])
+    found, counts = np.unique(some, return_counts=True)
+    # Wide integers may meet as floats, and signed zeros are one value.
+    values, place = np.unique(found.astype(np.float64) + 0.0, return_inverse=True)
+    often: Ints = np.zeros(len(values), np.int64)
+    np.add.at(often, place, counts.astype(np.int64))
+    return values, often
 
 
 def _total(mine: npt.NDArray[np.bool_], counts: Ints | None) -> int:
