@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
 from dask.callbacks import Callback
 
 import patchloom
+from patchloom.coverage import Alignment
 from patchloom.errors import ChunkError, ConfigError, PlanError, SourceChangedError
+from patchloom.image import Role
+from patchloom.run import counting, passes
 from patchloom.run.counting import CLASSES, HISTOGRAMS
 from patchloom.run.ground import Question
 from patchloom.run.passes import survey_graph, survey_tasks
@@ -188,8 +192,6 @@ def test_no_chunk_outside_a_mask_is_read(lazy: bool, tmp_path: Path) -> None:
 
 def test_tasks_are_as_many_as_chunks_fill() -> None:
     """A thousand small images are few tasks; a large one is a tree of bounded width."""
-    import dask.array as da
-
     small = patchloom.open_images([np.zeros((64, 64), "uint8")] * 1000)
     assert len([t for tasks in survey_tasks(Question(), small) for t in tasks]) <= 4
     big = patchloom.open_images(da.zeros((2**18, 2**18), dtype="uint8", chunks=2**13), axes="YX")
@@ -216,6 +218,33 @@ def test_a_task_holds_a_bounded_number_of_histograms() -> None:
     table = patchloom.statistics(images, (50,), planes=True)
     want = np.percentile(pixels, 50, axis=(2, 3)).T
     np.testing.assert_array_equal(table["percentile"][0, ..., 0], want)
+
+
+def test_few_histograms_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put away as summaries whenever there are too many; also while classes are refined."""
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(2, 2, 420, 400)).astype("float32")
+    labels = rng.integers(0, 2, (210, 200), dtype="uint8")
+    images = patchloom.open_images(da.from_array(pixels, chunks=(2, 2, 210, 150)), axes="ZCYX")
+    [image] = images
+    [values] = patchloom.open_images(labels, axes="YX")
+    role = Role(values, Alignment.of_shapes((420, 400), (210, 200)), "yx")
+    image = image.with_role("labels", role)
+
+    def counted() -> Any:
+        return patchloom.statistics(image, (1, 50, 99), planes=True, labels=True, by=None)
+
+    many = counted()
+    monkeypatch.setattr(counting, "HISTOGRAMS", 3)
+    monkeypatch.setattr(passes, "HISTOGRAMS", 3)
+    few = counted()
+    assert few.drop_attrs().identical(many.drop_attrs())
+    assert few.attrs["exact"]
+    where = np.kron(labels, np.ones((2, 2), "uint8"))
+    for z, channel, value in np.ndindex(2, 2, 2):
+        want = np.percentile(pixels[z, channel][where == value].astype("float64"), (1, 50, 99))
+        got = few["percentile"].sel(z=z, label=value)[0, channel]
+        np.testing.assert_array_equal(got, want)
 
 
 def test_single_objects_are_no_classes(tmp_path: Path) -> None:

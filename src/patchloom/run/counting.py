@@ -199,7 +199,7 @@ def count(
     """
     found: Found = {}
     under, reads = Reads(), Reads()
-    images = held.images if plan is None else dict(enumerate(plan.images))
+    images = held.images if plan is None else plan.images
     for number, piece in enumerate(pieces):
         counts = _Counts(held.question, piece, images[piece.image], held.targets, found)
         roles = ("image", *held.question.roles)
