@@ -138,7 +138,9 @@ class Octaves:
         width = 19 if self._short else 48
         for sign, cells in zip((1, -1), self.table, strict=True):
             found = np.flatnonzero(cells[:, 0])
-            for cell, (n, total, *squares) in zip(found.tolist(), cells[found].tolist(), strict=True):
+            for cell, (n, total, *squares) in zip(
+                found.tolist(), cells[found].tolist(), strict=True
+            ):
                 octave, sixteenth = self.span[0] + (cell >> 4), cell & 15
                 # What lies below the smallest normal float64 has no implicit bit.
                 begin = sixteenth + (16 if octave else 0) << width
