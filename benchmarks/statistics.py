@@ -86,11 +86,9 @@ def alone(cache: Path, scale: float, repeats: int) -> Iterator[dict[str, Any]]:
         [image] = patchloom.open_images(str(path), axes="yx")
         cases = {"one pass": {"exact": False}, "exact": {}} if "float" in name else {"exact": {}}
         for case, given in cases.items():
-            sides = {"decode": lambda image=image: _decode(image)}
+            sides: dict[str, Callable[[], Any]] = {"decode": partial(_decode, image)}
             for way in WAYS:
-                sides[way] = _counting(
-                    way, lambda i=image, g=given: patchloom.statistics(i, Q, **g)
-                )
+                sides[way] = _counting(way, partial(patchloom.statistics, image, Q, **given))
             timings = _in_turns(sides, repeats)
             yield {"image": name, "case": case, **_ratios(timings, "decode")}
 
@@ -98,8 +96,7 @@ def alone(cache: Path, scale: float, repeats: int) -> Iterator[dict[str, Any]]:
 def histogram(cache: Path, scale: float, repeats: int) -> Iterator[dict[str, Any]]:
     """The histogram step of decoded pixels, beside percentiles of NumPy and of Dask."""
     for name in ("uint8", "uint16"):
-        pixels = zarr.open_array(_images(cache, scale)[name], mode="r")[...]
-        flat = pixels.reshape(-1)  # type: ignore[union-attr]
+        flat = np.asarray(zarr.open_array(_images(cache, scale)[name], mode="r")[...]).reshape(-1)
         lazy = dask.array.from_array(flat, chunks=max(1, flat.size // 64))
         sides: dict[str, Callable[[], Any]] = {
             "numpy.percentile": partial(np.percentile, flat, Q),

@@ -157,7 +157,7 @@ def test_importing_summaries_imports_no_numba() -> None:
 
 
 @numba
-def test_kernels_work_where_nothing_can_be_kept(tmp_path: Any) -> None:
+def test_kernels_work_where_nothing_can_be_kept() -> None:
     """Installed read-only, for a user without a home: compiled anew, not refused."""
     code = """
 import numba.core.caching as caching
@@ -168,7 +168,5 @@ from patchloom.summaries import kernels, summarize
 kernels.PATIENCE = -1
 print(summarize(np.arange(10, dtype="uint16")).mean, kernels.kernels.after(1).__name__)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["4.5", "patchloom.summaries.compiled"]
