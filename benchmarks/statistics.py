@@ -84,7 +84,9 @@ def alone(cache: Path, scale: float, repeats: int) -> Iterator[dict[str, Any]]:
     """Statistics of a whole image, beside decoding each of its chunks once on two threads."""
     for name, path in _images(cache, scale).items():
         [image] = patchloom.open_images(str(path), axes="yx")
-        cases = {"one pass": {"exact": False}, "exact": {}} if "float" in name else {"exact": {}}
+        cases: dict[str, dict[str, Any]] = {"exact": {}}
+        if "float" in name:
+            cases["one pass"] = {"exact": False}
         for case, given in cases.items():
             sides: dict[str, Callable[[], Any]] = {"decode": partial(_decode, image)}
             for way in WAYS:
