@@ -3,7 +3,8 @@
 ``python -m benchmarks --help`` lists the options; ``README.md`` says what each number means.
 ``python -m benchmarks NAME`` measures something else: ``strategies``, ``planning`` (many images
 under masks), ``mixing`` (of shuffled plans), ``scheduling`` (scheduler and client at a petabyte),
-``amplification`` (how often chunks are decoded), ``codecs`` (who decodes chunks).
+``amplification`` (how often chunks are decoded), ``codecs`` (who decodes chunks),
+``statistics`` (what counting costs).
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from benchmarks import environment
 from benchmarks.floor import FloorReport, run_floor
 from benchmarks.workloads import LARGE, WORKLOADS, Sources, Workload
 
-OTHERS = ("strategies", "planning", "mixing", "scheduling", "amplification", "codecs")
+OTHERS = (
+    "strategies",
+    "planning",
+    "mixing",
+    "scheduling",
+    "amplification",
+    "codecs",
+    "statistics",
+)
 """Benchmarks with options of their own."""
 
 QUIET = 0.3

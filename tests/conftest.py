@@ -18,6 +18,7 @@ from typing import get_args
 import pytest
 from hypothesis import HealthCheck, settings
 
+from patchloom.summaries import kernels
 from tests import truth
 from tests.servers.gcs import GcsServer, serve_gcs
 from tests.servers.http import HttpServer, serve_http
@@ -28,6 +29,9 @@ settings.register_profile("patchloom", deadline=None, suppress_health_check=[Hea
 # In CI the examples are the same every time: what passed before it lands passes after.
 settings.register_profile("ci", settings.get_profile("patchloom"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "patchloom")
+
+# Wherever numba is installed, the tests of this process count with it from the first pixel on.
+kernels.PATIENCE = -1
 
 # Run as a program of its own; imports aiohttp, which may be absent, when doctests are looked for.
 collect_ignore = ["servers/gcs_emulator.py"]

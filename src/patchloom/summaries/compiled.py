@@ -35,6 +35,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 @_compiled
 def count_values(flat: Any, counts: Any) -> None:
+    """Add to `counts` how often each small integer occurs."""
     whole = len(flat) // 8 * 8
     for i in range(0, whole, 8):
         a, b, c, d = flat[i], flat[i + 1], flat[i + 2], flat[i + 3]
@@ -59,6 +60,7 @@ def count_values(flat: Any, counts: Any) -> None:
 def count_distinct(
     flat: Any, start: int, minus_zero: int, signed_zero: bool, keys: Any, counts: Any, limit: int
 ) -> tuple[int, int]:
+    """Count patterns from `start` on in a table; where it ends, and how many slots are taken."""
     # Open addressing; the multiplier is 2^64 over the golden ratio (Knuth, volume 3, 6.4).
     shift = u8(64)
     size = len(keys)
@@ -88,6 +90,7 @@ def count_distinct(
 
 @_compiled
 def place(keys: Any, counts: Any, to_keys: Any, to_counts: Any) -> None:
+    """Put what one table counts into a larger one."""
     shift = u8(64)
     size = len(to_keys)
     while size > 1:
@@ -105,7 +108,8 @@ def place(keys: Any, counts: Any, to_keys: Any, to_counts: Any) -> None:
 
 
 @_compiled
-def extremes(patterns: Any, size_bits: int, infinite: int) -> tuple[int, int]:
+def extremes(patterns: Any, size_bits: int, infinite: int) -> tuple[Any, Any]:
+    """Least and greatest pattern of an absolute value that is neither 0 nor infinite."""
     bits, end, one = u8(size_bits), u8(infinite), u8(1)
     least, most = end, u8(0)
     for pattern in patterns:
@@ -128,6 +132,7 @@ def count_octaves_32(
     ends: Any,
     apart: Any,
 ) -> None:
+    """Add float32 numbers to counts of buckets and sums of sixteenths of octaves."""
     size_bits, normal, infinite = u8(2**31 - 1), u8(1 << 23), u8(0x7F800000)
     # An exponent of float64 is that of float32 and 896; what wraps here wraps back.
     up = u8(896 << 23) - (u8(first) << u8(23))
@@ -183,6 +188,7 @@ def count_octaves_64(
     ends: Any,
     apart: Any,
 ) -> None:
+    """Add float64 numbers to counts of buckets and sums of sixteenths of octaves."""
     size_bits, infinite, one = u8(2**63 - 1), u8(0x7FF << 52), u8(1)
     left_out, down = u8(hole), u8(first) << u8(52)
     nans, holes, zeros, minus, plus = 0, 0, 0, 0, 0
@@ -237,6 +243,7 @@ def count_leaves(
     counts: Any,
     listed: Any,
 ) -> int:
+    """Count float64 numbers inside leaves, and list those of leaves that have no bins."""
     sign, left_out = u8(1 << 63), u8(hole)
     n = 0
     for pattern in patterns:
