@@ -21,7 +21,7 @@ class Dense:
     def __init__(self, dtype: np.dtype[Any], nodata: float | None) -> None:
         self._dtype, self._nodata = dtype, nodata
         self._patterns = np.dtype(f"u{dtype.itemsize}")
-        self._counts: Ints = np.zeros(2 ** (8 * dtype.itemsize), np.int64)
+        self._counts: Ints = np.zeros(0, np.int64)
 
     @staticmethod
     def most_bytes(dtype: np.dtype[Any]) -> int:
@@ -35,6 +35,8 @@ class Dense:
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
+        if not len(self._counts):
+            self._counts = np.zeros(self.most_bytes(self._dtype) // 8, np.int64)
         count_values = (kernels.after(len(flat)) or counting).count_values
         if times == 1:
             count_values(flat.view(self._patterns), self._counts)

@@ -138,7 +138,9 @@ class Octaves:
         width = 19 if self._short else 48
         for sign, cells in zip((1, -1), self.table, strict=True):
             found = np.flatnonzero(cells[:, 0])
-            for cell, (n, total, *squares) in zip(found.tolist(), cells[found].tolist(), strict=True):
+            for cell, (n, total, *squares) in zip(
+                found.tolist(), cells[found].tolist(), strict=True
+            ):
                 octave, sixteenth = self.span[0] + (cell >> 4), cell & 15
                 # What lies below the smallest normal float64 has no implicit bit.
                 begin = sixteenth + (16 if octave else 0) << width
@@ -185,11 +187,6 @@ class Patterns:
         if self._lift and not exponent:
             return self._lift - self._fraction + size.bit_length()
         return exponent + self._lift
-
-    def number(self, rank: int) -> float:
-        """The number of a whole number that sorts like it."""
-        pattern = rank if rank >= 0 else ~rank | self._sign
-        return float(np.array([pattern], self._whole).view(self.dtype)[0])
 
 
 class Leaves:
