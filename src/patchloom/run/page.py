@@ -243,7 +243,9 @@ def _statistics_section(store: PatchStore) -> str:
     over = f"Over {over_what(found.attrs['over'], found.attrs['each'])}"
     head, rows = told(rows_of(found.isel(image=slice(_IMAGES))))
     cells = [[escape(first), *rest] for first, *rest in rows]
-    caption = f"{over}; {exactness(found)}; from the pass that cut the patches"
+    caption = f"{over}; {exactness(found)}"
+    if found.attrs["over"] == "patches" and found.attrs["exact"]:
+        caption += "; from the pass that cut the patches"
     return (
         f"{_histograms(store, over)}<section><h2>Statistics</h2>"
         f"{table(caption, cells, head)}</section>"
