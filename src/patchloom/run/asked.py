@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,8 +47,20 @@ class Asked:
         return np.unique(np.concatenate(queues)) if queues else np.zeros(0, np.int64)
 
 
-def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, str], Asked]:
-    """What an undisturbed run asks of every array at most: each leg of a task for itself."""
+def asked(
+    plan: Plan, *, normalized: Collection[str], over: str
+) -> dict[tuple[int, str], Asked]:
+    """What an undisturbed run asks of every array at most: each leg of a task for itself.
+
+    Parameters
+    ----------
+    plan
+        Of all images.
+    normalized
+        Roles of the arrays that are normalised.
+    over
+        What statistics are of.
+    """
     arrays: dict[tuple[int, str], Asked] = {}
     fetch = fetch_bytes(plan.memory)
     for _, shards in plan.runs.legs_of(range(plan.n_shards)):
@@ -62,7 +74,7 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
                 blocks = _queue(plan, array, part, step)
                 batch = batch_blocks(array, fetch) * array.layout.chunks_per_block
                 found.ask("image" if name == "image" else "role", blocks, batch)
-                if name == "image" and normalize is not None and over == "patches":
+                if name in normalized and over == "patches":
                     found.ask("survey", blocks, batch)
             if image.mask is not None:
                 mask = image.mask.image
@@ -75,9 +87,11 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
             found.ask("live", np.unique(np.concatenate(taken.queues)), taken.batch)
     if over == "image":
         for index, image in enumerate(plan.images):
-            found = arrays.setdefault((index, "image"), Asked(image))
-            for blocks in task_blocks(image):
-                found.ask("survey", along_curve(image, blocks), batch_chunks(image))
+            for name in sorted({"image", *normalized}):
+                array = image.cut_arrays[name]
+                found = arrays.setdefault((index, name), Asked(array))
+                for blocks in task_blocks(array):
+                    found.ask("survey", along_curve(array, blocks), batch_chunks(array))
     return arrays
 
 

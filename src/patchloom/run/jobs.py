@@ -80,6 +80,8 @@ def materialize_job(
         job.output,
         percentiles=job.percentiles,
         normalize=job.normalize,
+        per=job.per,
+        normalize_targets=job.normalize_targets,
         over=job.over,
         storage_options=output_options(job),
         progress=progress,

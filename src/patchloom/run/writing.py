@@ -15,16 +15,17 @@ from pyarrow.lib import ArrowException
 from patchloom.errors import StoreError
 from patchloom.image import Reads
 from patchloom.location import Location
+from patchloom.normalization import Normalization
 from patchloom.planning.plans import Plan
 from patchloom.run.appending import Stage, appended, leftovers, pending, told_of
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.gaps import joined_losses
 from patchloom.run.graph import run_graph
-from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
+from patchloom.run.scaling import Scaling, added, record, recorded
 from patchloom.run.standing import Standing, record_sizes
-from patchloom.run.surveying import Found, channel_names, merged, survey_images, survey_patches
+from patchloom.run.surveying import Found, channel_names, merged, survey_images
 from patchloom.sources.zarrs import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import read_summaries, skipped_bytes
@@ -80,7 +81,7 @@ class Work:
     target: Location
     specs: Mapping[str, ArraySpec]
     q: tuple[float, ...]
-    normalize: str | None
+    scaling: Scaling
     over: str
     skip: bool
     progress: bool
@@ -118,12 +119,19 @@ class Work:
         if existing is not None and existing.get("complete") and not lacks:
             pairs = zip(standing, every, strict=True)
             return [Outcome(s, done, Reads(), None, ()) for s, done in pairs], existing
-        looks = [self._survey(s, d) for s, d in zip(standing, every, strict=True)]
+        looks, numbers = [], recorded(existing)
+        for stage, done in zip(standing, every, strict=True):
+            survey, surveyed = self._survey(stage)
+            if len(done) < stage.plan.n_shards:
+                numbers, survey = self._numbers(stage, numbers, survey, surveyed)
+            looks.append((survey, surveyed))
+        # Before the first shard: a resume goes by these numbers, and reads nothing for them.
+        attributes = {**attributes, **record(numbers)}
         if existing is None or (existing.get("complete") and lacks):
             # Not complete (any more): readers are told before anything else is written.
             self._write_group(attributes, arrays)
         outcomes = [
-            self._make(s, d, there.suspect, *look)
+            self._make(s, d, there.suspect, numbers, *look)
             for s, d, look in zip(standing, every, looks, strict=True)
         ]
         found, n_done = self._settle(outcomes, n_shards)
@@ -160,11 +168,16 @@ class Work:
             done, suspect = _own(stage, there), there.suspect
         else:
             self.target.remove(leftovers(found, attributes))
-        survey, surveyed = self._survey(stage, done)
+        survey, surveyed = self._survey(stage)
+        numbers = recorded(attributes["pending"]) if is_begun else {}
+        numbers, survey = self._numbers(
+            stage, numbers or recorded(attributes), survey, surveyed
+        )
         if not is_begun:
             attributes = pending(attributes, stage)
+            attributes["pending"] |= record(numbers)
             self._write_group(attributes, documents(self.specs, n_rows_of(attributes)))
-        outcome = self._make(stage, done, suspect, survey, surveyed, is_new=True)
+        outcome = self._make(stage, done, suspect, numbers, survey, surveyed, is_new=True)
         # Tasks may have passed over shards that another call made of other images.
         check_pending(self.target, stage.addition.fingerprint)
         found, n_done = self._settle([outcome], n_shards)
@@ -174,7 +187,7 @@ class Work:
             # Whoever ended it may have appended more since.
             return outcome, now
         statistics = joined([attributes["statistics"], self._statistics(outcome, found)])
-        attributes = appended(attributes, stage, statistics, __version__)
+        attributes = appended({**attributes, **record(numbers)}, stage, statistics, __version__)
         arrays = documents(self.specs, n_rows_of(attributes))
         for name, array in arrays.items():
             self.target.write(f"{name}/zarr.json", as_json(array))
@@ -189,21 +202,30 @@ class Work:
     def _write_group(self, attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
 
-    def _survey(self, stage: Stage, done: frozenset[int]) -> tuple[Reads, Found | None]:
-        """What must be known before the first patch is written, or is of more than patches."""
+    def _survey(self, stage: Stage) -> tuple[Reads, Found | None]:
+        """What is of more than patches."""
         if self.over == "image":
             found, reads = survey_images(stage.plan.images, progress=self.progress)
-        elif self.normalize is not None and len(done) < stage.plan.n_shards:
-            found, reads = survey_patches(stage.plan, progress=self.progress)
-        else:
-            return Reads(), None
-        return reads, found
+            return reads, found
+        return Reads(), None
+
+    def _numbers(
+        self,
+        stage: Stage,
+        known: Mapping[str, Normalization],
+        survey: Reads,
+        surveyed: Found | None,
+    ) -> tuple[dict[str, Normalization], Reads]:
+        """What the patches of an addition are normalised with, and what was read beforehand."""
+        found, reads = self.scaling.numbers(stage.plan, known, surveyed, progress=self.progress)
+        return found, added(survey, reads)
 
     def _make(
         self,
         stage: Stage,
         done: frozenset[int],
         suspect: frozenset[int],
+        numbers: Mapping[str, Normalization],
         survey: Reads,
         surveyed: Found | None,
         *,
@@ -211,13 +233,10 @@ class Work:
     ) -> Outcome:
         """Write the shards of an addition that are missing."""
         plan, addition = stage.plan, stage.addition
-        scaling = None
-        if self.normalize is not None:
-            scaling = Scaling.of(self.normalize, surveyed or {}, self.q)
         job = Job(
             self.target,
             self.specs,
-            scaling,
+            numbers,
             skip=self.skip,
             suspect=suspect,
             first_shard=addition.first_shard,

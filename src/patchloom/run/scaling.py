@@ -1,0 +1,186 @@
+"""Scaling: what the arrays of an addition are normalised with, recorded or surveyed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from patchloom.errors import ConfigError
+from patchloom.image import Reads
+from patchloom.normalization import Normalization
+from patchloom.planning.plans import Plan
+from patchloom.planning.subsets import fixed_split, subset
+from patchloom.run.blocks import Supplied
+from patchloom.run.cutting import ArrayKey, Job, cut_run
+from patchloom.run.executing import execute
+from patchloom.run.graph import run_graph
+from patchloom.run.surveying import Found, channel_names, merged, survey_images, survey_patches
+
+__all__ = ["Scaling", "added", "record", "recorded"]
+
+_ARRAYS = {"image": "images", "target": "targets"}
+"""Roles that can be normalised, and their arrays in a store."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Which arrays of a store are normalised, and how."""
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """By role."""
+    per: str = "image"
+    q: tuple[float, ...] = ()
+    over: str = "patches"
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        normalize: str | None,
+        targets: str | None,
+        *,
+        per: str,
+        q: tuple[float, ...],
+        over: str,
+    ) -> Scaling:
+        """As `materialize` is asked for it.
+
+        Raises
+        ------
+        ConfigError
+            If there are no targets, no such column, or too few percentiles.
+        """
+        asked = {"image": normalize, "target": targets}
+        if targets is not None and plan.images[0].target is None:
+            raise ConfigError(
+                f"normalize_targets={targets!r} is for images with targets, but the plan's have "
+                "none; open them with target=, or leave it out"
+            )
+        kinds = {role: kind for role, kind in asked.items() if kind is not None}
+        if not kinds and per != "image":
+            raise ConfigError(
+                f"per={per!r} says what normalize= and normalize_targets= go by, but neither is "
+                "given; give one, or leave per= out"
+            )
+        columns = [image.metadata for image in plan.images]
+        for kind in kinds.values():
+            # Of no pixel: what cannot be made is told before anything is read.
+            Normalization.of(kind, {}, [i.id for i in plan.images], (), per=per, columns=columns, q=q)
+        return cls(kinds, per, q, over)
+
+    @property
+    def beyond(self) -> dict[str, Any]:
+        """What a job says of it beside ``normalize``, where it is not as by default."""
+        told = {"per": self.per if self.per != "image" else None}
+        told["normalize_targets"] = self.kinds.get("target")
+        return {name: value for name, value in told.items() if value is not None}
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of the arrays that are written as float32."""
+        return tuple(self.kinds)
+
+    def numbers(
+        self,
+        plan: Plan,
+        known: Mapping[str, Normalization],
+        surveyed: Found | None,
+        *,
+        progress: bool,
+    ) -> tuple[dict[str, Normalization], Reads]:
+        """What is known and what these images lack, by role.
+
+        Recorded numbers are never made anew: what was written with them stays comparable. So only
+        the images of a plan are read that have none, and none at all where all are pooled.
+
+        Parameters
+        ----------
+        plan
+            Of the images that are to be written.
+        known
+            What the store has recorded.
+        surveyed
+            Statistics of all images of the plan, if these were taken anyway.
+        progress
+            Whether to show it.
+        """
+        found, reads = dict(known), Reads()
+        ids = [image.id for image in plan.images]
+        columns = [{self.per: image.metadata.get(self.per)} for image in plan.images]
+        for role, kind in self.kinds.items():
+            old = known.get(role)
+            lacking = [*range(len(ids))] if old is None else old.lacks(ids, columns)
+            new = None
+            if lacking:
+                part = _part(plan, lacking)
+                summaries = surveyed if role == "image" else None
+                if summaries is None:
+                    summaries, counted = self._survey(part, role, progress)
+                    reads = added(reads, counted)
+                else:
+                    place = {k: n for n, k in enumerate(lacking)}
+                    summaries = {(place[i], c): s for (i, c), s in summaries.items() if i in place}
+                new = Normalization.of(
+                    kind,
+                    summaries,
+                    [image.id for image in part.images],
+                    channel_names([image.cut_arrays[role] for image in plan.images]),
+                    per=self.per,
+                    columns=[columns[k] for k in lacking],
+                    q=self.q,
+                    over=self.over,
+                )
+            both = [one for one in (old, new) if one is not None]
+            whole = both[0].joined(both[1]) if len(both) > 1 else both[0]
+            found[role] = whole.with_images(ids, columns)
+        return found, reads
+
+    def _survey(self, plan: Plan, role: str, progress: bool) -> tuple[Found, Reads]:
+        if self.over == "image":
+            arrays = [image.cut_arrays[role] for image in plan.images]
+            return survey_images(arrays, progress=progress)
+        if role == "image":
+            return survey_patches(plan, progress=progress)
+        token = uuid.uuid4().hex
+        graph = run_graph(plan, Job(None, counts=role), range(plan.n_shards), token, write=_count)
+        parts = execute(graph, progress=progress, label="survey")
+        reads = Reads()
+        for _, counted in parts:
+            reads = added(reads, counted)
+        return merged([found for found, _ in parts]), reads
+
+
+def recorded(attributes: Mapping[str, Any] | None) -> dict[str, Normalization]:
+    """What a store has recorded of its normalisation, by role."""
+    told = (attributes or {}).get("normalization", {})
+    return {
+        role: Normalization.from_document(told[array])
+        for role, array in _ARRAYS.items()
+        if array in told
+    }
+
+
+def record(numbers: Mapping[str, Normalization]) -> dict[str, Any]:
+    """As it stands in the attributes of a store."""
+    told = {_ARRAYS[role]: found.to_document() for role, found in numbers.items()}
+    return {"normalization": told} if told else {}
+
+
+def _part(plan: Plan, which: Sequence[int]) -> Plan:
+    """The plan of some of the images."""
+    if len(which) == len(plan.images):
+        return plan
+    return subset(plan, which, plan.rows_per_shard, fixed_split(plan, which))
+
+
+def _count(
+    plan: Plan, job: Job, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied]
+) -> tuple[Found, Reads]:
+    return cut_run(plan, shards, supplied, job)
+
+
+def added(a: Reads, b: Reads) -> Reads:
+    """What two passes read."""
+    return Reads(a.chunks + b.chunks, a.requests + b.requests, a.nbytes + b.nbytes)
