@@ -419,13 +419,15 @@ class Normalization:
         >>> same.apply(np.array([[[6.0, np.nan]]])).tolist()
         [[[1.0, nan]]]
         """
+        shift, span = (tuple(tuple(row) for row in found[name]) for name in ("shift", "span"))
         return cls(
             found["kind"],
             found["per"],
             found["clip"],
             tuple(found["channels"]),
             tuple(found["groups"]),
-            *(tuple(tuple(row) for row in found[name]) for name in ("shift", "span")),
+            shift,
+            span,
             members=tuple(found["members"].items()),
             percentiles=tuple(found["percentiles"]),
             over=found["over"],

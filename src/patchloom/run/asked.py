@@ -47,9 +47,7 @@ class Asked:
         return np.unique(np.concatenate(queues)) if queues else np.zeros(0, np.int64)
 
 
-def asked(
-    plan: Plan, *, normalized: Collection[str], over: str
-) -> dict[tuple[int, str], Asked]:
+def asked(plan: Plan, *, normalized: Collection[str], over: str) -> dict[tuple[int, str], Asked]:
     """What an undisturbed run asks of every array at most: each leg of a task for itself.
 
     Parameters

@@ -335,8 +335,7 @@ def _report(
         survey_reads=sum(survey.chunks for survey in surveys),
         seconds=0.0,
         projected_memory=max(
-            p.peak_memory(normalized=normalized, remote=not target.is_local)
-            for p in plans
+            p.peak_memory(normalized=normalized, remote=not target.is_local) for p in plans
         ),
         complete=complete,
         already_done=sum(len(outcome.done) for outcome in outcomes),

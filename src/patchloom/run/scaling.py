@@ -17,6 +17,7 @@ from patchloom.run.cutting import ArrayKey, Job, cut_run
 from patchloom.run.executing import execute
 from patchloom.run.graph import run_graph
 from patchloom.run.surveying import Found, channel_names, merged, survey_images, survey_patches
+from patchloom.store import normalized
 
 __all__ = ["Scaling", "added", "record", "recorded"]
 
@@ -67,7 +68,9 @@ class Scaling:
         columns = [image.metadata for image in plan.images]
         for kind in kinds.values():
             # Of no pixel: what cannot be made is told before anything is read.
-            Normalization.of(kind, {}, [i.id for i in plan.images], (), per=per, columns=columns, q=q)
+            Normalization.of(
+                kind, {}, [i.id for i in plan.images], (), per=per, columns=columns, q=q
+            )
         return cls(kinds, per, q, over)
 
     @property
@@ -154,18 +157,13 @@ class Scaling:
 
 def recorded(attributes: Mapping[str, Any] | None) -> dict[str, Normalization]:
     """What a store has recorded of its normalisation, by role."""
-    told = (attributes or {}).get("normalization", {})
-    return {
-        role: Normalization.from_document(told[array])
-        for role, array in _ARRAYS.items()
-        if array in told
-    }
+    told = normalized.recorded(attributes or {})
+    return {role: told[array] for role, array in _ARRAYS.items() if array in told}
 
 
 def record(numbers: Mapping[str, Normalization]) -> dict[str, Any]:
     """As it stands in the attributes of a store."""
-    told = {_ARRAYS[role]: found.to_document() for role, found in numbers.items()}
-    return {"normalization": told} if told else {}
+    return normalized.record({_ARRAYS[role]: found for role, found in numbers.items()})
 
 
 def _part(plan: Plan, which: Sequence[int]) -> Plan:

@@ -341,7 +341,9 @@ def visit_to(
         yield visit
 
 
-def shared_blocks(plan: Plan, *, normalized: Collection[str] = (), remote: bool = False) -> SharedBlocks:
+def shared_blocks(
+    plan: Plan, *, normalized: Collection[str] = (), remote: bool = False
+) -> SharedBlocks:
     """What this process shares over a plan."""
     projected = plan.peak_memory(normalized=normalized, remote=remote)
     with _LOCK:

@@ -170,9 +170,7 @@ class Work:
             self.target.remove(leftovers(found, attributes))
         survey, surveyed = self._survey(stage)
         numbers = recorded(attributes["pending"]) if is_begun else {}
-        numbers, survey = self._numbers(
-            stage, numbers or recorded(attributes), survey, surveyed
-        )
+        numbers, survey = self._numbers(stage, numbers or recorded(attributes), survey, surveyed)
         if not is_begun:
             attributes = pending(attributes, stage)
             attributes["pending"] |= record(numbers)
