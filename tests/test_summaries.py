@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import patchloom
-from patchloom import summaries
 from patchloom.store.manifest import read_summaries, summary_bytes
 from patchloom.summaries import RELATIVE_WIDTH, Summary, percentiles, summarize
 
@@ -47,7 +46,8 @@ def test_percentiles_equal_numpy_bit_for_bit(data: st.DataObject, dtype: str) ->
 
 def test_addition_is_associative_and_commutative(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact or not, the order and grouping of parts do not change counts and buckets."""
-    monkeypatch.setattr(summaries, "DISTINCT", 50)
+    for module in ("summary", "wide"):
+        monkeypatch.setattr(f"patchloom.summaries.{module}.DISTINCT", 50)
     rng = np.random.default_rng(0)
     parts = [summarize(rng.normal(0, s, n)) for s, n in ((1, 30), (100, 40), (1e-3, 10))]
     sums = []

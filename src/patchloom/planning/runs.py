@@ -17,7 +17,7 @@ from patchloom.image import Image, Layout
 from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Cut
 from patchloom.planning.rows import Rows, ranges
-from patchloom.summaries import DISTINCT
+from patchloom.summaries import tally_bytes
 
 __all__ = [
     "FETCH",
@@ -542,7 +542,7 @@ def _live(
     `pixels` is what the patches of one step take.
     """
     # While a plane is counted: copies of its pixels under the union of the patches, and masks.
-    narrow = image.dtype.itemsize <= 2 and image.dtype.kind in "biu"
+    narrow = image.dtype.itemsize <= 2
     each = 2 + image.dtype.itemsize + (0 if narrow else _COUNT_BYTES)
     loading = np.full(len(lows), math.prod(image.layout.block_shape()[2:]) * each)
     loading += narrow * _NARROW_BYTES
@@ -568,15 +568,8 @@ def _live(
     # Counts of the shard that is cut, and of those that own a block fetched ahead.
     block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
     ahead = np.minimum(n_shards, 1 + max(1, fetch // block))
-    held += ahead * image.layout.n_channels * _tally_bytes(image.dtype)
+    held += ahead * image.layout.n_channels * tally_bytes(image.dtype)
     return held
-
-
-def _tally_bytes(dtype: np.dtype[Any]) -> int:
-    """Most that the counts of one channel take."""
-    if dtype.itemsize <= 2 and dtype.kind in "biu":
-        return int(2 ** (8 * dtype.itemsize) * 8)
-    return 2 * DISTINCT * 8
 
 
 def _peaks(

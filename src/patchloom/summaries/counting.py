@@ -1,0 +1,79 @@
+"""The inner loops: arrays in, counts out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.summaries.keys import Floats, Ints, Keys, keys_of
+
+__all__ = ["PIECE", "count_leaf", "count_sizes", "count_values"]
+
+PIECE = 2**16
+"""Pixels that are counted together: counting widens them to 64 bits, which stay in the cache."""
+
+
+def count_values(flat: npt.NDArray[Any], counts: Ints) -> None:
+    """Add to `counts` how often each value occurs.
+
+    Parameters
+    ----------
+    flat
+        uint8[n] or uint16[n].
+    counts
+        int64[256] or int64[65536].
+    """
+    for start in range(0, len(flat), PIECE):
+        # Only as many counts as the largest value asks for: most images leave most bins empty.
+        some = np.bincount(flat[start : start + PIECE])
+        counts[: len(some)] += some
+
+
+def count_sizes(values: Floats, bits: int) -> tuple[int, Ints]:
+    """How often each bucket of absolute value occurs, by sign.
+
+    Parameters
+    ----------
+    values
+        float64[n], finite and not 0, at least one.
+    bits
+        Bits of the pattern that a bucket leaves open.
+
+    Returns
+    -------
+    int, int64[2, buckets]
+        Pattern without those bits of the first bucket, and counts of positive and of negative
+        values.
+    """
+    pattern = np.ascontiguousarray(values).view(np.int64)
+    size = (pattern & (2**63 - 1)) >> bits
+    first = int(size.min())
+    span = int(size.max()) - first + 1
+    size -= first
+    size[pattern < 0] += span
+    return first, np.bincount(size, minlength=2 * span).reshape(2, span)
+
+
+def count_leaf(values: Floats, low: int, last: int, left: int, times: int, counts: Ints) -> None:
+    """Add to `counts` how often each part of a leaf occurs.
+
+    Parameters
+    ----------
+    values
+        float64[n], no NaN.
+    low, last
+        First and last key of the leaf.
+    left
+        Bits that a part leaves open.
+    times
+        How often each value counts.
+    counts
+        int64[parts].
+    """
+    keys: Keys = keys_of(values)
+    inside = keys[(keys >= np.uint64(low)) & (keys <= np.uint64(last))] - np.uint64(low)
+    if len(inside):
+        found = np.bincount((inside >> np.uint64(left)).astype(np.int64))
+        counts[: len(found)] += found * times
