@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import ConfigError
-from patchloom.summaries import Summary
+from patchloom.summaries import Summary, pooled, targets
 from patchloom.summaries import percentiles as percentiles_of
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class Normalization:
         per: str = "image",
         columns: Sequence[Mapping[str, Any]] = (),
         q: Sequence[float] = (1, 99),
+        method: str = "linear",
         over: str = "image",
     ) -> Normalization:
         """From summaries, which are pooled as `per` says.
@@ -117,6 +118,8 @@ class Normalization:
             Metadata of each image.
         q
             In percent, at least two for ``"percentile"``.
+        method
+            How a percentile between two values is told, as `numpy.percentile` names it.
         over
             What the summaries are of.
 
@@ -124,24 +127,23 @@ class Normalization:
         ------
         ConfigError
             If there is no such kind or column, there are too few percentiles, or statistics are
-            not finite.
+            not finite, or bounded so widely that low and high cannot be told apart.
         """
         kind = kind_of(kind)
         ends = _low_high(kind, q)
         groups, place = _grouped(per, images, columns)
-        pooled: dict[tuple[int, int], Summary] = {}
-        for (image, channel), summary in sorted(summaries.items(), key=lambda item: item[0]):
-            at = place[image], 0 if per == "all" else channel
-            pooled[at] = pooled[at] + summary if at in pooled else summary
+        parts: dict[tuple[int, int], list[Summary]] = {}
+        for (image, channel), summary in summaries.items():
+            parts.setdefault((place[image], 0 if per == "all" else channel), []).append(summary)
+        sums = {at: pooled(some, ends, method) for at, some in parts.items()}
+        bounded = {at: targets(s, ends, method) is not None for at, s in sums.items()}
         empty = Summary.empty()
-        width = 1 if per == "all" else len(channels)
-        cells = [
-            [_cell(kind, pooled.get((g, c), empty), ends) for c in range(width)]
-            for g in range(len(groups))
-        ]
-        if per == "all":
-            cells = [row * len(channels) for row in cells]
-        _check_finite(kind, groups, channels, cells)
+        cells, errors = [], []
+        for group in range(len(groups)):
+            keys = [(group, 0 if per == "all" else c) for c in range(len(channels))]
+            cells.append([_cell(kind, sums.get(at, empty), ends, method) for at in keys])
+            errors.append([sums[at].error if bounded.get(at) else 0.0 for at in keys])
+        _check(kind, groups, channels, cells, errors)
         found = cls(
             kind,
             per,
@@ -151,7 +153,7 @@ class Normalization:
             *_tables(cells),
             percentiles=ends,
             over=over,
-            exact=all(summary.exact for summary in pooled.values()),
+            exact=not any(bounded.values()),
         )
         return found.with_images(images, columns)
 
@@ -200,7 +202,12 @@ class Normalization:
         cells = [[_ends(kind, *cell) for cell in row] for row in numbers]
         groups = ("all",) if by in _POOLED else tuple(table[axis].values.tolist())
         channels = tuple(str(name) for name in table["channel"].values.tolist())
-        _check_finite(kind, groups, channels, cells)
+        error = float(table.attrs.get("relative_error", 0.0)) if ends else 0.0
+        errors = [
+            [error if count and least < greatest else 0.0 for count, _, _, least, greatest, *_ in row]
+            for row in numbers
+        ]
+        _check(kind, groups, channels, cells, errors)
         return cls(
             kind,
             by,
@@ -210,7 +217,7 @@ class Normalization:
             *_tables(cells),
             percentiles=ends,
             over=str(table.attrs.get("over", "image")),
-            exact=bool(table.attrs.get("exact", True)),
+            exact=not error,
         )
 
     def with_images(
@@ -488,9 +495,9 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _cell(kind: str, summary: Summary, ends: tuple[float, ...]) -> tuple[float, float]:
+def _cell(kind: str, summary: Summary, ends: tuple[float, ...], method: str) -> tuple[float, float]:
     """Shift and span by the numbers of a summary."""
-    between = percentiles_of(summary, ends).tolist()
+    between = percentiles_of(summary, ends, method).tolist()
     return _ends(
         kind, summary.count, summary.mean, summary.std, summary.low, summary.high, *between
     )
@@ -518,25 +525,37 @@ def _ends(
     return low, high - low
 
 
-def _check_finite(
+def _check(
     kind: str,
     groups: Sequence[Any],
     channels: Sequence[str],
     cells: Sequence[Sequence[tuple[float, float]]],
+    errors: Sequence[Sequence[float]],
 ) -> None:
-    bad = [
-        (group, channel)
-        for group, row in zip(groups, cells, strict=True)
-        for channel, cell in zip(channels, row, strict=True)
-        if not all(map(math.isfinite, cell))
-    ]
-    if bad:
+    """Refuse numbers that are not finite, or that may be noise of their bound."""
+    infinite, vague = [], []
+    for group, row, bounds in zip(groups, cells, errors, strict=True):
+        for channel, (shift, span), error in zip(channels, row, bounds, strict=True):
+            where = f"channel {channel!r} of {group!r}"
+            if not math.isfinite(shift) or not math.isfinite(span):
+                infinite.append(where)
+            elif error and span <= 2 * error * max(abs(shift), abs(shift + span)):
+                vague.append(where)
+    if infinite:
         raise ConfigError(
-            f"normalize={kind!r} needs finite statistics, got none for "
-            f"{' and '.join(f'channel {c!r} of {g!r}' for g, c in bad[:3])}"
-            f"{' and more' if len(bad) > 3 else ''}; are there infinities? store the source's "
-            "pixels: normalize=None"
+            f"normalize={kind!r} needs finite statistics, got none for {_some(infinite)}; are "
+            "there infinities? store the source's pixels: normalize=None"
         )
+    if vague:
+        raise ConfigError(
+            f"normalize={kind!r} needs a low and a high percentile that can be told apart, but "
+            f"those of {_some(vague)} are known to a part of their own value only, and differ by "
+            "less; take exact percentiles, or 'mean-std' or 'min-max', which are exact anyway"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return " and ".join(names[:3]) + (" and more" if len(names) > 3 else "")
 
 
 def _tables(cells: Sequence[Sequence[tuple[float, float]]]) -> tuple[Table, Table]:
