@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from patchloom.sources.points import read_points as read_points
     from patchloom.store.patch_store import PatchStore as PatchStore
     from patchloom.store.patch_store import open_patches as open_patches
+    from patchloom.summaries.table import Statistics as Statistics
 
 try:
     __version__ = version("patchloom")
@@ -49,6 +50,7 @@ _HOME = {
     "Plan": "patchloom.planning.plans",
     "Points": "patchloom.points",
     "RunReport": "patchloom.run.reports",
+    "Statistics": "patchloom.summaries.table",
     "VerifyReport": "patchloom.run.verify_report",
     "alternatives": "patchloom.run.aligning",
     "materialize": "patchloom.run.materializing",

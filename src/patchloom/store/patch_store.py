@@ -205,7 +205,8 @@ class PatchStore:
                 f"statistics are written last, but {self.url!r} is not complete; run the same "
                 "materialize call again to finish it"
             )
-        return from_document(found)
+        told = self.attributes
+        return from_document(found, told["patchloom_version"], told["images"])
 
     def mixing(self, batch: int = 64) -> dict[str, Any]:
         """How fair a sample a batch of consecutive rows is, from the manifest.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from patchloom.errors import ConfigError
 from patchloom.summaries.keys import Floats, Ints
 
 __all__ = ["METHODS", "between", "middle", "ranks"]
@@ -22,9 +23,10 @@ _POSITIONS = {
 packages", The American Statistician 50, 1996."""
 METHODS = (
     *("linear", "lower", "higher", "nearest", "midpoint"),
-    *("inverted_cdf", "averaged_inverted_cdf", "closest_observation", *_POSITIONS),
+    *("inverted_cdf", "averaged_inverted_cdf", *_POSITIONS),
 )
-"""What `method=` may be, as in `numpy.percentile`."""
+"""What `method=` may be: all of `numpy.percentile` but ``"closest_observation"``, of which the
+versions of NumPy have different ideas."""
 
 
 def ranks(n: int, q: Sequence[float], method: str) -> tuple[Ints, Ints, Floats]:
@@ -43,7 +45,14 @@ def ranks(n: int, q: Sequence[float], method: str) -> tuple[Ints, Ints, Floats]:
     -------
     int64[k], int64[k], float64[k]
         From 0 to n - 1; the last one is 0 where the percentile is the number below.
+
+    Raises
+    ------
+    ConfigError
+        If `method` is none of them.
     """
+    if method not in METHODS:
+        raise ConfigError(f"a percentile's method is one of {', '.join(METHODS)}, got {method!r}")
     quantiles = np.asarray(q, np.float64) / 100.0
     at = _positions(n, quantiles, method)
     below = np.floor(at)
@@ -68,11 +77,6 @@ def _positions(n: int, quantiles: Floats, method: str) -> Floats:
         return n * quantiles - 1
     if method == "inverted_cdf":
         return np.maximum(np.ceil(n * quantiles - 1), 0)
-    if method == "closest_observation":
-        # The nearest one; of two equally near ones that with an even number, counted from 1.
-        at = n * quantiles - 1 - 0.5
-        below = np.floor(at)
-        return np.maximum(np.where((at == below) & (below % 2 == 1), below, below + 1), 0)
     at = (n - 1) * quantiles
     if method == "lower":
         return np.floor(at)
