@@ -181,8 +181,15 @@ class Normalization:
             finite.
         """
         kind = kind_of(kind)
-        by = table.attrs.get("by", "image")
-        by = "channel" if by is None else str(by)
+        apart = {"z", "label"} & {*table.dims}
+        if apart:
+            raise ConfigError(
+                f"pixels are normalised by image and channel, but these statistics tell "
+                f"{sorted(apart)} apart; take pooled() or envelope() of them"
+            )
+        by = str(table.attrs.get("by", "image"))
+        # All images together, that is; channels are told apart in every table.
+        by = "channel" if by == "all" else by
         if per not in (None, by):
             raise ConfigError(
                 f"statistics by {by!r} cannot be pooled afterwards to such by {per!r}; make the "
@@ -204,7 +211,10 @@ class Normalization:
         channels = tuple(str(name) for name in table["channel"].values.tolist())
         error = float(table.attrs.get("relative_error", 0.0)) if ends else 0.0
         errors = [
-            [error if count and least < greatest else 0.0 for count, _, _, least, greatest, *_ in row]
+            [
+                error if count and least < greatest else 0.0
+                for count, _, _, least, greatest, *_ in row
+            ]
             for row in numbers
         ]
         _check(kind, groups, channels, cells, errors)
@@ -478,13 +488,13 @@ def _grouped(
         return tuple(images), [*range(len(images))]
     if per in _POOLED:
         return ("all",), [0] * len(images)
-    known = sorted({name for row in columns for name in row})
-    if per not in known:
-        raise ConfigError(
-            f"per= is 'image', 'channel', 'all' or a metadata column of the images, got {per!r}; "
-            f"they have {known}"
-        )
     values = [_plain(row.get(per)) for row in columns]
+    if None in values or not values:
+        known = sorted({name for row in columns for name in row})
+        raise ConfigError(
+            f"per= is 'image', 'channel', 'all' or a metadata column that all images have, got "
+            f"{per!r}; there are {known}: give it with sample="
+        )
     place = {value: k for k, value in enumerate(dict.fromkeys(values))}
     return tuple(place), [place[value] for value in values]
 

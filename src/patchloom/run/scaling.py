@@ -111,7 +111,7 @@ class Scaling:
         """
         found, reads = dict(known), Reads()
         ids = [image.id for image in plan.images]
-        columns = [{self.per: image.metadata.get(self.per)} for image in plan.images]
+        columns = [image.metadata for image in plan.images]
         for role, kind in self.kinds.items():
             old = known.get(role)
             lacking = [*range(len(ids))] if old is None else old.lacks(ids, columns)

@@ -35,7 +35,7 @@ def pooled(
     kind: str,
     per: str,
     q: Sequence[float],
-    columns: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, Mapping[str, Any]],
 ) -> Normalization:
     """From the summaries of all shards, which add up by whatever is asked.
 
@@ -46,10 +46,12 @@ def pooled(
     kind, per, q
         As for `Normalization.of`.
     columns
-        Metadata of each image.
+        Metadata of the images that have patches, by id.
 
     Raises
     ------
+    ConfigError
+        As `Normalization.of`.
     StoreError
         If the store's statistics are not of its patches.
     """
@@ -66,5 +68,17 @@ def pooled(
         for data in pool.map(location.read, names):
             for at, summary in ({} if data is None else read_summaries(data)).items():
                 found[at] = found[at] + summary if at in found else summary
-    ids, channels = [image["id"] for image in attributes["images"]], attributes["channels"]
-    return Normalization.of(kind, found, ids, channels, per=per, columns=columns, q=q, over=over)
+    ids = [image["id"] for image in attributes["images"]]
+    place = {name: k for k, name in enumerate(columns)}
+    found = {(place[ids[i]], c): s for (i, c), s in found.items() if ids[i] in place}
+    return Normalization.of(
+        kind,
+        found,
+        [*columns],
+        attributes["channels"],
+        per=per,
+        columns=[*columns.values()],
+        q=q,
+        method=attributes["job"].get("method", "linear"),
+        over=over,
+    )

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,8 @@ from patchloom.store.manifest import part_names, read_manifest, read_skipped
 from patchloom.store.mixing import mixing
 from patchloom.store.normalized import pooled, recorded
 from patchloom.store.schema import APPENDED, SKIPPED, shard_of
-from patchloom.store.statistics_view import check_percentiles, from_document
+from patchloom.store.statistics_view import from_document
+from patchloom.summaries.asked import check_percentiles, quantiles_of
 
 if TYPE_CHECKING:
     import xarray
@@ -348,15 +348,10 @@ class PatchStore:
             )
         table = self.statistics
         q = self.attributes["job"]["percentiles"] if percentiles is None else percentiles
-        ends = [float(Fraction(str(v)) / 100) for v in check_percentiles(q)]
+        ends = quantiles_of(check_percentiles(q))
         if per == "image" and {*ends} <= {*table["quantile"].values.tolist()}:
             return Normalization.from_statistics(table.sel(quantile=ends), kind)
-        columns = [dict[str, Any]() for _ in self.attributes["images"]]
-        if per in self.manifest.column_names:
-            ids, first = np.unique(self.image_ids(), return_index=True)
-            known = dict(zip(ids.tolist(), self.manifest[per].take(first).to_pylist(), strict=True))
-            columns = [{per: known.get(image["id"])} for image in self.attributes["images"]]
-        return pooled(self._location, self.attributes, kind, per, q, columns)
+        return pooled(self._location, self.attributes, kind, per, q, self._by_image(per))
 
     def image_ids(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
         """The image of each of some patches, or of all that are written: str[n].
@@ -428,6 +423,19 @@ class PatchStore:
             return pixels
         ids = self.manifest["image_id"].take(pa.array(place)).to_numpy()
         return normalize.apply(pixels, ids)
+
+    def _by_image(self, per: str) -> dict[str, dict[str, Any]]:
+        """A metadata column of the images that have patches, by id; nothing of what is none."""
+        if per not in self.manifest.column_names:
+            return {image["id"]: {} for image in self.attributes["images"]}
+        pairs = self.manifest.group_by(["image_id", per]).aggregate([])
+        found = {row["image_id"]: {per: row[per]} for row in pairs.to_pylist()}
+        if len(found) < pairs.num_rows:
+            raise ConfigError(
+                f"per= names a column with one value an image, but {per!r} has several; take "
+                "'image', 'channel', 'all' or a metadata column of the images"
+            )
+        return found
 
     def _places(self, rows: npt.ArrayLike) -> tuple[Ints, Ints]:
         """Rows that are asked for, and their places in the manifest: int64[n] each."""
