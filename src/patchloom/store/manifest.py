@@ -121,10 +121,10 @@ def read_manifest(parts: Sequence[bytes]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
-def summary_bytes(summaries: Mapping[tuple[int | None, ...], Summary]) -> bytes:
+def summary_bytes(summaries: Mapping[Any, Summary]) -> bytes:
     """What one shard adds to the statistics: (image, channel) -> summary.
 
-    Any tuples of whole numbers and None may be keys.
+    Keys may be any tuples of whole numbers and None.
     """
     keys = sorted(summaries, key=lambda key: [-1 if k is None else k for k in key])
     parts = [summaries[key] for key in keys]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.summaries.keys import Floats, Ints, Keys, keys_of
+from patchloom.summaries.keys import Floats, Ints, keys_of
 
 __all__ = ["PIECE", "count_leaf", "count_sizes", "count_values"]
 
@@ -48,32 +48,30 @@ def count_sizes(values: Floats, bits: int) -> tuple[int, Ints]:
         values.
     """
     pattern = np.ascontiguousarray(values).view(np.int64)
-    size = (pattern & (2**63 - 1)) >> bits
+    size = (pattern >> bits) & (2 ** (63 - bits) - 1)
     first = int(size.min())
     span = int(size.max()) - first + 1
     size -= first
-    size[pattern < 0] += span
+    size += (pattern >> 63) & span
     return first, np.bincount(size, minlength=2 * span).reshape(2, span)
 
 
-def count_leaf(values: Floats, low: int, last: int, left: int, times: int, counts: Ints) -> None:
+def count_leaf(values: Floats, low: float, high: float, left: int, counts: Ints) -> None:
     """Add to `counts` how often each part of a leaf occurs.
 
     Parameters
     ----------
     values
         float64[n], no NaN.
-    low, last
-        First and last key of the leaf.
+    low, high
+        Least and greatest number of the leaf.
     left
         Bits that a part leaves open.
-    times
-        How often each value counts.
     counts
         int64[parts].
     """
-    keys: Keys = keys_of(values)
-    inside = keys[(keys >= np.uint64(low)) & (keys <= np.uint64(last))] - np.uint64(low)
+    inside = values[(values >= low) & (values <= high)] + 0.0
     if len(inside):
-        found = np.bincount((inside >> np.uint64(left)).astype(np.int64))
-        counts[: len(found)] += found * times
+        keys = keys_of(inside) - keys_of(np.array([low]))
+        found = np.bincount((keys >> np.uint64(left)).astype(np.int64))
+        counts[: len(found)] += found

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.summaries.counting import count_values
+from patchloom.summaries import counting
+from patchloom.summaries.kernels import kernels
 from patchloom.summaries.keys import Bits, Floats, Ints, floors
 from patchloom.summaries.summary import Summary
 
@@ -20,7 +21,7 @@ class Dense:
     def __init__(self, dtype: np.dtype[Any], nodata: float | None) -> None:
         self._dtype, self._nodata = dtype, nodata
         self._patterns = np.dtype(f"u{dtype.itemsize}")
-        self._counts: Ints = np.zeros(2 ** (8 * dtype.itemsize), np.int64)
+        self._counts: Ints = np.zeros(0, np.int64)
 
     @staticmethod
     def most_bytes(dtype: np.dtype[Any]) -> int:
@@ -34,6 +35,9 @@ class Dense:
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
+        if not len(self._counts):
+            self._counts = np.zeros(self.most_bytes(self._dtype) // 8, np.int64)
+        count_values = (kernels.after(len(flat)) or counting).count_values
         if times == 1:
             count_values(flat.view(self._patterns), self._counts)
             return
@@ -47,7 +51,9 @@ class Dense:
         if self._dtype.kind == "b":
             values = (where > 0).astype(np.float64)
         else:
-            values = where.astype(self._patterns).view(self._dtype).astype(np.float64)
+            # Some patterns of NaN are a signal.
+            with np.errstate(invalid="ignore"):
+                values = where.astype(self._patterns).view(self._dtype).astype(np.float64)
         return exactly(values, self._counts[where], self._dtype, self._nodata)
 
 

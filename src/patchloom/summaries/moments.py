@@ -17,10 +17,12 @@ __all__ = ["Sums", "deviation", "mean", "power_sums", "rounded_sums"]
 
 _UNIT = 1074
 """Every float64 is a multiple of 2^-1074."""
-_PIECE = 2**14
+_PIECE = 2**15
 """Numbers that are added together: they stay in the cache, and their sum needs few bits more."""
-_LIMB = 26
-"""Bits of a count that times half a number still fit a float64."""
+_SLICE = 19
+"""Bits of a slice: two of them and 15 for the sum of a piece fill a float64."""
+_SLICES = 4
+"""Slices that are multiplied with one another."""
 _SHIFTS = (0, 600, -540)
 """Powers of 2 that bring usual, tiny and huge numbers where squares neither over- nor underflow."""
 _LOW, _HIGH = 2.0**-470, 2.0**450
@@ -84,93 +86,74 @@ def power_sums(values: Floats, counts: Ints | None = None, *, short: bool = Fals
     counts
         How often each occurs, int64[n]; once if None.
     short
-        Whether the numbers have at most 26 bits and are no smaller or greater than a float32,
-        so that their squares are float64 too.
+        Whether all that are not 0 have an absolute value from 2^-470 to 2^450.
     """
     total = Sums()
+    if counts is not None:
+        # Numbers of times are sums of powers of two.
+        for bit in range(int(counts.max(initial=0)).bit_length()):
+            part = power_sums(values[(counts >> bit) & 1 == 1], short=short)
+            total = total.plus(part.times(1 << bit))
+        return total
     for start in range(0, len(values), _PIECE):
         some = values[start : start + _PIECE]
-        often = None if counts is None else counts[start : start + _PIECE]
         if short:
-            total = total.plus(_band(some, often, 0, True))
+            total = total.plus(_band(some, 0))
             continue
         size = np.abs(some)
-        usual = (size >= _LOW) & (size <= _HIGH) | (size == 0)
-        if usual.all():
-            total = total.plus(_band(some, often, 0, False))
+        tiny, huge = size < _LOW, size > _HIGH
+        if not (tiny & (size > 0)).any() and not huge.any():
+            total = total.plus(_band(some, 0))
             continue
-        for band, shift in zip((usual, size < _LOW, size > _HIGH), _SHIFTS, strict=True):
-            mine = band & (size > 0)
-            part = None if often is None else often[mine]
-            total = total.plus(_band(some[mine], part, shift, False))
+        for mine, shift in zip((~(tiny | huge), tiny, huge), _SHIFTS, strict=True):
+            total = total.plus(_band(some[mine], shift))
     return total
 
 
-def _band(values: Floats, counts: Ints | None, shift: int, short: bool) -> Sums:
-    """Sums of numbers that 2^shift brings to a usual size."""
-    if shift:
-        values = np.ldexp(values, shift)
-    squares = values * values
-    rest = np.zeros(0) if short else _error_of_square(values, squares)
-    if counts is None:
-        first, second = _exact_sum(values), _exact_sum(squares) + _exact_sum(rest)
-    else:
-        first, second = _counted(values, counts), _counted(squares, counts)
-        if len(rest):
-            second += _counted(rest, counts)
+def _band(values: Floats, shift: int) -> Sums:
+    """Sums of up to `_PIECE` numbers that 2^shift brings to a usual size.
+
+    Each number is cut into slices of so few bits that sums of products of slices are float64 in
+    any order. After K. Ozaki, T. Ogita, S. Oishi, S. M. Rump, "Error-free transformations of
+    matrix multiplication by using fast routines of matrix multiplication", Numer. Algorithms 59,
+    2012; the slices are cut as S. M. Rump, T. Ogita, S. Oishi do in "Accurate floating-point
+    summation", SIAM J. Sci. Comput. 31, 2008.
+    """
+    values = np.ldexp(values, shift) if shift else values
+    first = second = 0
+    while values.size:
+        slices, rest = _sliced(values)
+        left = rest != 0
+        if more := bool(left.any()):
+            # Much smaller than the largest, and cut too short: they follow by themselves.
+            for part in slices:
+                part[left] = 0
+        for k, part in enumerate(slices):
+            first += _whole(float(part.sum()))
+            second += _whole(float(np.einsum("i,i", part, part)))
+            for other in slices[:k]:
+                second += 2 * _whole(float(np.einsum("i,i", part, other)))
+        values = values[left] if more else values[:0]
     second <<= _UNIT
     if shift > 0:
         return Sums(first >> shift, second >> 2 * shift)
     return Sums(first << -shift, second << -2 * shift)
 
 
-def _exact_sum(numbers: Floats) -> int:
-    """Σ numbers in units of 2^-1074.
-
-    Adding and taking away a power of two leaves the upper bits of each number, few enough that
-    their sum is a float64 in any order; what is left follows in the next turn. From S. M. Rump,
-    T. Ogita, S. Oishi, "Accurate floating-point summation, part I", SIAM J. Sci. Comput. 31, 2008.
-    """
-    total = 0
-    while numbers.size:
-        top = max(-float(numbers.min()), float(numbers.max()))
-        if not top:
-            break
-        room = math.frexp(top)[1] + (numbers.size + 2).bit_length() + 1
-        lead = math.ldexp(1.0, room)
-        upper = (numbers + lead) - lead
-        total += _whole(float(upper.sum()))
-        numbers = numbers - upper
-    return total
-
-
-def _counted(numbers: Floats, counts: Ints) -> int:
-    """Σ numbers · counts in units of 2^-1074: halves of numbers times limbs of counts are exact."""
-    upper, lower = _halves(numbers)
-    total, shift = 0, 0
-    while counts.any():
-        limb = (counts & (2**_LIMB - 1)).astype(np.float64)
-        total += (_exact_sum(upper * limb) + _exact_sum(lower * limb)) << shift
-        counts = counts >> _LIMB
-        shift += _LIMB
-    return total
-
-
-def _halves(numbers: Floats) -> tuple[Floats, Floats]:
-    """Each number as the sum of two of at most 26 bits.
-
-    After G. W. Veltkamp; T. J. Dekker, "A floating-point technique for extending the available
-    precision", Numer. Math. 18, 1971.
-    """
-    large = numbers * 134_217_729.0
-    upper = large - (large - numbers)
-    return upper, numbers - upper
-
-
-def _error_of_square(numbers: Floats, squares: Floats) -> Floats:
-    """What the rounded squares lack (Dekker 1971)."""
-    upper, lower = _halves(numbers)
-    return ((upper * upper - squares) + 2.0 * upper * lower) + lower * lower
+def _sliced(values: Floats) -> tuple[list[Floats], Floats]:
+    """At most `_SLICES` slices of each number, from the top of the largest, and what is left."""
+    top = max(-float(values.min()), float(values.max()))
+    unit = math.frexp(top)[1] - _SLICE
+    slices: list[Floats] = []
+    rest = values
+    while len(slices) < _SLICES and rest.any():
+        # Adding a large number rounds to multiples of 2^unit.
+        lead = math.ldexp(1.5, unit + 52)
+        upper = (rest + lead) - lead
+        slices.append(upper)
+        rest = rest - upper
+        unit -= _SLICE + 1
+    return slices, rest
 
 
 def _whole(number: float) -> int:

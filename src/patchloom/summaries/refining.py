@@ -16,7 +16,7 @@ BINS = 2**17
 LISTED = 2**16
 """Pixels of a leaf up to which a pass counts it value by value instead."""
 LEAVES = 32
-"""Leaves that one pass divides at most: 32 MiB of counts."""
+"""Leaves that one pass divides at most: 34 MiB of counts."""
 
 _STEP = BINS.bit_length() - 1
 

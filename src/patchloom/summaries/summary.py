@@ -16,7 +16,6 @@ from patchloom.summaries.keys import (
     Bits,
     Floats,
     Ints,
-    Keys,
     ends,
     keys_of,
     nearest_zero,
@@ -204,21 +203,28 @@ class Summary:
             sums=self._sums.plus(other._sums),
         )
 
-    def refined(self, more: Summary) -> Summary:
+    def refined(self, more: Summary, targets: Targets | None = None) -> Summary:
         """The same summary, with what another pass has counted inside some of its leaves.
 
         Parameters
         ----------
         more
             Of a `Tally` with targets, over the same pixels.
+        targets
+            Those targets: whether the pass has seen as many pixels in them is checked.
 
         Raises
         ------
         SourceChangedError
             If that pass has seen other pixels.
         """
+        if targets is not None:
+            seen, found = _inside(self, targets)[1], _inside(more, targets)[1]
+            for n, m in zip(seen.tolist(), found.tolist(), strict=True):
+                _check_passes(n, m)
         if self.exact:
-            return replace(self, bits=np.where(_inside(self, more), 0, self.bits).astype(np.uint8))
+            inside, _ = _inside(self, more)
+            return replace(self, bits=np.where(inside, 0, self.bits).astype(np.uint8))
         values = np.concatenate([self.values, more.values])
         counts = np.concatenate([self.counts, more.counts])
         bits = np.concatenate([self.bits, more.bits])
@@ -228,12 +234,7 @@ class Summary:
         keep = np.ones(len(order), bool)
         keep[:-1] = low[order][1:] > last[order][:-1]
         kept = order[keep]
-        if int(counts[kept].sum()) != self.count:
-            raise SourceChangedError(
-                f"passes over an image see the same pixels, but one of {self.count} pixels saw "
-                f"{int(counts[kept].sum())}: the image has changed meanwhile; take its "
-                "statistics again"
-            )
+        _check_passes(self.count, int(counts[kept].sum()))
         return replace(self, values=values[kept], counts=counts[kept], bits=bits[kept])
 
     def opened(self, targets: Targets) -> Summary:
@@ -243,10 +244,7 @@ class Summary:
         """
         if not self.exact or not len(targets):
             return self
-        low, last = ends(targets.values, targets.bits)
-        keys = keys_of(self.values)
-        at = np.searchsorted(low, keys, side="right") - 1
-        inside = (at >= 0) & (keys <= last[at])
+        inside, _ = _inside(self, targets)
         return replace(self, bits=np.where(inside, 0, self.bits).astype(np.uint8))
 
     @cached_property
@@ -307,12 +305,22 @@ def _gathered(values: Floats, counts: Ints, bits: Bits) -> Leaves:
     return values[first], np.add.reduceat(counts[order], starts), bits[first]
 
 
-def _inside(summary: Summary, leaves: Summary) -> npt.NDArray[np.bool_]:
-    """Whether each value lies in one of the leaves."""
-    keys: Keys = keys_of(summary.values)
-    if not len(leaves.values):
-        return np.zeros(len(keys), bool)
+def _inside(summary: Summary, leaves: Summary | Targets) -> tuple[npt.NDArray[np.bool_], Ints]:
+    """Whether each value lies in one of some leaves, and how many pixels each leaf holds."""
+    held: Ints = np.zeros(len(leaves.values), np.int64)
+    if not len(held):
+        return np.zeros(len(summary.values), bool), held
     low, last = ends(leaves.values, leaves.bits)
+    keys = keys_of(summary.values)
     at = np.searchsorted(low, keys, side="right") - 1
     inside: npt.NDArray[np.bool_] = (at >= 0) & (keys <= last[at])
-    return inside
+    np.add.at(held, at[inside], summary.counts[inside])
+    return inside, held
+
+
+def _check_passes(n: int, m: int) -> None:
+    if n != m:
+        raise SourceChangedError(
+            f"passes over an image see the same pixels, but one saw {n} where another saw {m}: "
+            "the image has changed meanwhile; take its statistics again"
+        )

@@ -71,14 +71,14 @@ class Tally:
         pixels
             Any shape.
         times
-            How often each counts: one number of at least 1, or for each pixel one of at least 0.
+            How often each counts: one number, or an array of pixels' shape.
         """
         if isinstance(times, np.ndarray):
             # Numbers of times are sums of powers of two.
             for bit in range(int(times.max(initial=0)).bit_length()):
                 self.add(pixels[(times >> bit) & 1 == 1], 1 << bit)
             return
-        if pixels.size:
+        if pixels.size and times:
             flat = np.ascontiguousarray(pixels, self._dtype).reshape(-1)
             self._counts.add(flat, int(times))
 
@@ -103,9 +103,9 @@ def summarize(pixels: npt.NDArray[Any], nodata: float | None = None) -> Summary:
 
 
 def tally_bytes(dtype: np.dtype[Any]) -> int:
-    """Most bytes that a `Tally` without targets holds; with targets, `LEAVES` MiB.
+    """Most bytes that a `Tally` without targets holds; with targets, 34 MiB.
 
-    Float64 pixels of more than 288 octaves of size (87 decades) may take up to 8 MiB.
+    Float64 pixels of more than 288 octaves of size (87 decades) may take up to 10 MiB.
     """
     return Dense.most_bytes(dtype) if _is_dense(dtype) else Wide.most_bytes()
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.summaries.counting import PIECE, count_sizes
+from patchloom.summaries.kernels import SETTLED, Octaves, Patterns, count_distinct, kernels
 from patchloom.summaries.keys import BITS, Floats, Ints, floors, keys_of
 from patchloom.summaries.moments import Sums, power_sums
 from patchloom.summaries.summary import DISTINCT, Summary
@@ -34,43 +35,52 @@ class Wide:
     def most_bytes() -> int:
         """Most bytes that it holds, of numbers that lie within 288 octaves (a float32's do).
 
-        Only a float64 may lie further apart: 8 MiB at most.
+        Only a float64 may lie further apart: 10 MiB at most.
         """
-        return max(DISTINCT * 17, 18 * 2 * 8 * _PAGE)
+        sums = 16 * 2 * 16 * 4 * 8
+        return max(DISTINCT * 17, 18 * (2 * 8 * _PAGE + sums))
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        return self._found.nbytes if self._rough is None else self._rough.counts.nbytes
+        return self._found.nbytes if self._rough is None else self._rough.nbytes
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
+        fast = kernels.after(len(flat))
         start = 0
         while start < len(flat):
+            if fast is not None and self._rough is not None:
+                nans, left_out = self._rough.sweep(fast, flat[start:], self._nodata, times)
+                self._nans += nans
+                self._left_out += left_out
+                return
             stop = start + (_SORTED if self._rough is None else PIECE)
+            if fast is not None:
+                stop = start + SETTLED
             some, nans, left_out = numbers(flat[start:stop], self._nodata)
             self._nans += nans * times
             self._left_out += left_out * times
             if len(some) and self._rough is None:
-                self._one_by_one(some, times)
+                self._one_by_one(some, times, fast)
             elif len(some):
                 self._rough.add(some.astype(np.float64), times)  # type: ignore[union-attr]
             start = stop
 
-    def _one_by_one(self, some: npt.NDArray[Any], times: int) -> None:
-        found, counts = np.unique(some, return_counts=True)
-        # Wide integers may meet as floats, and signed zeros are one value.
-        values, place = np.unique(found.astype(np.float64) + 0.0, return_inverse=True)
-        often: Ints = np.zeros(len(values), np.int64)
-        np.add.at(often, place, counts.astype(np.int64))
-        if len(values) <= DISTINCT:
-            part = Summary(values, often * times, bits=floors(values, self._dtype))
+    def _one_by_one(self, some: npt.NDArray[Any], times: int, fast: Any) -> None:
+        found = _distinct(some, fast)
+        if found is not None and len(found[0]) <= DISTINCT:
+            values, counts = found
+            part = Summary(values, counts * times, bits=floors(values, self._dtype))
             together = self._found + part
             if together.exact:
                 self._found = together
                 return
         self._rough = _Rough(self._dtype)
-        self._rough.add(values, 1, often * times)
+        if found is None:
+            self._rough.sweep(fast, some, None, times)
+        else:
+            self._rough.add(found[0], 1, found[1] * times)
         self._rough.add(self._found.values, 1, self._found.counts)
         self._found = Summary.empty()
 
@@ -89,39 +99,97 @@ class _Rough:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        self._short = dtype == np.float32
+        self._short = dtype != np.float64
         self._first = 0
         self.counts: Ints = np.zeros((2, 0), np.int64)
         self._apart = {0.0: 0, math.inf: 0, -math.inf: 0}
         self._sums = Sums()
+        self._pending: Octaves | None = None
         self._low, self._high = math.inf, -math.inf
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        pending = 0 if self._pending is None else self._pending.table.nbytes
+        return self.counts.nbytes + pending
+
+    def sweep(
+        self, fast: Any, flat: npt.NDArray[Any], nodata: float | None, times: int
+    ) -> tuple[int, int]:
+        """Count pixels by what numba compiled; how many counted as NaN and as nodata."""
+        if flat.dtype.kind != "f":
+            left_out = 0
+            for start in range(0, len(flat), PIECE):
+                some, _, gone = numbers(flat[start : start + PIECE], nodata)
+                self.sweep(fast, some.astype(np.float64), None, times)
+                left_out += gone * times
+            return 0, left_out
+        form = Patterns(flat.dtype, nodata)
+        apart = np.zeros(5, np.int64)
+        for start in range(0, len(flat), SETTLED):
+            self._sweep(fast, form, form.of(flat[start : start + SETTLED]), times, apart)
+        nans, holes, *special = apart.tolist()
+        for value, n in zip((0.0, -math.inf, math.inf), special, strict=True):
+            self._apart[value] += n
+        return nans, holes
+
+    def _sweep(
+        self, fast: Any, form: Patterns, patterns: npt.NDArray[Any], times: int, apart: Ints
+    ) -> None:
+        octaves = form.octaves(fast, patterns)
+        low, high = (1023, 1023) if octaves is None else octaves
+        self._table(low << 52 - BITS, high - low + 1 << 52 - BITS)
+        span = self._first >> 52 - BITS, self.counts.shape[1] >> 52 - BITS
+        pending = self._pending
+        if pending is None or pending.full or (pending.span, pending.times) != (span, times):
+            self._settle()
+            pending = self._pending = Octaves(form.dtype, *span, times)
+        pending.numbers += len(patterns)
+        ranks = np.array([2**63 - 1, -(2**63)])
+        count = fast.count_octaves_32 if form.dtype.itemsize == 4 else fast.count_octaves_64
+        count(patterns, form.hole, span[0], times, self.counts, pending.table, ranks, apart)
+        if ranks[0] <= ranks[1]:
+            self._low = min(self._low, form.number(int(ranks[0])))
+            self._high = max(self._high, form.number(int(ranks[1])))
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._sums = self._sums.plus(self._pending.sums())
+            self._pending = None
 
     def add(self, values: Floats, times: int, counts: Ints | None = None) -> None:
         """Count numbers; as often as `counts` says, if given."""
         if not len(values):
             return
-        low, high = float(values.min()), float(values.max())
-        self._low, self._high = min(self._low, low + 0.0), max(self._high, high + 0.0)
-        for special in self._apart:
-            if low <= special <= high:
-                mine = values == special
-                n = int(np.count_nonzero(mine)) if counts is None else int(counts[mine].sum())
-                if n:
-                    self._apart[special] += n * times
+        low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        if math.isinf(low) or math.isinf(high):
+            for end in (low, high):
+                mine = values == end
+                if math.isinf(end) and mine.any():
+                    self._apart[end] += times * _total(mine, counts)
                     values = values[~mine]
                     counts = None if counts is None else counts[~mine]
-        if not len(values):
+            self.add(values, times, counts)
             return
+        part = power_sums(values, counts, short=self._short)
+        self._sums = self._sums.plus(part.times(times))
+        zero = values == 0
+        n = _total(zero, counts) if low <= 0 <= high else 0
+        self._apart[0.0] += n * times
+        if low == high == 0:
+            return
+        if n:
+            # Far from all others in the table: another one stands for it.
+            other = high or low
+            values = np.where(zero, other, values)
         if counts is None:
             first, found = count_sizes(values, BITS)
-            self._table(first, found.shape[1])[:] += found * times
-            self._sums = self._sums.plus(power_sums(values, short=self._short).times(times))
-            return
-        sizes = (np.abs(values).view(np.int64) >> BITS).astype(np.int64)
-        first = int(sizes.min())
-        table = self._table(first, int(sizes.max()) - first + 1)
-        np.add.at(table, ((values < 0).astype(np.int64), sizes - first), counts)
-        self._sums = self._sums.plus(power_sums(values, counts, short=self._short))
+        else:
+            first, found = _counted_sizes(values, counts)
+        if n:
+            found[int(other < 0), _size(other) - first] -= n
+        self._table(first, found.shape[1])[:] += found * times
 
     def _table(self, first: int, n: int) -> Ints:
         """The counts of `n` buckets, with room made for them."""
@@ -138,6 +206,7 @@ class _Rough:
 
     def summary(self, nans: int, left_out: int) -> Summary:
         """What was counted so far."""
+        self._settle()
         negative, positive = (np.flatnonzero(row) for row in self.counts[::-1])
         sizes = [
             ((at + self._first).astype(np.uint64) << np.uint64(BITS)).view(np.float64)
@@ -163,6 +232,39 @@ class _Rough:
             high=self._high,
             sums=self._sums,
         )
+
+
+def _distinct(some: npt.NDArray[Any], fast: Any) -> tuple[Floats, Ints] | None:
+    """Different values and how often each occurs; None if numba finds more than `DISTINCT`."""
+    if fast is not None:
+        if some.dtype.itemsize == 8:
+            some = some.astype(np.float64, copy=False)
+        few = count_distinct(fast, some, DISTINCT)
+        return None if few is None else (few[0].astype(np.float64), few[1])
+    found, counts = np.unique(some, return_counts=True)
+    # Wide integers may meet as floats, and signed zeros are one value.
+    values, place = np.unique(found.astype(np.float64) + 0.0, return_inverse=True)
+    often: Ints = np.zeros(len(values), np.int64)
+    np.add.at(often, place, counts.astype(np.int64))
+    return values, often
+
+
+def _total(mine: npt.NDArray[np.bool_], counts: Ints | None) -> int:
+    return int(np.count_nonzero(mine)) if counts is None else int(counts[mine].sum())
+
+
+def _size(value: float) -> int:
+    """Bucket of an absolute value."""
+    return int(np.array([abs(value)]).view(np.int64)[0] >> BITS)
+
+
+def _counted_sizes(values: Floats, counts: Ints) -> tuple[int, Ints]:
+    """As `count_sizes`, of values that occur as often as `counts` says."""
+    sizes = np.abs(values).view(np.int64) >> BITS
+    first = int(sizes.min())
+    found: Ints = np.zeros((2, int(sizes.max()) - first + 1), np.int64)
+    np.add.at(found, ((values < 0).astype(np.int64), sizes - first), counts)
+    return first, found
 
 
 def numbers(flat: npt.NDArray[Any], nodata: float | None) -> tuple[npt.NDArray[Any], int, int]:

@@ -1,0 +1,237 @@
+"""The loops in which statistics spend their time, compiled by numba (the extra ``fast``).
+
+They find what `counting` and `moments` find with NumPy, to the last bit, do not hold the
+interpreter's lock, and are several times as fast. Importing numba takes more than a second and
+some 120 MB, so a process turns to it only after as many pixels as make up for that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.summaries.counting import PIECE
+from patchloom.summaries.keys import Floats, Ints, ends
+from patchloom.summaries.moments import Sums
+from patchloom.summaries.refining import Targets
+
+__all__ = ["PATIENCE", "SETTLED", "Leaves", "Octaves", "Patterns", "count_distinct", "kernels"]
+
+PATIENCE = 2**28
+"""Pixels that a process counts with NumPy before it imports numba: about what that costs."""
+
+SETTLED = 2**25
+"""Pixels after which sums of 64 bits are emptied, long before they could overflow."""
+_UPPER = np.uint64(48)
+"""Bits of a key below the 16 that are looked up."""
+_FEW = 2**12
+"""Slots of the first table of different values."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Kernels:
+    """The module `compiled`, once it pays."""
+
+    def __init__(self) -> None:
+        self._module: Any = None
+        self._counted = 0
+        self._possible = find_spec("numba") is not None
+
+    def after(self, n: int) -> Any:
+        """What numba compiled, or None if NumPy is to count these `n` pixels."""
+        if self._module is None and self._possible:
+            self._counted += n
+            if self._counted > PATIENCE:
+                self._load()
+        return self._module
+
+    def _load(self) -> None:
+        try:
+            self._module = import_module("patchloom.summaries.compiled")
+        except ImportError as error:
+            _log.warning("numba is installed but cannot be imported, NumPy counts: %s", error)
+            self._possible = False
+
+
+kernels = _Kernels()
+
+
+def count_distinct(
+    fast: Any, flat: npt.NDArray[Any], limit: int
+) -> tuple[npt.NDArray[Any], Ints] | None:
+    """Count numbers of more than 16 bits value by value, if few different ones occur.
+
+    Parameters
+    ----------
+    fast
+        What numba compiled.
+    flat
+        Integers or floats of 32 or 64 bits, no NaN. -0.0 is counted as 0.0.
+    limit
+        Different values up to which it goes on.
+
+    Returns
+    -------
+    (values[k], int64[k]) or None
+        The different ones, ascending, and how often each occurs; None if there are more.
+    """
+    patterns = flat.view(f"u{flat.itemsize}")
+    signed_zero = flat.dtype.kind == "f"
+    minus_zero = np.uint64(1 << (8 * flat.itemsize - 1))
+    slots = _FEW
+    keys, counts = np.zeros(slots, patterns.dtype), np.zeros(slots, np.int64)
+    done = 0
+    while True:
+        most = min(limit, slots // 2)
+        done, used = fast.count_distinct(
+            patterns, done, minus_zero, signed_zero, keys, counts, most
+        )
+        if done == len(patterns):
+            found = np.flatnonzero(counts)
+            values = keys[found].view(flat.dtype)
+            order = np.argsort(values)
+            return values[order], counts[found][order]
+        if used == limit:
+            return None
+        slots *= 4
+        old = keys, counts
+        keys, counts = np.zeros(slots, patterns.dtype), np.zeros(slots, np.int64)
+        fast.place(*old, keys, counts)
+
+
+class Octaves:
+    """Exact sums of floats, of each sixteenth of an octave apart, since they were last emptied.
+
+    Parameters
+    ----------
+    dtype
+        float32 or float64.
+    first, n
+        Exponent of float64 of the first octave, and how many there are.
+    times
+        How often each number counts.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], first: int, n: int, times: int) -> None:
+        self._short = dtype.itemsize == 4
+        self.span, self.times = (first, n), times
+        self.numbers = 0
+        """How many were added."""
+        # A count, a sum and a sum of squares; float64 needs two words for the last.
+        self.table = np.zeros((2, 16 * n, 3 if self._short else 4), np.uint64)
+
+    @property
+    def full(self) -> bool:
+        """Whether sums of 64 bits could overflow soon."""
+        return self.numbers >= SETTLED
+
+    def sums(self) -> Sums:
+        """The sums of all numbers."""
+        first = second = 0
+        width = 19 if self._short else 48
+        for sign, cells in zip((1, -1), self.table, strict=True):
+            found = np.flatnonzero(cells[:, 0])
+            for cell, (n, total, *squares) in zip(
+                found.tolist(), cells[found].tolist(), strict=True
+            ):
+                octave, sixteenth = self.span[0] + (cell >> 4), cell & 15
+                # What lies below the smallest normal float64 has no implicit bit.
+                begin = sixteenth + (16 if octave else 0) << width
+                unit = octave + 28 if self._short else max(octave, 1) - 1
+                total += n >> 40 << 64
+                n &= 2**40 - 1
+                square = sum(word << (64 * k) for k, word in enumerate(squares))
+                first += sign * (n * begin + total) << unit
+                second += n * begin * begin + 2 * begin * total + square << 2 * unit
+        return Sums(first, second).times(self.times)
+
+
+class Patterns:
+    """Numbers of a float type as bit patterns.
+
+    Parameters
+    ----------
+    dtype
+        float32 or float64.
+    nodata
+        Value to leave out.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], nodata: float | None) -> None:
+        self.dtype, self._whole = dtype, np.dtype(f"u{dtype.itemsize}")
+        self._fraction = 23 if dtype.itemsize == 4 else 52
+        self._lift = 896 if dtype.itemsize == 4 else 0
+        self._sign = 1 << (8 * dtype.itemsize - 1)
+        self._infinite = int(self.of(np.array([np.inf]))[0])
+        # Without a value, the pattern of a NaN: those are counted first.
+        self.hole = self.of(np.array([np.nan if nodata is None else nodata + 0.0]))[0]
+
+    def of(self, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The patterns of numbers."""
+        return flat.astype(self.dtype, copy=False).view(self._whole)
+
+    def octaves(self, fast: Any, patterns: npt.NDArray[Any]) -> tuple[int, int] | None:
+        """Exponents of float64 of the smallest and the largest number; None if all are 0."""
+        least, most = fast.extremes(patterns, self._sign - 1, self._infinite)
+        return (self._octave(least), self._octave(most)) if least <= most else None
+
+    def _octave(self, size: int) -> int:
+        exponent = size >> self._fraction
+        if self._lift and not exponent:
+            return self._lift - self._fraction + size.bit_length()
+        return exponent + self._lift
+
+    def number(self, rank: int) -> float:
+        """The number of a whole number that sorts like it."""
+        pattern = rank if rank >= 0 else ~rank | self._sign
+        return float(np.array([pattern], self._whole).view(self.dtype)[0])
+
+
+class Leaves:
+    """The bins of the leaves of a pass, one after the other in one array.
+
+    Parameters
+    ----------
+    targets
+        The leaves.
+    counts
+        What was counted of each so far; empty if nothing.
+    """
+
+    def __init__(self, targets: Targets, counts: Sequence[Ints]) -> None:
+        self._low, self._last = ends(targets.values, targets.bits)
+        self._left = targets.left.astype(np.uint64)
+        bins = ((self._last - self._low) >> self._left).astype(np.int64) + 1
+        bins[targets.listed] = 0
+        stop = np.cumsum(bins)
+        self._starts = np.where(targets.listed, -1, stop - bins)
+        self._bins = np.zeros(int(stop[-1]), np.int64)
+        self._views = np.split(self._bins, stop[:-1])
+        for view, before in zip(self._views, counts, strict=True):
+            view[: len(before)] = before
+        self._listed = np.zeros(PIECE if targets.listed.any() else 0, np.uint64)
+        # Of the numbers that agree in their upper 16 bits, most lie in no leaf at all.
+        upper = np.arange(2**16)
+        leaf = np.searchsorted(self._last >> _UPPER, upper)
+        begin = (self._low >> _UPPER)[np.minimum(leaf, len(bins) - 1)]
+        self._near = np.where((leaf < len(bins)) & (begin <= upper), leaf, 255).astype(np.uint8)
+
+    def views(self) -> list[Ints]:
+        """The bins of each leaf; none of those that are listed."""
+        return self._views
+
+    def count(self, fast: Any, values: Floats, nodata: float | None, times: int) -> Floats:
+        """Count up to `PIECE` numbers; what lies in leaves that are listed is returned."""
+        form = Patterns(values.dtype, nodata)
+        n = fast.count_leaves(
+            form.of(values), form.hole, times, self._near, self._low, self._last, self._left,
+            self._starts, self._bins, self._listed,
+        )  # fmt: skip
+        return self._listed[:n].view(np.float64).copy()
