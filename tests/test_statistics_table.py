@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 import patchloom
 from patchloom.errors import ConfigError, IdentityError, SourceMissingError, StoreError
 from patchloom.store.statistics_view import bars_of, document, from_document, joined
-from patchloom.summaries import METHODS, Summary, summarize
+from patchloom.summaries import METHODS, Summary, Tally, summarize, targets
 from patchloom.summaries.bars import MOST, Bars
 from patchloom.summaries.outlying import AT_LEAST, FAR
 from patchloom.summaries.table import Cell, Statistics, Subject
@@ -149,6 +149,7 @@ def test_grouping_is_pooling_the_pixels(
             check(table.isel({dim: k, "channel": c}), together, method)
 
 
+@settings(max_examples=40)
 @given(pixels=data_sets(["uint8", "float32"]))
 def test_planes_are_told_apart(pixels: dict[str, Pixels]) -> None:
     """With planes a Dataset has them; an image without that plane has no pixel there."""
@@ -171,8 +172,17 @@ def test_labels_are_told_apart() -> None:
     assert found.labels == (0, 7)
     assert found.table()["label"].to_pylist() == [0, 7]
     assert found.outliers().num_rows == 0
+    planes = {
+        Cell(0, 0, z, value): summarize(some[z::2])
+        for value, some in pixels.items()
+        for z in (0, 1)
+    }
+    ends = Statistics(planes, (Subject("a"),), ("c",)).envelope((0, 100))["percentile"]
+    assert ends.dims == ("image", "channel", "label", "quantile")
+    assert ends.values.reshape(2, 2).tolist() == [[0, 8], [7, 15]]
 
 
+@settings(max_examples=40)
 @given(pixels=data_sets(), method=st.sampled_from(METHODS))
 def test_envelope_is_phenocoders(pixels: dict[str, Pixels], method: str) -> None:
     """The least of the slices' low percentiles, the greatest of their high ones."""
@@ -285,6 +295,7 @@ def test_addition_is_associative_and_commutative(data: st.DataObject, dtype: str
     assert all(other == sums[0] for other in sums)
 
 
+@settings(max_examples=40)
 @given(pixels=data_sets(), data=st.data())
 def test_a_sum_is_of_the_pixels_of_both(pixels: dict[str, Pixels], data: st.DataObject) -> None:
     """Halves of images, and other images: the sum says what one survey of all says."""
@@ -421,13 +432,14 @@ def test_no_secret_is_told(uri: str) -> None:
         found + replace(found, images=(Subject("a", uri.replace("/a.", "/b.")),))
     told.append(str(error.value))
     assert not [text for text in told if "topsecret" in text]
-    [image] = json.loads(table.attrs["provenance"])["images"]
+    image = json.loads(table.attrs["provenance"])["images"]["a"]
     assert image["uri"].endswith("/a.zarr")
 
 
 # -- selecting, telling ---------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(pixels=data_sets(["uint8"]), data=st.data())
 def test_select_is_a_survey_of_some(pixels: dict[str, Pixels], data: st.DataObject) -> None:
     """What is selected is as if the others had never been there."""
@@ -453,7 +465,7 @@ def test_attributes_say_what_the_numbers_are() -> None:
     assert table.attrs["relative_error"] == 0
     assert json.loads(table.attrs["provenance"]) == {
         "patchloom": ["9.9"],
-        "images": [{"id": "a", "uri": "s3://b/a.zarr", "level": 2}],
+        "images": {"a": {"uri": "s3://b/a.zarr", "level": 2}},
     }
     units = {name: table[name].attrs["units"] for name in table.data_vars}
     assert units.pop("count") == units.pop("nans") == units.pop("nodata") == "pixel"
@@ -470,6 +482,37 @@ def test_a_dataset_that_is_not_exact_says_so() -> None:
     assert 0 < error < 0.01
     want = np.percentile(pixels, Q)
     assert (abs(found["percentile"].values.ravel() - want) <= error * abs(want)).all()
+
+
+def test_refined_summaries_are_exact_where_they_were_refined() -> None:
+    """Passes for a volume make its percentiles exact; not those of others, nor the MAD."""
+    rng = np.random.default_rng(0)
+    pixels = {name: rng.normal(1000, 50, (1, 1, 300, 300)) for name in "ab"}
+    found = table_of(pixels, planes=False)
+    cells = dict(found.summaries)
+    for k, image in enumerate(pixels.values()):
+        while (wanted := targets(cells[Cell(k, 0)], Q, median=True)) is not None:
+            tally = Tally(image.dtype, targets=wanted)
+            tally.add(image)
+            cells[Cell(k, 0)] = cells[Cell(k, 0)].refined(tally.summary())
+    found = replace(found, summaries=cells)
+    table = found.dataset(Q)
+    assert (table.attrs["exact"], table.attrs["mad_exact"]) == (True, False)
+    assert table.attrs["relative_error"] == 0
+    for name, image in pixels.items():
+        row = table.sel(image=name)[{"channel": 0}]
+        np.testing.assert_array_equal(row["percentile"], np.percentile(image, Q))
+        assert row["median"].item() == np.median(image)
+        mad = np.median(abs(image - np.median(image)))
+        assert abs(row["mad"].item() - mad) <= (2 * np.median(image) + mad) / 512
+    both = found.dataset(Q, by=None)
+    assert both.attrs["exact"] is False
+    want = np.percentile(np.concatenate([*pixels.values()]), Q)
+    error = both.attrs["relative_error"] * abs(want)
+    assert (abs(both["percentile"].values.ravel() - want) <= error).all()
+    for q, exact in (((1, 99), True), ((2, 98), False)):
+        told = json.loads(found.table(q).schema.metadata[b"statistics"])
+        assert (told["percentiles"], told["exact"]) == ([*q], exact)
 
 
 @pytest.mark.parametrize(
@@ -618,8 +661,8 @@ def test_a_store_tells_median_mad_and_bars() -> None:
         bars = bars_of(store.attributes["statistics"])[0, c]
         assert bars.counts == tuple(np.histogram(channel, bars.edges)[0])
         assert sum(bars.counts) + bars.below + bars.above == channel.size
-    [image] = json.loads(store.statistics.attrs["provenance"])["images"]
-    assert image == {"id": "a", "uri": "", "level": 0}
+    told = json.loads(store.statistics.attrs["provenance"])["images"]
+    assert told == {"a": {"uri": "", "level": 0}}
 
 
 # -- bars -----------------------------------------------------------------------------------------

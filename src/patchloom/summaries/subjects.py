@@ -116,14 +116,14 @@ def groups_of(subjects: Sequence[Subject], by: str | None) -> tuple[list[Any], l
                 f"by= is 'image', None, or a metadata column that all images have, got {by!r}; "
                 f"{subject.id!r} has {sorted(subject.metadata)}: give it with sample="
             )
-    values = [subject.metadata[by] for subject in subjects]
+    values: list[Any] = [subject.metadata[by] for subject in subjects]
     kinds = {"number" if isinstance(v, int | float) else "text" for v in values}
     if len(kinds) > 1:
         raise ConfigError(
             f"by= puts values in ascending order, but those of {by!r} are text and numbers; make "
             "them one type"
         )
-    names = sorted(set(values), key=lambda value: (value,))
+    names = sorted(set(values))
     place = {name: k for k, name in enumerate(names)}
     return names, [place[value] for value in values]
 
@@ -132,7 +132,8 @@ def provenance(versions: Sequence[str], subjects: Sequence[Subject]) -> str:
     """Where numbers come from, as JSON: versions of patchloom, and the images without credentials.
 
     >>> provenance(["0.1.0"], [Subject("a06", "s3://key:secret@b/a06.zarr")])
-    '{"patchloom": ["0.1.0"], "images": [{"id": "a06", "uri": "s3://b/a06.zarr", "level": 0}]}'
+    '{"patchloom": ["0.1.0"], "images": {"a06": {"uri": "s3://b/a06.zarr", "level": 0}}}'
     """
-    images = [{"id": s.id, "uri": s.uri, "level": s.level} for s in subjects]
+    # By id: the order of images makes no difference.
+    images = {s.id: {"uri": s.uri, "level": s.level} for s in sorted(subjects, key=lambda s: s.id)}
     return json.dumps({"patchloom": list(versions), "images": images})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -233,6 +234,16 @@ class Statistics:
     ) -> xarray.Dataset:
         """As `dataset`, with the pixels of all planes pooled: percentiles are those of the volume.
 
+        Parameters
+        ----------
+        percentiles, method, by
+            As for `dataset`.
+
+        Returns
+        -------
+        xarray.Dataset
+            As of `dataset`, without ``z``.
+
         Raises
         ------
         ConfigError
@@ -260,6 +271,11 @@ class Statistics:
             A low and a high one.
         method, by
             As for `dataset`; of a group, over the planes of all its images.
+
+        Returns
+        -------
+        xarray.Dataset
+            As of `pooled`; the attribute ``pooling`` is ``"envelope"``.
 
         Raises
         ------
@@ -344,6 +360,13 @@ class Statistics:
         tenth of the typical standard deviation of the pixels in one image: see
         `patchloom.summaries.outlying`. Of fewer than 5 images none is far.
 
+        Parameters
+        ----------
+        percentiles, method
+            As for `dataset`.
+        far
+            Units.
+
         Returns
         -------
         pyarrow.Table
@@ -379,7 +402,8 @@ class Statistics:
         pyarrow.Table
             Columns ``sample_id`` (id of the image), ``channel`` (name), ``z`` (null where planes
             are not told apart), ``mean``, ``std``, ``percentile_high``, ``percentile_low``,
-            ``median``, ``mad``, ``max``, ``min``, and ``label`` where labels are.
+            ``median``, ``mad``, ``max``, ``min``, and ``label`` where labels are. The schema's
+            metadata has, as JSON below ``statistics``, over what they are and how exact.
 
         Raises
         ------
@@ -408,7 +432,13 @@ class Statistics:
         }
         if self.labels:
             columns["label"] = pa.array([cell.label for cell in cells], pa.int64())
-        return pa.table(columns)
+        told = {
+            **{name: getattr(self, name) for name in ("over", "each", "unit")},
+            "method": method,
+            "percentiles": q,
+            **exactness(self.summaries.values(), q, method),
+        }
+        return pa.table(columns).replace_schema_metadata({b"statistics": json.dumps(told)})
 
     # -- keeping --------------------------------------------------------------------------
 
