@@ -340,8 +340,11 @@ def test_what_is_no_prefix_is_refused(folder: Path, tmp_path: Path) -> None:
     refused(planned(folder, "bcde", seed=1), r"another seed \(0 there, 1 here\)")
     refused(planned(folder, "bce"), r"lacks 1 of the 2 .*\['d'\]")
     refused(planned(folder, "ace"), r"lacks 2 of the 2")
-    refused(planned(folder, "bcd", min_coverage=0.0, edge="pad"), r"another job \(edge\)")
-    refused(planned(folder, "bcd", order="shuffled"), r"another job \(order\)")
+    refused(
+        planned(folder, "bcd", min_coverage=0.0, edge="pad"),
+        r"another job \(edge: 'drop' there",
+    )
+    refused(planned(folder, "bcd", order="shuffled"), r"another job \(order: 'spatial' there")
     refused(planned(folder, "bcd", quota={"n_patches": 9}), "draws from all images")
     refused(planned(folder, "db", rows_per_shard=5), "another order of the images")
     refused(planned(folder, "bd", rows_per_shard=6), "another rows_per_shard")
@@ -353,7 +356,7 @@ def test_what_is_no_prefix_is_refused(folder: Path, tmp_path: Path) -> None:
     refused(planned(other, "bcd"), r"another level, axes, shape or type of \['d'\]")
     with pytest.raises(ExistsError, match="resume=True"):
         patchloom.materialize(planned(folder, "bcd"), out, resume=False, progress=False)
-    with pytest.raises(FingerprintError, match=r"another job \(percentiles\)"):
+    with pytest.raises(FingerprintError, match=r"another job \(percentiles: "):
         patchloom.materialize(planned(folder, "bcd"), out, percentiles=(5,), progress=False)
     assert contents(out) == before
 

@@ -18,6 +18,8 @@ from patchloom.config import Job, job_schema, load_job
 from patchloom.errors import ConfigError
 from patchloom.normalization import NORMALIZATIONS
 from patchloom.store.schema import CODECS
+from patchloom.summaries import METHODS
+from patchloom.summaries.table import EACH, OVER
 
 ROOT = Path(__file__).parents[1]
 GOOD = """\
@@ -86,6 +88,9 @@ def test_choices_are_those_of_the_verbs() -> None:
 
     assert choices("normalize") == choices("normalize_targets") == set(NORMALIZATIONS)
     assert choices("codec") == set(CODECS)
+    assert choices("over") == set(OVER)
+    assert choices("each") == set(EACH)
+    assert choices("method") == set(METHODS)
 
 
 def test_every_key_can_be_given(tmp_path: Path) -> None:
@@ -102,6 +107,7 @@ axes: cyx
 level: 1
 sample: {a: {donor: 1}, b: {donor: 2}}
 ids: [a, b]
+nodata: {a: nan, b: 0}
 storage_options: {anon: true, client_kwargs: {region_name: here}}
 patching: {name: random, patch_size: [32, 32], n_patches: 10}
 min_coverage: 1
@@ -128,6 +134,9 @@ normalize: percentile
 per: donor
 normalize_targets: mean-std
 over: image
+each: once
+exact: true
+method: nearest
 on_error: skip
 codec: zstd
 """,

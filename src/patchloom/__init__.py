@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from patchloom.run.reports import RunReport as RunReport
     from patchloom.run.scoring import survey as survey
     from patchloom.run.surveying import statistics as statistics
+    from patchloom.run.surveying import summarize as summarize
     from patchloom.run.verify_report import VerifyReport as VerifyReport
     from patchloom.run.verifying import verify as verify
     from patchloom.sources.opening import open_images as open_images
@@ -59,6 +60,7 @@ _HOME = {
     "plan": "patchloom.run.drafting",
     "read_points": "patchloom.sources.points",
     "statistics": "patchloom.run.surveying",
+    "summarize": "patchloom.run.surveying",
     "price": "patchloom.run.pricing",
     "survey": "patchloom.run.scoring",
     "verify": "patchloom.run.verifying",

@@ -363,6 +363,7 @@ def _show_images(images: Sequence[Image], as_json: bool) -> None:
             ("shards", "none" if image.shards is None else _times(image.shards)),
             ("spacing", spacing or "unknown"),
             ("channels", ", ".join(image.channels) or "unnamed"),
+            *([] if image.nodata is None else [("nodata", f"{image.nodata:g}")]),
         ]
         _table(f"Image {image.id}, level {image.level}", rows)
 
@@ -392,7 +393,8 @@ def _show_store(store: PatchStore, as_json: bool) -> None:
     _table("Patch store", rows)
     found = told.get("statistics")
     if found:
-        _table(f"Statistics over {found['over']}", *_statistics(found))
+        often = ", as often as they take it" if found.get("each") == "taken" else ""
+        _table(f"Statistics over {found['over']}{often}", *_statistics(found))
 
 
 def _additions(told: Mapping[str, Any]) -> str:

@@ -54,6 +54,7 @@ _Kind = (
 _Masks = _Kind | list[_Kind | None] | dict[str, _Kind | None]
 PerImage = str | list[str | None] | dict[str, str | None]
 Whole = Annotated[int, Field(strict=True)]
+_Nodata = Literal["nan"] | Annotated[float, Field(strict=True)]
 AtLeastOne = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
@@ -127,6 +128,10 @@ class Job(BaseModel):
     """Axes whose every index is a sample of its own (text), or metadata columns of the images."""
     ids: list[str] | None = None
     """One name an image; by default its stem."""
+    nodata: _Nodata | list[_Nodata | None] | dict[str, _Nodata | None] | None = None
+    """The value of pixels that tell nothing (a number or `nan`), which statistics leave out; one of
+    these for all, per image in a list, or per image id in a mapping. By default what the metadata
+    say."""
     storage_options: Options = Field(default_factory=StorageOptions, exclude=True)
     """Options of the images' file system (fsspec); never shown, saved or written to a store."""
 
@@ -179,8 +184,27 @@ class Job(BaseModel):
     together), `all` (all channels too), or a metadata column."""
     normalize_targets: Literal["percentile", "mean-std", "min-max", "none"] | None = None
     """Whether to scale targets when writing, by their own grey levels."""
-    over: Literal["patches", "image"] = "patches"
-    """What the statistics are of: pixels of kept patches, or of whole images."""
+    over: Literal["patches", "mask", "image"] = "patches"
+    """What the statistics are of: pixels of kept patches, under the masks, or of whole images."""
+    each: Literal["once", "taken"] = "once"
+    """How often a pixel counts that lies in several patches: once, or as often as it is taken."""
+    exact: Annotated[bool, Field(strict=True)] = False
+    """Whether percentiles of types above 16 bits are exact too; the patches are then read again."""
+    method: Literal[
+        "linear",
+        "lower",
+        "higher",
+        "nearest",
+        "midpoint",
+        "inverted_cdf",
+        "averaged_inverted_cdf",
+        "interpolated_inverted_cdf",
+        "hazen",
+        "weibull",
+        "median_unbiased",
+        "normal_unbiased",
+    ] = "linear"
+    """How a percentile between two values is told, as NumPy names it."""
     on_error: Literal["raise", "skip"] = "raise"
     """What to do about a chunk that cannot be read."""
     codec: Literal["blosc-zstd", "blosc-lz4", "zstd", "none"] | None = None

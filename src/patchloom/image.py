@@ -54,6 +54,14 @@ class Reads:
     codecs: str = "none"
     """Who decodes: ``"direct"`` (our calls of numcodecs), ``"zarr"`` (zarr-python), ``"dask"``."""
 
+    def __add__(self, other: Reads) -> Reads:
+        return Reads(
+            self.chunks + other.chunks,
+            self.requests + other.requests,
+            self.nbytes + other.nbytes,
+            self.codecs,
+        )
+
 
 class ChunkReader(Protocol):
     """Reads whole chunks; made on the worker, never shipped."""
@@ -237,6 +245,9 @@ class Image:
     labels: Role | None = None
     target: Role | None = None
     pyramid: Pyramid | None = field(default=None, repr=False)
+    nodata: float | None = None
+    """The value of pixels that tell nothing, which statistics leave out; None if every value
+    counts. NaN is counted apart in any case."""
 
     def __getstate__(self) -> dict[str, object]:
         # What is derived is derived again: it need not travel.
@@ -352,7 +363,14 @@ class Image:
             "roles": roles,
             "source": self.source.to_document(),
             "pyramid": None if self.pyramid is None else self.pyramid.to_document(),
+            **self.nodata_document(),
         }
+
+    def nodata_document(self) -> dict[str, float | str]:
+        """``nodata`` for JSON, as a number or text such as ``"nan"``; nothing if there is none."""
+        if self.nodata is None:
+            return {}
+        return {"nodata": self.nodata if math.isfinite(self.nodata) else str(self.nodata)}
 
     @classmethod
     def from_document(
@@ -380,6 +398,7 @@ class Image:
             if role in ROLES
         }
         shards, pyramid = document["shards"], document.get("pyramid")
+        nodata = document.get("nodata")
         return cls(
             id=document["id"],
             uri=document["uri"],
@@ -396,6 +415,7 @@ class Image:
             channels=tuple(document["channels"]),
             metadata=document["metadata"],
             pyramid=_restored(_PYRAMIDS, pyramid, options) if pyramid else None,
+            nodata=None if nodata is None else float(nodata),
             **roles,
         )
 
@@ -419,6 +439,7 @@ class Image:
                 f"{a} {v:g} {self.unit.get(a, '')}" for a, v in self.spacing.items()
             ),
             "channels": ", ".join(self.channels),
+            "nodata": "-" if self.nodata is None else f"{self.nodata:g}",
             "uri": self.uri or "in memory",
         }
         return html_table(f"Image {self.id}", rows)

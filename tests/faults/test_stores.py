@@ -72,8 +72,14 @@ def test_a_store_of_an_older_version_opens_and_is_resumed(tmp_path: Path) -> Non
     np.testing.assert_array_equal(again.images[:], whole[0])
     np.testing.assert_array_equal(again.labels[:], whole[1])
     assert again.manifest.equals(manifest)
-    # Parquet says who wrote it, and sizes are written down now; all else is as it was.
-    made = {f"{room}/00000002.parquet" for room in ("manifest", "summaries")} | {"objects.parquet"}
+    assert again.statistics.percentile.equals(store.statistics.percentile)
+    assert again.summaries().dataset().percentile.values.tolist() == [
+        [np.percentile(pixels, (1, 99)).tolist()]
+    ]
+    # Parquet says who wrote it, sizes are written down now, statistics and the job tell more; all
+    # else is as it was.
+    made = {f"{room}/00000002.parquet" for room in ("manifest", "summaries")}
+    made |= {"objects.parquet", "zarr.json"}
     after = contents(out)
     assert {n: d for n, d in after.items() if n not in made} == {
         n: d for n, d in before.items() if n not in made

@@ -36,6 +36,7 @@ def identity_of(image: Image) -> dict[str, Any]:
         "shards": image.shards,
         "roles": roles,
         "metadata": {k: image.metadata[k] for k in sorted(image.metadata)},
+        **image.nodata_document(),
     }
 
 

@@ -7,9 +7,12 @@ images alone, by fingerprint; the others become an addition of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from patchloom.errors import FingerprintError, PatchloomError
 from patchloom.image import Image
@@ -204,6 +207,7 @@ def _differences(
     """In words, what a plan of the images of an addition has otherwise."""
     if plan.seed != seed:
         yield f"another seed ({seed} there, {plan.seed} here)"
+    told = {document["id"]: document for document in images}
     changed = [
         image.id
         for image, document in zip(_in_order(part, images), images, strict=True)
@@ -211,6 +215,8 @@ def _differences(
     ]
     if changed:
         yield f"another level, axes, shape or type of {_some(changed)}"
+    elif blank := [k for k, v in _nodata(part).items() if v != told[k].get("nodata")]:
+        yield f"another nodata value of {_some(blank)}"
     elif [image.id for image in part.images] != [image["id"] for image in images]:
         yield "another order of the images"
     if part.rows_per_shard != addition.rows_per_shard:
@@ -238,6 +244,11 @@ def _in_order(part: Plan, images: Sequence[Mapping[str, Any]]) -> list[Image]:
 def _is_same(image: Image, document: Mapping[str, Any]) -> bool:
     own = image_documents([image])[0]
     return all(own[name] == document[name] for name in ("level", "axes", "shape", "dtype"))
+
+
+def _nodata(part: Plan) -> dict[str, float | str | None]:
+    """The nodata values of the images of a plan, as documents have them."""
+    return {image.id: image.nodata_document().get("nodata") for image in part.images}
 
 
 def _drawn_together(plan: Plan) -> str:
@@ -277,9 +288,22 @@ def image_documents(images: Sequence[Image]) -> list[dict[str, Any]]:
             "dtype": image.dtype.name,
             "spacing": dict(image.spacing),
             "unit": dict(image.unit),
+            **image.nodata_document(),
+            **_columns(image),
         }
         for image in images
     ]
+
+
+def _columns(image: Image) -> dict[str, Any]:
+    """Metadata columns for JSON, without what is no number; nothing if there are none."""
+    plain = ((k, v.item() if isinstance(v, np.generic) else v) for k, v in image.metadata.items())
+    found = {
+        name: value
+        for name, value in plain
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
+    return {"metadata": found} if found else {}
 
 
 def pending(attributes: Mapping[str, Any], stage: Stage) -> dict[str, Any]:

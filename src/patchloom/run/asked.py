@@ -12,8 +12,10 @@ from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import fetch_bytes
 from patchloom.run.blocks import arrivals, batch_blocks
+from patchloom.run.counting import along_curve, batch_chunks
 from patchloom.run.cutting import steps_of
-from patchloom.run.surveying import along_curve, batch_chunks, task_blocks
+from patchloom.run.ground import Question
+from patchloom.run.passes import survey_tasks
 
 __all__ = ["KINDS", "Asked", "Reading", "asked"]
 
@@ -72,7 +74,7 @@ def asked(plan: Plan, *, normalized: Collection[str], over: str) -> dict[tuple[i
                 blocks = _queue(plan, array, part, step)
                 batch = batch_blocks(array, fetch) * array.layout.chunks_per_block
                 found.ask("image" if name == "image" else "role", blocks, batch)
-                if name in normalized and over == "patches":
+                if name == "target" and name in normalized and over == "patches":
                     found.ask("survey", blocks, batch)
             if image.mask is not None:
                 mask = image.mask.image
@@ -83,14 +85,26 @@ def asked(plan: Plan, *, normalized: Collection[str], over: str) -> dict[tuple[i
         for kind in {"image", "role"} & {*found.readings}:
             taken = found.readings[kind]
             found.ask("live", np.unique(np.concatenate(taken.queues)), taken.batch)
-    if over == "image":
-        for index, image in enumerate(plan.images):
-            for name in sorted({"image", *normalized}):
-                array = image.cut_arrays[name]
-                found = arrays.setdefault((index, name), Asked(array))
-                for blocks in task_blocks(array):
-                    found.ask("survey", along_curve(array, blocks), batch_chunks(array))
+    if over != "patches" or "image" in normalized:
+        _ask_survey(plan, over, "image", arrays)
+    if over != "patches" and "target" in normalized:
+        _ask_survey(plan, over, "target", arrays)
     return arrays
+
+
+def _ask_survey(plan: Plan, over: str, role: str, arrays: dict[tuple[int, str], Asked]) -> None:
+    """What a pass before asks of the images, or targets; under a mask it asks for less."""
+    patches = plan if over == "patches" else None
+    every = [image.cut_arrays[role] for image in plan.images]
+    for tasks in survey_tasks(Question(over), every, patches):
+        for piece in (piece for pieces in tasks for piece in pieces):
+            image = every[piece.image]
+            found = arrays.setdefault((piece.image, role), Asked(image))
+            blocks = along_curve(image, np.asarray(piece.blocks, np.int64))
+            if patches is not None:
+                blocks = blocks[np.isin(blocks, np.concatenate(found.readings["image"].queues))]
+            n = image.layout.chunks_per_block
+            found.ask("survey", blocks, max(1, batch_chunks(image) // n) * n)
 
 
 def _queue(plan: Plan, array: Image, part: Patches, step: Ints) -> Ints:

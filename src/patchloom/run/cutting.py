@@ -33,7 +33,7 @@ from patchloom.run.nearby import Nearby
 from patchloom.run.reports import TaskReport
 from patchloom.run.sharing import Share, Visit, visit_to
 from patchloom.run.tiles import columns_of
-from patchloom.run.union import union
+from patchloom.run.union import counted
 from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_name, summary_name
@@ -71,6 +71,8 @@ class Job:
     """Fingerprint of the addition that is being made, if it is one to a store."""
     counts: str = "image"
     """Role of the array whose pixels are counted."""
+    each: str = "once"
+    """How often a pixel counts in the statistics that ride along."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
@@ -496,7 +498,7 @@ def _tally(
     pixels: Pixels,
     patches: Patches,
 ) -> None:
-    size = run.plan.cut.size
+    size, image = run.plan.cut.size, run.plan.images[index]
     first, _ = layout.space.box(layout.space.unflat(block % layout.space.n_chunks).tolist())
     extent = pixels.shape[2:]
     _, samples = layout.samples_of(np.asarray([block]))
@@ -507,15 +509,16 @@ def _tally(
         mine = own == sample
         if not mine.any():
             continue
-        covered = union(low[mine], high[mine], extent)
-        for channel in range(layout.n_channels):
-            tally = shard.tallies.get((index, channel))
-            if tally is None:
-                tally = shard.tallies[index, channel] = Tally(pixels.dtype)
-            plane = pixels[inside, channel]
-            before = tally.nbytes
-            tally.add(plane if covered is None else plane[covered])
-            run.meter.take(tally.nbytes - before)
+        for some, where, times in counted(run.job.each, low[mine], high[mine], extent):
+            for channel in range(layout.n_channels):
+                tally = shard.tallies.get((index, channel))
+                if tally is None:
+                    tally = shard.tallies[index, channel] = Tally(pixels.dtype, image.nodata)
+                    run.meter.take(tally.nbytes)
+                plane = pixels[inside, channel][some]
+                before = tally.nbytes
+                tally.add(plane if where is None else plane[where], times)
+                run.meter.take(tally.nbytes - before)
 
 
 def _commit(run: _Run, shard: _Shard) -> pa.Table | None:

@@ -71,7 +71,7 @@ def _here(get: Callable[..., Any], graph: Graph, settings: Settings, step: Step)
     """On a scheduler of this machine: one part after another."""
     found: list[Any] = []
     for keys in _parts(graph, settings.tasks_at_once):
-        with _Watching(keys[0][0], step):
+        with _Watching(frozenset(keys), step):
             found += get({**graph.shared, **graph.part(keys)}, list(keys))
     return found
 
@@ -126,13 +126,13 @@ def _on_cluster(client: Any, graph: Graph, settings: Settings, step: Step) -> li
 
 
 class _Watching(Callback):  # type: ignore[misc]  # Dask is untyped
-    """Hands on the results of tasks of one name as they finish on a local scheduler."""
+    """Hands on the results of some tasks as they finish on a local scheduler."""
 
-    def __init__(self, name: str, step: Step) -> None:
+    def __init__(self, keys: frozenset[Any], step: Step) -> None:
         super().__init__(posttask=self._done)
-        self._name = name
+        self._keys = keys
         self._step = step
 
     def _done(self, key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
-        if isinstance(key, tuple) and key[0] == self._name:
+        if key in self._keys:
             self._step(result)

@@ -28,6 +28,7 @@ def images_of(job: Job) -> list[Image]:
         sample=job.sample,
         storage_options=job.storage_options,
         ids=job.ids,
+        nodata=job.nodata,
     )
 
 
@@ -83,6 +84,9 @@ def materialize_job(
         per=job.per,
         normalize_targets=job.normalize_targets,
         over=job.over,
+        each=job.each,
+        exact=job.exact,
+        method=job.method,
         storage_options=output_options(job),
         progress=progress,
         on_error=job.on_error,

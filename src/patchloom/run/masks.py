@@ -148,6 +148,11 @@ class Walk:
         return Reads() if self._cache is None else self._cache.reads
 
     @property
+    def blocks(self) -> Ints:
+        """The array's blocks that some step looks at, ascending: int64[n]."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *self._blocks]))
+
+    @property
     def peak(self) -> int:
         """Most bytes of the array that were held at once."""
         return self._meter.peak

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from patchloom.planning.plans import Plan
 from patchloom.run.appending import image_documents, stages_of
 from patchloom.run.centers import goes_by_class
 from patchloom.run.gaps import by_reason, joined_losses
+from patchloom.run.measuring import OVER, Measuring, told_job
 from patchloom.run.reports import RunReport
 from patchloom.run.scaling import Scaling
 from patchloom.run.settings import Settings
@@ -35,11 +36,9 @@ from patchloom.run.verifying import verify as check
 from patchloom.run.writing import Outcome, Work, documents
 from patchloom.store.patch_store import open_patches, read_attributes
 from patchloom.store.schema import CODECS, FORMAT, PARTIAL, ArraySpec, Codec, as_json
-from patchloom.store.statistics_view import check_percentiles
 
 __all__ = ["check_choices", "materialize"]
 
-_OVER = ("patches", "image")
 _ON_ERROR = ("raise", "skip")
 _TOGETHER = 2**16
 """Patches whose chunks are counted together, at least those of one shard."""
@@ -60,6 +59,9 @@ def materialize(
     on_error: str = "raise",
     codec: str | None = None,
     verify: bool = False,
+    each: str = "once",
+    exact: bool = False,
+    method: str = "linear",
 ) -> RunReport:
     """Write the patches of a plan into a store, on the Dask scheduler that is set.
 
@@ -89,8 +91,9 @@ def materialize(
     normalize_targets
         The same for the targets, by their own grey levels; None stores them as they are.
     over
-        What the statistics are of: ``"patches"`` (pixels of kept patches, each once, counted
-        in the writing pass) or ``"image"`` (all pixels, in a pass of their own). Never padding.
+        What the statistics are of: ``"patches"`` (pixels of kept patches, counted in the writing
+        pass), ``"mask"`` (pixels under the images' masks) or ``"image"`` (all pixels), both in a
+        pass of their own. Never padding, nor an image's `nodata`.
     storage_options
         For fsspec, to write the store; never shown or saved.
     resume
@@ -108,6 +111,16 @@ def materialize(
         Whether to check first all that earlier runs have written (`patchloom.verify`), and make
         anew what is damaged. Without it shards are made anew of which an object is missing or
         has another size than was recorded.
+    each
+        How often a pixel counts that lies in several patches: ``"once"``, or as often as it is
+        ``"taken"``.
+    exact
+        Whether percentiles are exact for types above 16 bits too, where more than 65,536 different
+        values occur: the patches are then read again, once or a few times, after they were
+        written. Else these are off by at most the statistics' ``relative_error``.
+    method
+        How a percentile between two values is told, as `numpy.percentile` names it, for example
+        ``"lower"`` or ``"nearest"``.
 
     Returns
     -------
@@ -145,12 +158,13 @@ def materialize(
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
     _check_sizes(plan)
     target = Location.of(url, storage_options)
-    q = check_percentiles(percentiles)
     normalize, normalize_targets = check_choices(normalize, over, on_error, normalize_targets)
-    scaling = Scaling.of(plan, normalize, normalize_targets, per=per, q=q, over=over)
+    measuring = Measuring.of(percentiles, over, each, exact, method)
+    measuring.check(plan)
+    scaling = Scaling.of(plan, normalize, normalize_targets, per, measuring)
     _check_memory(plan, scaling.roles, not target.is_local)
     specs = _specs(plan, scaling.roles, Codec(codec or CODECS[0]))
-    attributes = _attributes(plan, specs, q, scaling, over)
+    attributes = _attributes(plan, specs, measuring, scaling)
     # Listed first: what another call begins to add meanwhile is not taken for a leftover.
     found = target.list()
     existing = _claim(target, found, attributes, documents(specs, plan.n_patches), resume)
@@ -163,12 +177,13 @@ def materialize(
     if existing is not None and (stages.every[0].plan is not plan or "pending" in existing):
         # The store's own: rows_per_shard, what is told of its images, and what is coming.
         specs = _specs(stages.standing[0].plan, scaling.roles, Codec(codec or CODECS[0]))
-        kept = {k: v for k, v in existing.items() if k not in ("statistics", "skipped")}
+        gone = ("statistics", "summaries", "skipped")
+        kept = {k: v for k, v in existing.items() if k not in gone}
         attributes = {**kept, "complete": False}
     target.remove([name for name in found if PARTIAL.search(name)])
     if existing is not None:
         target.abort_uploads()
-    work = Work(target, specs, q, scaling, over, on_error == "skip", progress, started)
+    work = Work(target, specs, measuring, scaling, on_error == "skip", progress, started)
     outcomes, written = work.finish(stages.standing, existing, attributes, found)
     for stage in stages.new:
         if written is None:
@@ -214,7 +229,7 @@ def check_choices(
     ConfigError
         Naming them.
     """
-    for name, value, choices in (("over", over, _OVER), ("on_error", on_error, _ON_ERROR)):
+    for name, value, choices in (("over", over, OVER), ("on_error", on_error, _ON_ERROR)):
         if value not in choices:
             raise ConfigError(f"{name}= is one of {list(choices)}, got {value!r}")
     kinds = [None if kind is None else kind_of(kind) for kind in (normalize, normalize_targets)]
@@ -236,9 +251,8 @@ def _specs(plan: Plan, normalized: Collection[str], codec: Codec) -> dict[str, A
 def _attributes(
     plan: Plan,
     specs: Mapping[str, ArraySpec],
-    q: tuple[float, ...],
+    measuring: Measuring,
     scaling: Scaling,
-    over: str,
 ) -> dict[str, Any]:
     from patchloom import __version__
 
@@ -262,9 +276,8 @@ def _attributes(
             "min_coverage": str(plan.min_coverage),
             "min_pixels": plan.min_pixels,
             "order": plan.order,
-            "percentiles": list(q),
+            **measuring.to_document(),
             "normalize": scaling.kinds.get("image"),
-            "over": over,
             "codec": spec.codec.name,
             **scaling.beyond,
         },
@@ -301,13 +314,14 @@ def _claim(
             )
         return None
     asked = json.loads(json.dumps({name: attributes[name] for name in ("job", "arrays")}))
-    differs = [name for name, value in asked.items() if existing.get(name) != value]
+    job = told_job(existing.get("job", {}))
+    stands = {"job": job, "arrays": existing.get("arrays")}
+    differs = [name for name, value in asked.items() if stands[name] != value]
     if differs:
-        there, here = existing.get("job", {}), asked["job"]
-        keys = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
+        shown = "; ".join(_differing(job, asked["job"]))
         raise FingerprintError(
             f"a store belongs to one plan and job, but the one at {target.shown!r} has another "
-            f"{' and '.join(differs)}{' (' + ', '.join(keys) + ')' if keys else ''}; give another "
+            f"{' and '.join(differs)}{f' ({shown})' if shown else ''}; give another "
             "URL, or remove it yourself; nothing was touched"
         )
     if not resume:
@@ -316,6 +330,16 @@ def _claim(
             "with resume=True to finish or extend it, or give another URL"
         )
     return existing
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """The settings in which two jobs differ, with both values where these are short."""
+    for name in sorted({*there, *here}):
+        values = there.get(name), here.get(name)
+        if values[0] != values[1]:
+            short = not any(isinstance(value, dict) for value in values)
+            told = f": {values[0]!r} there, {values[1]!r} here" if short else ""
+            yield f"{name}{told}"
 
 
 def _report(

@@ -65,7 +65,8 @@ class RunReport:
     """Decodes of the images' chunks that really happened."""
     role_reads: int
     survey_reads: int
-    """Decodes by passes before the writing one (normalisation, statistics over the image)."""
+    """Decodes by passes of their own: before the writing one (normalisation, statistics over masks
+    or images), or after it (exact statistics of wide types)."""
     bytes_read: int
     requests: int
     bytes_written: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from patchloom.errors import ConfigError
@@ -16,10 +17,11 @@ from patchloom.run.blocks import Supplied
 from patchloom.run.cutting import ArrayKey, Job, cut_run
 from patchloom.run.executing import execute
 from patchloom.run.graph import run_graph
-from patchloom.run.surveying import Found, channel_names, merged, survey_images, survey_patches
+from patchloom.run.measuring import Measuring
+from patchloom.run.surveying import Found, channel_names, merged, survey_images
 from patchloom.store import normalized
 
-__all__ = ["Scaling", "added", "record", "recorded"]
+__all__ = ["Scaling", "record", "recorded"]
 
 _ARRAYS = {"image": "images", "target": "targets"}
 """Roles that can be normalised, and their arrays in a store."""
@@ -29,11 +31,11 @@ _ARRAYS = {"image": "images", "target": "targets"}
 class Scaling:
     """Which arrays of a store are normalised, and how."""
 
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, str]
     """By role."""
-    per: str = "image"
-    q: tuple[float, ...] = ()
-    over: str = "patches"
+    per: str
+    measuring: Measuring
+    """Which statistics they go by."""
 
     @classmethod
     def of(
@@ -41,10 +43,8 @@ class Scaling:
         plan: Plan,
         normalize: str | None,
         targets: str | None,
-        *,
         per: str,
-        q: tuple[float, ...],
-        over: str,
+        measuring: Measuring,
     ) -> Scaling:
         """As `materialize` is asked for it.
 
@@ -59,19 +59,23 @@ class Scaling:
                 f"normalize_targets={targets!r} is for images with targets, but the plan's have "
                 "none; open them with target=, or leave it out"
             )
+        if targets is not None and measuring.over == "mask":
+            raise ConfigError(
+                f"normalize_targets={targets!r} goes by pixels of patches or of whole targets, got "
+                "over='mask', which lies over images; take over='patches' or 'image'"
+            )
         kinds = {role: kind for role, kind in asked.items() if kind is not None}
         if not kinds and per != "image":
             raise ConfigError(
                 f"per={per!r} says what normalize= and normalize_targets= go by, but neither is "
                 "given; give one, or leave per= out"
             )
-        columns = [image.metadata for image in plan.images]
+        ids, columns = [i.id for i in plan.images], [i.metadata for i in plan.images]
         for kind in kinds.values():
             # Of no pixel: what cannot be made is told before anything is read.
-            Normalization.of(
-                kind, {}, [i.id for i in plan.images], (), per=per, columns=columns, q=q
-            )
-        return cls(kinds, per, q, over)
+            q = measuring.percentiles
+            Normalization.of(kind, {}, ids, (), per=per, columns=columns, q=q)
+        return cls(kinds, per, measuring)
 
     @property
     def beyond(self) -> dict[str, Any]:
@@ -92,7 +96,7 @@ class Scaling:
         surveyed: Found | None,
         *,
         progress: bool,
-    ) -> tuple[dict[str, Normalization], Reads]:
+    ) -> tuple[dict[str, Normalization], Found | None, Reads]:
         """What is known and what these images lack, by role.
 
         Recorded numbers are never made anew: what was written with them stays comparable. So only
@@ -108,6 +112,12 @@ class Scaling:
             Statistics of all images of the plan, if these were taken anyway.
         progress
             Whether to show it.
+
+        Returns
+        -------
+        dict, Found or None, Reads
+            The numbers; the statistics of all images, if they were taken now or before; and what
+            was read now.
         """
         found, reads = dict(known), Reads()
         ids = [image.id for image in plan.images]
@@ -115,43 +125,44 @@ class Scaling:
         for role, kind in self.kinds.items():
             old = known.get(role)
             lacking = [*range(len(ids))] if old is None else old.lacks(ids, columns)
-            new = None
+            parts = [] if old is None else [old]
             if lacking:
                 part = _part(plan, lacking)
-                summaries = surveyed if role == "image" else None
-                if summaries is None:
-                    summaries, counted = self._survey(part, role, progress)
-                    reads = added(reads, counted)
-                else:
+                if role == "image" and surveyed is not None:
                     place = {k: n for n, k in enumerate(lacking)}
-                    summaries = {(place[i], c): s for (i, c), s in summaries.items() if i in place}
-                new = Normalization.of(
+                    mine = {(place[i], c): s for (i, c), s in surveyed.items() if i in place}
+                else:
+                    mine, counted = self._survey(part, role, progress)
+                    reads += counted
+                    if role == "image" and part is plan:
+                        surveyed = mine
+                made = Normalization.of(
                     kind,
-                    summaries,
-                    [image.id for image in part.images],
+                    mine,
+                    [ids[k] for k in lacking],
                     channel_names([image.cut_arrays[role] for image in plan.images]),
                     per=self.per,
                     columns=[columns[k] for k in lacking],
-                    q=self.q,
-                    over=self.over,
+                    q=self.measuring.percentiles,
+                    method=self.measuring.method,
+                    over=self.measuring.over,
                 )
-            both = [one for one in (old, new) if one is not None]
-            whole = both[0].joined(both[1]) if len(both) > 1 else both[0]
-            found[role] = whole.with_images(ids, columns)
-        return found, reads
+                parts.append(made)
+            found[role] = reduce(Normalization.joined, parts).with_images(ids, columns)
+        return found, surveyed, reads
 
     def _survey(self, plan: Plan, role: str, progress: bool) -> tuple[Found, Reads]:
-        if self.over == "image":
+        if role == "image":
+            found, reads = self.measuring.before(plan, needed=True, progress=progress)
+            return found or {}, reads
+        if self.measuring.over == "image":
             arrays = [image.cut_arrays[role] for image in plan.images]
             return survey_images(arrays, progress=progress)
-        if role == "image":
-            return survey_patches(plan, progress=progress)
+        job = Job(None, counts=role, each=self.measuring.each)
         token = uuid.uuid4().hex
-        graph = run_graph(plan, Job(None, counts=role), range(plan.n_shards), token, write=_count)
+        graph = run_graph(plan, job, range(plan.n_shards), token, write=_count)
         parts = execute(graph, progress=progress, label="survey")
-        reads = Reads()
-        for _, counted in parts:
-            reads = added(reads, counted)
+        reads = sum((counted for _, counted in parts), Reads())
         return merged([found for found, _ in parts]), reads
 
 
@@ -177,8 +188,3 @@ def _count(
     plan: Plan, job: Job, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied]
 ) -> tuple[Found, Reads]:
     return cut_run(plan, shards, supplied, job)
-
-
-def added(a: Reads, b: Reads) -> Reads:
-    """What two passes read."""
-    return Reads(a.chunks + b.chunks, a.requests + b.requests, a.nbytes + b.nbytes)

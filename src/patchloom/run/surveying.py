@@ -1,77 +1,162 @@
-"""Surveys: the same walk without writing. Statistics of whole images, or of a plan's patches."""
+"""Surveys: the same walk without writing. Statistics of images or of a plan's patches."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from dask.highlevelgraph import HighLevelGraph
-
 from patchloom.errors import ConfigError, PlanError
-from patchloom.grid import morton
-from patchloom.image import Image, Ints, Reads
+from patchloom.image import Image, Reads
 from patchloom.planning.plans import Plan
-from patchloom.planning.runs import FETCH
-from patchloom.run.blocks import Supplied, stored_chunks
-from patchloom.run.executing import execute
-from patchloom.run.graph import Graph, light, run_graph
-from patchloom.store.statistics_view import check_percentiles, dataset
-from patchloom.summaries import Summary, Tally
+from patchloom.run.counting import Found as Counted
+from patchloom.run.counting import check_classes
+from patchloom.run.ground import Question
+from patchloom.run.passes import look
+from patchloom.sources.zarrs import reading_since
+from patchloom.summaries import Summary, pooled, targets
+from patchloom.summaries.asked import check_method, check_percentiles
+from patchloom.summaries.subjects import Cell, Subject, groups_of
+from patchloom.summaries.table import EACH, OVER, Statistics
 
 if TYPE_CHECKING:
     import xarray
 
 __all__ = [
-    "along_curve",
-    "batch_chunks",
+    "Found",
     "channel_names",
+    "merged",
+    "refined",
     "statistics",
+    "subjects_of",
+    "summarize",
     "survey_images",
     "survey_patches",
-    "task_blocks",
+    "surveyed",
 ]
 
-_PER_TASK = 128 * 2**20
-"""Bytes of decoded chunks that one task counts."""
-
 Found = dict[tuple[int, int], Summary]
+"""Summaries by image and channel."""
 
 
-def statistics(
-    images: Image | Sequence[Image],
+def summarize(
+    what: Image | Sequence[Image] | Plan,
     percentiles: Sequence[float] = (1, 99),
     *,
-    over: str = "image",
+    over: str | None = None,
+    each: str = "once",
+    planes: bool = False,
+    labels: bool = False,
+    exact: bool = True,
+    method: str = "linear",
+    by: str | None = "image",
     progress: bool = False,
-) -> xarray.Dataset:
-    """Statistics of whole images, each pixel once, in one pass.
+) -> Statistics:
+    """Count the pixels of images, under their masks, or of a plan's patches.
+
+    Each needed chunk is decoded once; what tasks count is added up in the graph. Pixels that lie
+    nowhere but in padding never count.
 
     Parameters
     ----------
-    images
-        From `open_images`; the same number of channels each.
+    what
+        From `open_images`, with the same number of channels each, or from `plan`.
     percentiles
-        In percent, from 0 to 100.
+        In percent, from 0 to 100: those that are to be exact. Any others may be asked of the
+        result, and are off by at most its stated error.
     over
-        ``"image"``: all pixels of each image.
+        ``"image"``: all pixels (default of images). ``"mask"``: those of which the image's mask
+        covers at least half, at whatever scale it lies. ``"patches"``: those of a plan's patches
+        (its default), their context included.
+    each
+        Over patches: whether a pixel counts ``"once"``, or as often as it is ``"taken"``.
+    planes
+        Whether each z-slice is counted by itself.
+    labels
+        Whether the pixels of each value of the image's labels (that at their centre) are. At most
+        256 values an image.
+    exact
+        Types of more than 16 bits with very many different values are counted in buckets first.
+        True goes over the needed images again until percentiles and median are exact; False
+        reads once and states the error.
+    method
+        How percentiles lie between pixels, as ``numpy.percentile`` calls it.
+    by
+        Groups of images whose pooled percentiles are to be exact as well: ``"image"``, a metadata
+        column, or None for all images together.
     progress
         Whether to show it.
 
     Returns
     -------
-    xarray.Dataset
-        ``percentile`` over (image, channel, quantile), where ``quantile`` is q / 100, and
-        ``count``, ``nans``, ``mean``, ``std``, ``min``, ``max`` over (image, channel), in grey
-        levels of the source. Exact for bool and integers of up to 16 bits, and for wider types
-        of at most 65,536 distinct values; else percentiles are off by at most the attribute
-        ``relative_error``. NaN is counted apart and left out.
+    Statistics
+        Take numbers from it with `dataset`; it can be added to others, and saved.
 
     Raises
     ------
     ConfigError
-        If `percentiles` or `over` is none of the above.
+        If a choice is none of the above, or an image has no mask, labels or z axis that is asked
+        for.
+    ChunkError
+        If a chunk cannot be read.
+    SourceChangedError
+        If an image is written to between two passes.
+
+    Examples
+    --------
+    >>> import numpy as np, patchloom
+    >>> pixels = np.arange(100, dtype="uint8").reshape(10, 10)
+    >>> images = patchloom.open_images(pixels, mask=pixels.reshape(10, 10) >= 50)
+    >>> patchloom.summarize(images, over="mask").dataset((0, 50))["percentile"].values.tolist()
+    [[[50.0, 74.5]]]
+    """
+    found, _ = surveyed(
+        what,
+        percentiles,
+        over=over,
+        each=each,
+        planes=planes,
+        labels=labels,
+        exact=exact,
+        method=method,
+        by=by,
+        progress=progress,
+    )
+    return found
+
+
+def statistics(
+    what: Image | Sequence[Image] | Plan,
+    percentiles: Sequence[float] = (1, 99),
+    *,
+    over: str | None = None,
+    each: str = "once",
+    planes: bool = False,
+    labels: bool = False,
+    exact: bool = True,
+    method: str = "linear",
+    by: str | None = "image",
+    progress: bool = False,
+) -> xarray.Dataset:
+    """Statistics of images, under their masks, or of a plan's patches: ``summarize().dataset()``.
+
+    Parameters
+    ----------
+    what, percentiles, over, each, planes, labels, exact, method, by, progress
+        As of `summarize`.
+
+    Returns
+    -------
+    xarray.Dataset
+        As of `Statistics.dataset`: ``percentile`` over (image, channel, quantile), where
+        ``quantile`` is q / 100; ``count``, ``nans``, ``nodata`` in pixels; ``mean``, ``std``,
+        ``min``, ``max``, ``median``, ``mad`` in grey levels of the source. With `planes` also over
+        ``z``, with `labels` over ``label``; with another `by` over ``group`` instead of ``image``.
+
+    Raises
+    ------
+    ConfigError
+        If a choice is none of the above.
     ChunkError
         If a chunk cannot be read.
 
@@ -83,15 +168,211 @@ def statistics(
     >>> found.percentile.sel(quantile=0.5).item()
     49.5
     """
-    images = (images,) if isinstance(images, Image) else tuple(images)
+    found = summarize(
+        what,
+        percentiles,
+        over=over,
+        each=each,
+        planes=planes,
+        labels=labels,
+        exact=exact,
+        method=method,
+        by=by,
+        progress=progress,
+    )
+    return found.dataset(percentiles, method=method, by=by)
+
+
+def surveyed(
+    what: Image | Sequence[Image] | Plan,
+    percentiles: Sequence[float] = (1, 99),
+    *,
+    over: str | None = None,
+    each: str = "once",
+    planes: bool = False,
+    labels: bool = False,
+    exact: bool = True,
+    method: str = "linear",
+    by: str | None = "image",
+    progress: bool = False,
+) -> tuple[Statistics, Reads]:
+    """As `summarize`, and what was read of the images, over all passes."""
+    images = _images(what)
+    q, method = check_percentiles(percentiles), check_method(method)
+    question = _question(what, images, over, each, planes, labels)
+    channels, subjects = channel_names(images), subjects_of(images)
+    groups_of(subjects, by)
+    plan = what if question.over == "patches" and isinstance(what, Plan) else None
+    begun = time.time()
+    found, _, reads = look(question, images, plan, progress=progress)
+    _check_classes(found, images)
+    if exact:
+        found, more = refined(
+            question, images, plan, found, q, method=method, by=by, since=begun, progress=progress
+        )
+        reads = _sum(reads, more)
+    table = Statistics(found, subjects, tuple(channels), over=question.over, each=each)
+    return table, reads
+
+
+def refined(
+    question: Question,
+    images: Sequence[Image],
+    plan: Plan | None,
+    found: Counted,
+    q: Sequence[float],
+    *,
+    method: str = "linear",
+    by: str | None = "image",
+    since: float,
+    progress: bool = False,
+) -> tuple[Counted, Reads]:
+    """Go over images again until percentiles and medians are exact.
+
+    Parameters
+    ----------
+    question, images, plan
+        What was counted: see `look`.
+    found
+        What a first pass found.
+    q, method, by
+        What is to be exact.
+    since
+        When the first pass began, in seconds since 1970: nothing may be written after it.
+    progress
+        Whether to show it.
+
+    Returns
+    -------
+    dict, Reads
+        The summaries, and what was read of the images for them. Images of which everything is
+        exact already are not read.
+    """
+    reads = Reads()
+    pools = _pools(found, subjects_of(images), by)
+    watched = [reading_since(image, since) for image in images]
+    followed = None if plan is None else plan.with_images(watched)
+    number = 1
+    while asked := _asked(found, pools, q, method):
+        number += 1
+        more, _, seen = look(
+            question,
+            watched,
+            followed,
+            targets=asked,
+            progress=progress,
+            label=f"survey, pass {number}",
+        )
+        finer = {cell: found[cell].refined(more.get(cell, Summary.empty())) for cell in asked}
+        found = {**found, **finer}
+        reads = _sum(reads, seen)
+    return found, reads
+
+
+def _asked(
+    found: Mapping[Cell, Summary],
+    pools: Iterable[Sequence[Cell]],
+    q: Sequence[float],
+    method: str,
+) -> dict[Cell, Any]:
+    """What the next pass counts closer, by cell; nothing if all that is asked is exact."""
+    asked: dict[Cell, Any] = {}
+    for cells in pools:
+        some = found[cells[0]] if len(cells) == 1 else pooled([found[cell] for cell in cells])
+        wanted = targets(some, q, method, median=True)
+        if wanted is None:
+            continue
+        for cell in cells:
+            if not found[cell].exact:
+                asked[cell] = asked[cell] | wanted if cell in asked else wanted
+    return asked
+
+
+def _pools(
+    found: Iterable[Cell], subjects: Sequence[Subject], by: str | None
+) -> list[tuple[Cell, ...]]:
+    """The cells whose sum is to be exact: each alone, the planes of each image, each group."""
+    group = groups_of(subjects, by)[1]
+    cells = sorted(found)
+    pools: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        pools.setdefault(("image", *cell._replace(plane=None)), []).append(cell)
+        pools.setdefault(("group", group[cell.image], *cell[1:]), []).append(cell)
+    alone = [(cell,) for cell in cells]
+    return list(dict.fromkeys([*alone, *map(tuple, pools.values())]))
+
+
+def _images(what: Any) -> tuple[Image, ...]:
+    if isinstance(what, Plan):
+        return what.images
+    images = (what,) if isinstance(what, Image) else what
+    if isinstance(images, str) or not isinstance(images, Iterable):
+        images = (None,)
+    images = tuple(images)
     if not all(isinstance(image, Image) for image in images):
-        raise ConfigError("statistics are of images; open them with open_images")
-    q = check_percentiles(percentiles)
-    if over != "image":
-        raise ConfigError(f"statistics(over=) is 'image' in this version, got {over!r}")
-    names = channel_names(images)
-    found, _ = survey_images(images, progress=progress)
-    return dataset(found, [image.id for image in images], names, q, over)
+        raise ConfigError(
+            f"statistics are of images or of a plan, got {type(what).__name__}; open images with "
+            "open_images"
+        )
+    return images
+
+
+def _question(
+    what: Any, images: Sequence[Image], over: str | None, each: str, planes: bool, labels: bool
+) -> Question:
+    """What is asked, if all images can answer it."""
+    is_plan = isinstance(what, Plan)
+    over = over or ("patches" if is_plan else "image")
+    if over not in OVER:
+        raise ConfigError(f"over= is one of {list(OVER)}, got {over!r}")
+    if each not in EACH:
+        raise ConfigError(f"each= is one of {list(EACH)}, got {each!r}")
+    if over == "patches" and not is_plan:
+        raise ConfigError("over='patches' is of a plan, got images; make one with plan")
+    if each == "taken" and over != "patches":
+        raise ConfigError(
+            f"each='taken' counts a pixel as often as patches take it, got over={over!r}; take "
+            "over='patches' of a plan, or each='once'"
+        )
+    question = Question(over, each, bool(planes), bool(labels))
+    for name in question.roles:
+        lacking = [image.id for image in images if getattr(image, name) is None]
+        if lacking:
+            asked = "over='mask'" if name == "mask" else "labels=True"
+            raise ConfigError(
+                f"{asked} needs images with {name}, but {lacking[:5]} have none; open them with "
+                f"open_images(..., {name}=)"
+            )
+    flat = [image.id for image in images if planes and "z" not in image.axes.spatial]
+    if flat:
+        raise ConfigError(
+            f"planes=True needs images with a z axis, but {flat[:5]} have none; open them with "
+            "axes=, or leave it out"
+        )
+    for image in images if labels else ():
+        assert image.labels is not None
+        dtype = image.labels.image.dtype
+        if dtype.kind not in "biu":
+            raise ConfigError(
+                f"labels are whole numbers, but those of {image.id!r} are {dtype}; give another "
+                "array as labels=, or labels=False"
+            )
+    return question
+
+
+def _check_classes(found: Iterable[Cell], images: Sequence[Image]) -> None:
+    """Refuse labels that are no classes; no task may have seen all of them."""
+    values: dict[int, set[int]] = {}
+    for cell in found:
+        if cell.label is not None:
+            values.setdefault(cell.image, set()).add(cell.label)
+    for index, some in values.items():
+        check_classes(some, images[index])
+
+
+def subjects_of(images: Sequence[Image]) -> tuple[Subject, ...]:
+    """The images by name, as statistics keep them."""
+    return tuple(Subject(i.id, i.uri, i.level, dict(i.metadata)) for i in images)
 
 
 def channel_names(images: Sequence[Image]) -> list[str]:
@@ -117,107 +398,29 @@ def channel_names(images: Sequence[Image]) -> list[str]:
 
 
 def survey_images(images: Sequence[Image], *, progress: bool) -> tuple[Found, Reads]:
-    """Count every pixel of some images."""
-    token = uuid.uuid4().hex
-    name = f"patchloom-survey-{token}"
-    layer: dict[Any, Any] = {}
-    keys: list[tuple[str, int]] = []
-    lazies = []
-    for index, image in enumerate(images):
-        handle = f"patchloom-image-{index}-{token}"
-        layer[handle] = light(image)
-        lazy = None if image.source.addressable else image.source.lazy(image)
-        if lazy is not None:
-            lazies.append(lazy)
-        for blocks in task_blocks(image):
-            start = int(blocks[0])
-            key = (name, len(keys))
-            rows = [] if lazy is None else stored_chunks(image, blocks).tolist()
-            dependencies = [] if lazy is None else [(lazy.name, *row) for row in rows]
-            span = _Span(index, start, int(blocks[-1]) + 1)
-            layer[key] = (_count_blocks, handle, span, dependencies)
-            keys.append(key)
-    graph = Graph(HighLevelGraph.from_collections(name, layer, dependencies=lazies), keys)
-    return _collected(execute(graph, progress=progress, label="survey"))
-
-
-def task_blocks(image: Image) -> Iterator[Ints]:
-    """The blocks of an image, those of one task after the other."""
-    layout = image.layout
-    n = layout.samples.n_chunks * layout.space.n_chunks
-    size = int(np.prod(layout.block_shape())) * image.dtype.itemsize
-    step = max(1, _PER_TASK // max(1, size))
-    for start in range(0, n, step):
-        yield np.arange(start, min(start + step, n))
-
-
-def along_curve(image: Image, blocks: Ints) -> Ints:
-    """Blocks in the order of a survey: neighbours of a stored shard are fetched together."""
-    space = image.layout.space
-    ordered: Ints = blocks[np.argsort(morton(space.unflat(blocks % space.n_chunks)))]
-    return ordered
-
-
-def batch_chunks(image: Image) -> int:
-    """Chunks that a survey asks for together."""
-    size = int(np.prod(image.grid.chunks)) * image.dtype.itemsize
-    return max(1, FETCH // max(1, size))
+    """Count every pixel of some images, by image and channel."""
+    found, _, reads = look(Question(), images, progress=progress)
+    return _by_channel(found), reads
 
 
 def survey_patches(plan: Plan, *, progress: bool) -> tuple[Found, Reads]:
-    """Count every pixel of a plan's patches, each once."""
-    graph = run_graph(plan, None, range(plan.n_shards), uuid.uuid4().hex)
-    return _collected(execute(graph, progress=progress, label="survey"))
-
-
-def _collected(parts: Sequence[tuple[Found, Reads]]) -> tuple[Found, Reads]:
-    """What the tasks of a survey found, and what they read."""
-    reads = Reads()
-    for _, counted in parts:
-        reads.chunks += counted.chunks
-        reads.requests += counted.requests
-        reads.nbytes += counted.nbytes
-    return merged([found for found, _ in parts]), reads
-
-
-class _Span:
-    """Blocks [start, stop) of one image."""
-
-    def __init__(self, index: int, start: int, stop: int) -> None:
-        self.index, self.start, self.stop = index, start, stop
-
-
-def _count_blocks(image: Image, span: _Span, supplied: list[Any]) -> tuple[Found, Reads]:
-    blocks = np.arange(span.start, span.stop)
-    chunks = stored_chunks(image, along_curve(image, blocks))
-    if image.source.addressable:
-        reader = image.source.reader()
-    else:
-        rows = [tuple(r) for r in stored_chunks(image, np.arange(span.start, span.stop)).tolist()]
-        pixels = {r: np.asarray(b) for r, b in zip(rows, supplied, strict=True)}
-        reader = Supplied(pixels, frozenset(rows)).reader()
-    tallies: dict[int, Tally] = {}
-    axes = image.axes
-    step = batch_chunks(image)
-    for start in range(0, len(chunks), step):
-        some: Ints = chunks[start : start + step]
-        for row, part in zip(some, reader.read(some), strict=True):
-            begin = 0
-            if axes.has_channel:
-                at = axes.names.index("c")
-                begin = int(row[at]) * image.grid.chunks[at]
-                part = np.moveaxis(part, at, 0)
-            else:
-                part = part[None]
-            for k, plane in enumerate(part):
-                tallies.setdefault(begin + k, Tally(image.dtype)).add(plane)
-    return {(span.index, c): t.summary() for c, t in tallies.items()}, reader.reads
+    """Count every pixel of a plan's patches, each once, by image and channel."""
+    found, _, reads = look(Question("patches"), plan.images, plan, progress=progress)
+    return _by_channel(found), reads
 
 
 def merged(parts: Sequence[Mapping[tuple[int, int], Summary]]) -> Found:
-    """The sum of several tables of summaries, in the order given."""
+    """The sum of several tables of summaries."""
     found: Found = {}
     for part in parts:
         for at, summary in part.items():
-            found[at] = found.get(at, Summary.empty()) + summary
+            found[at] = found[at] + summary if at in found else summary
     return found
+
+
+def _by_channel(found: Counted) -> Found:
+    return {(cell.image, cell.channel): summary for cell, summary in found.items()}
+
+
+def _sum(a: Reads, b: Reads) -> Reads:
+    return Reads(a.chunks + b.chunks, a.requests + b.requests, a.nbytes + b.nbytes)

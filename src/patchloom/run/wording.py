@@ -21,7 +21,7 @@ _LABELS = {
     "chunks_needed": "distinct chunks needed",
     "chunk_reads": "chunk decodes",
     "role_reads": "label and target decodes",
-    "survey_reads": "decodes of passes before",
+    "survey_reads": "decodes of other passes",
     "planning_reads": "decodes to plan it",
     "codec_paths": "decodes by codec path",
     "read_amplification": "decodes a needed chunk",

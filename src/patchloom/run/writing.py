@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import google_crc32c
 import pyarrow as pa
-from pyarrow.lib import ArrowException
 
-from patchloom.errors import StoreError
 from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.normalization import Normalization
@@ -22,13 +20,14 @@ from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.gaps import joined_losses
 from patchloom.run.graph import run_graph
+from patchloom.run.measuring import Measuring
 from patchloom.run.reports import TaskReport
-from patchloom.run.scaling import Scaling, added, record, recorded
+from patchloom.run.scaling import Scaling, record, recorded
 from patchloom.run.standing import Standing, record_sizes
-from patchloom.run.surveying import Found, channel_names, merged, survey_images
+from patchloom.run.surveying import channel_names
 from patchloom.sources.zarrs import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
-from patchloom.store.manifest import read_summaries, skipped_bytes
+from patchloom.store.manifest import skipped_bytes, summary_bytes
 from patchloom.store.patch_store import read_attributes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import (
@@ -38,8 +37,10 @@ from patchloom.store.schema import (
     as_json,
     group_document,
     summary_name,
+    whole_name,
 )
 from patchloom.store.statistics_view import document, joined
+from patchloom.store.summed import Found, summed
 
 __all__ = ["Outcome", "Work", "documents"]
 
@@ -55,7 +56,10 @@ class Outcome:
     """Shards that were finished before, counted in the addition."""
     survey: Reads
     surveyed: Found | None
+    """What passes of their own have counted; once all is measured, what its statistics are of."""
     results: tuple[TaskReport, ...]
+    apart: bool = False
+    """Whether the summaries of its shards do not add up to that."""
 
     @property
     def written(self) -> list[int]:
@@ -80,9 +84,8 @@ class Work:
 
     target: Location
     specs: Mapping[str, ArraySpec]
-    q: tuple[float, ...]
+    measuring: Measuring
     scaling: Scaling
-    over: str
     skip: bool
     progress: bool
     since: float
@@ -115,19 +118,20 @@ class Work:
         n_shards = n_shards_of(attributes)
         there = Standing.of(self.target, found, self._ndims, n_shards)
         every = [_own(stage, there) for stage in standing]
-        lacks = len(there.done) < n_shards
-        if existing is not None and existing.get("complete") and not lacks:
+        known = {} if existing is None else existing
+        lacks = len(there.done) < n_shards or not {*known.get("summaries", ())} <= {*found}
+        if known.get("complete") and not lacks:
             pairs = zip(standing, every, strict=True)
-            return [Outcome(s, done, Reads(), None, ()) for s, done in pairs], existing
+            return [Outcome(s, done, Reads(), None, ()) for s, done in pairs], known
         looks, numbers = [], recorded(existing)
         for stage, done in zip(standing, every, strict=True):
-            survey, surveyed = self._survey(stage)
+            look = self._survey(stage)
             if len(done) < stage.plan.n_shards:
-                numbers, survey = self._numbers(stage, numbers, survey, surveyed)
-            looks.append((survey, surveyed))
+                numbers, look = self._numbers(stage, numbers, *look)
+            looks.append(look)
         # Before the first shard: a resume goes by these numbers, and reads nothing for them.
         attributes = {**attributes, **record(numbers)}
-        if existing is None or (existing.get("complete") and lacks):
+        if existing is None or (known.get("complete") and lacks):
             # Not complete (any more): readers are told before anything else is written.
             self._write_group(attributes, arrays)
         outcomes = [
@@ -140,9 +144,11 @@ class Work:
         if complete and now.get("complete"):
             # Another call ended first, and may have appended to the store since.
             return outcomes, now
-        told = [self._statistics(outcome, found) for outcome in outcomes]
+        outcomes = [self._measured(outcome, found, complete=complete) for outcome in outcomes]
+        told = [self._statistics(outcome) for outcome in outcomes]
         # Statistics and the completion mark: one object, last.
         attributes = {**attributes, "complete": complete, "statistics": joined(told)}
+        attributes |= self._write_summaries(outcomes)
         if not complete:
             n_lost = sum(table.num_rows for outcome in outcomes for table in outcome.lost)
             attributes["skipped"] = {"n_patches": n_lost, "n_shards": n_shards - n_done}
@@ -168,14 +174,15 @@ class Work:
             done, suspect = _own(stage, there), there.suspect
         else:
             self.target.remove(leftovers(found, attributes))
-        survey, surveyed = self._survey(stage)
-        numbers = recorded(attributes["pending"]) if is_begun else {}
-        numbers, survey = self._numbers(stage, numbers or recorded(attributes), survey, surveyed)
+        look, numbers = self._survey(stage), recorded(attributes)
+        if is_begun:
+            numbers |= recorded(attributes["pending"])
+        numbers, look = self._numbers(stage, numbers, *look)
         if not is_begun:
             attributes = pending(attributes, stage)
             attributes["pending"] |= record(numbers)
             self._write_group(attributes, documents(self.specs, n_rows_of(attributes)))
-        outcome = self._make(stage, done, suspect, numbers, survey, surveyed, is_new=True)
+        outcome = self._make(stage, done, suspect, numbers, *look, is_new=True)
         # Tasks may have passed over shards that another call made of other images.
         check_pending(self.target, stage.addition.fingerprint)
         found, n_done = self._settle([outcome], n_shards)
@@ -184,8 +191,11 @@ class Work:
         if (now := check_pending(self.target, stage.addition.fingerprint)) is not None:
             # Whoever ended it may have appended more since.
             return outcome, now
-        statistics = joined([attributes["statistics"], self._statistics(outcome, found)])
+        outcome = self._measured(outcome, found, complete=True)
+        statistics = joined([attributes["statistics"], self._statistics(outcome)])
+        kept = attributes.get("summaries", {})
         attributes = appended({**attributes, **record(numbers)}, stage, statistics, __version__)
+        attributes |= self._write_summaries([outcome], kept)
         arrays = documents(self.specs, n_rows_of(attributes))
         for name, array in arrays.items():
             self.target.write(f"{name}/zarr.json", as_json(array))
@@ -200,23 +210,22 @@ class Work:
     def _write_group(self, attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
 
-    def _survey(self, stage: Stage) -> tuple[Reads, Found | None]:
+    def _survey(self, stage: Stage) -> tuple[Found | None, Reads]:
         """What is of more than patches."""
-        if self.over == "image":
-            found, reads = survey_images(stage.plan.images, progress=self.progress)
-            return reads, found
-        return Reads(), None
+        return self.measuring.before(stage.plan, needed=False, progress=self.progress)
 
     def _numbers(
         self,
         stage: Stage,
         known: Mapping[str, Normalization],
-        survey: Reads,
         surveyed: Found | None,
-    ) -> tuple[dict[str, Normalization], Reads]:
-        """What the patches of an addition are normalised with, and what was read beforehand."""
-        found, reads = self.scaling.numbers(stage.plan, known, surveyed, progress=self.progress)
-        return found, added(survey, reads)
+        survey: Reads,
+    ) -> tuple[dict[str, Normalization], tuple[Found | None, Reads]]:
+        """What the patches of an addition are normalised with, and what was found beforehand."""
+        numbers, found, reads = self.scaling.numbers(
+            stage.plan, known, surveyed, progress=self.progress
+        )
+        return numbers, (found, survey + reads)
 
     def _make(
         self,
@@ -224,13 +233,13 @@ class Work:
         done: frozenset[int],
         suspect: frozenset[int],
         numbers: Mapping[str, Normalization],
-        survey: Reads,
         surveyed: Found | None,
+        survey: Reads,
         *,
         is_new: bool = False,
     ) -> Outcome:
         """Write the shards of an addition that are missing."""
-        plan, addition = stage.plan, stage.addition
+        plan, addition, measuring = stage.plan, stage.addition, self.measuring
         job = Job(
             self.target,
             self.specs,
@@ -240,6 +249,7 @@ class Work:
             first_shard=addition.first_shard,
             first_image=addition.first_image,
             pending=addition.fingerprint if is_new else None,
+            each=measuring.each,
         )
         missing = [shard for shard in range(plan.n_shards) if shard not in done]
         watched = plan.with_images([reading_since(image, self.since) for image in plan.images])
@@ -266,13 +276,51 @@ class Work:
             self.target.remove([SKIPPED])
         return found, len(there)
 
-    def _statistics(self, outcome: Outcome, found: Mapping[str, int]) -> dict[str, Any]:
+    def _measured(self, outcome: Outcome, found: Mapping[str, int], *, complete: bool) -> Outcome:
+        """An addition with the summaries that its statistics are made from."""
+        stage, measuring = outcome.stage, self.measuring
+        if not measuring.is_ridden:
+            return replace(outcome, apart=True)
+        bounded = _gathered(self.target, stage, found)
+        # Where something could not be read, finer passes wait until it can.
+        if not complete or not measuring.asks(bounded):
+            return replace(outcome, surveyed=bounded)
+        if outcome.surveyed is not None:
+            return replace(outcome, apart=True)
+        exact, reads = measuring.refined(
+            stage.plan, bounded, since=self.since, progress=self.progress
+        )
+        return replace(outcome, surveyed=exact, survey=outcome.survey + reads, apart=True)
+
+    def _statistics(self, outcome: Outcome) -> dict[str, Any]:
         """Of what could be read of an addition."""
-        stage, summaries = outcome.stage, outcome.surveyed
-        if self.over != "image":
-            summaries = _gathered(self.target, stage, found)
+        stage, measuring = outcome.stage, self.measuring
         channels = channel_names(stage.plan.images)
-        return document(summaries or {}, stage.ids, channels, self.q, self.over)
+        return document(
+            outcome.surveyed or {},
+            stage.ids,
+            channels,
+            measuring.percentiles,
+            measuring.over,
+            each=measuring.each,
+            method=measuring.method,
+        )
+
+    def _write_summaries(
+        self, outcomes: Sequence[Outcome], kept: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write the summaries that the shards' own do not add up to; the attribute that tells."""
+        told = dict(kept or {})
+        for outcome in outcomes:
+            if not outcome.apart:
+                continue
+            addition = outcome.stage.addition
+            known = (outcome.surveyed or {}).items()
+            data = summary_bytes({(i + addition.first_image, c): s for (i, c), s in known})
+            name = whole_name(addition.first_shard)
+            self.target.write(name, data)
+            told[name] = [len(data), google_crc32c.value(data)]
+        return {"summaries": told} if told else {}
 
 
 def documents(specs: Mapping[str, ArraySpec], n_rows: int) -> dict[str, Any]:
@@ -294,21 +342,8 @@ def _n_rows(plan: Plan, shards: Sequence[int]) -> int:
 
 
 def _gathered(target: Location, stage: Stage, found: Mapping[str, int]) -> Found:
-    """The summaries of all shards of an addition that have one, merged in shard order."""
+    """The summaries of all shards of an addition that have one, added up."""
     first, image = stage.addition.first_shard, stage.addition.first_image
-
-    def read(shard: int) -> Found:
-        name = summary_name(first + shard)
-        data = target.read(name) if name in found else None
-        try:
-            known = {} if data is None else read_summaries(data)
-        except (ArrowException, OSError, KeyError, ValueError) as error:
-            raise StoreError(
-                f"every shard has a summary that can be read, but {name} of {target.shown!r} "
-                f"has not ({type(error).__name__}); call again with verify=True, which finds and "
-                "makes anew all that is damaged"
-            ) from error
-        return {(i - image, c): summary for (i, c), summary in known.items()}
-
-    with ThreadPoolExecutor(8) as pool:
-        return merged(list(pool.map(read, range(stage.plan.n_shards))))
+    names = [summary_name(first + shard) for shard in range(stage.plan.n_shards)]
+    known = summed(target, [name for name in names if name in found])
+    return {(i - image, c): summary for (i, c), summary in known.items()}

@@ -13,6 +13,7 @@ from patchloom.errors import AxesError, NotAnArrayError, SourceError
 from patchloom.grid import ChunkGrid
 from patchloom.image import Image
 from patchloom.sources.arrays import check_numeric
+from patchloom.sources.nodata import told_nodata
 from patchloom.sources.ome_zarr import Level
 from patchloom.sources.zarrs import Node, ZarrSource
 
@@ -61,6 +62,7 @@ def image_of_node(
         shards=metadata.shards,
         level=index,
         channels=level.channels if level is not None else (),
+        nodata=told_nodata(node.attributes, dtype),
     )
     if not described or level is None:
         return image
@@ -84,6 +86,7 @@ def image_of(
     shards: tuple[int, ...] | None = None,
     level: int = 0,
     channels: tuple[str, ...] = (),
+    nodata: float | None = None,
 ) -> Image:
     """An image, if its shape is one."""
     shape = tuple(int(n) for n in shape)
@@ -104,6 +107,7 @@ def image_of(
         shards=shards,
         level=level,
         channels=channels if len(channels) == n_channels else (),
+        nodata=nodata,
     )
 
 

@@ -24,6 +24,7 @@ from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
 from patchloom.sources.masks import MaskMaker
+from patchloom.sources.nodata import told_nodata, with_nodata
 from patchloom.sources.ome_zarr import Level, label_names, levels_of
 from patchloom.sources.pyramids import ZarrPyramid
 from patchloom.sources.roles import align, join, named_for, per_image, role_axes
@@ -45,6 +46,7 @@ def open_images(
     sample: Any = None,
     storage_options: Mapping[str, Any] | None = None,
     ids: Sequence[str] | None = None,
+    nodata: Any = None,
 ) -> list[Image]:
     """Open images lazily: their metadata are read, no pixel is.
 
@@ -74,6 +76,10 @@ def open_images(
     ids
         One name an image; by default its stem: the last part of the path without its suffix, and
         without ``.ome`` before that.
+    nodata
+        The value of pixels that tell nothing, a number or ``"nan"``, which statistics count apart
+        and leave out; one for each image in a list, or per image id in a mapping. By default what
+        an array's attributes tell (``_FillValue``, ``missing_value``), which is mostly nothing.
 
     Returns
     -------
@@ -88,7 +94,7 @@ def open_images(
     AxesError, CoverageError, IdentityError, SourceError
         If axes, masks, ids or levels do not fit.
     ConfigError
-        If a mask has a wrong key or value.
+        If a mask has a wrong key or value, or `nodata` is none that a pixel can have.
 
     Examples
     --------
@@ -106,7 +112,7 @@ def open_images(
         name = None if ids is None else str(ids[position])
         images.append(_open(item, axes, level, options, name, position))
     _check_ids(images)
-    images = _with_samples(images, sample)
+    images = with_nodata(nodata, _with_samples(images, sample))
 
     def open_role(item: Any, image: Image) -> Image:
         return _open_role(named_for(item, image), image, level, options)
@@ -204,6 +210,7 @@ def _from_array(array: Any, axes: str | None, name: str) -> Image:
         dtype=dtype,
         chunks=chunks,
         source=ArraySource(data.rechunk(chunks) if hasattr(data, "dask") else data),
+        nodata=told_nodata(getattr(array, "attrs", {}) if dims else {}, dtype),
     )
 
 

@@ -82,7 +82,7 @@ def specs_of(attributes: Mapping[str, Any], documents: Mapping[str, Any]) -> dic
 def check_metadata(
     location: Location, attributes: Mapping[str, Any], documents: Mapping[str, Any]
 ) -> list[Damage]:
-    """What is wrong with the metadata documents of a store's arrays.
+    """What is wrong with the objects that belong to a whole store.
 
     Parameters
     ----------
@@ -103,6 +103,10 @@ def check_metadata(
         elif data not in (as_json(wanted), as_json(spec.document(coming_rows_of(attributes)))):
             # An append writes them before the group's, and may have been killed in between.
             found.append(Damage(None, f"{name}/zarr.json", "is not what belongs there"))
+    for name, written in attributes.get("summaries", {}).items():
+        wrong: list[str] = []
+        _check_summaries(location.read(name), written, wrong.append)
+        found += [Damage(None, name, what) for what in wrong]
     return found
 
 
@@ -153,11 +157,7 @@ def check_shard(
     table, written = _manifest(read(part), attributes, shard, gap, partial(wrong, part))
     name = summary_name(shard)
     data = read(name)
-    if _is_written(data, written.get("summary"), partial(wrong, name)):
-        try:
-            read_summaries(data or b"")
-        except Exception as error:  # a damaged file fails in many ways
-            wrong(name, f"cannot be read ({type(error).__name__})")
+    _check_summaries(data, written.get("summary"), partial(wrong, name))
     present = None if table is None else table["row"].to_numpy()
     for kind, spec in specs.items():
         name = shard_name(spec, shard)
@@ -172,6 +172,17 @@ def check_shard(
             if rows is not None:
                 rows(kind, row, pixels)
     return Checked(table, n_objects, nbytes, tuple(damage))
+
+
+def _check_summaries(
+    data: bytes | None, written: list[int] | None, wrong: Callable[[str], None]
+) -> None:
+    """Check an object with summaries."""
+    if _is_written(data, written, wrong):
+        try:
+            read_summaries(data or b"")
+        except Exception as error:  # a damaged file fails in many ways
+            wrong(f"cannot be read ({type(error).__name__})")
 
 
 def _is_written(

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from patchloom.errors import StoreError
-from patchloom.location import Location
 from patchloom.normalization import Normalization
-from patchloom.store.additions import n_shards_of
-from patchloom.store.manifest import read_summaries
-from patchloom.store.schema import summary_name
-from patchloom.summaries import Summary
+from patchloom.summaries.table import Statistics
 
 __all__ = ["pooled", "record", "recorded"]
 
@@ -30,55 +24,39 @@ def recorded(attributes: Mapping[str, Any]) -> dict[str, Normalization]:
 
 
 def pooled(
-    location: Location,
-    attributes: Mapping[str, Any],
+    statistics: Statistics,
     kind: str,
     per: str,
     q: Sequence[float],
+    method: str,
     columns: Mapping[str, Mapping[str, Any]],
 ) -> Normalization:
-    """From the summaries of all shards, which add up by whatever is asked.
+    """From what the statistics of a store are made from, which adds up by whatever is asked.
 
     Parameters
     ----------
-    location, attributes
+    statistics
         Of the store.
-    kind, per, q
+    kind, per, q, method
         As for `Normalization.of`.
     columns
         Metadata of the images that have patches, by id.
-
-    Raises
-    ------
-    ConfigError
-        As `Normalization.of`.
-    StoreError
-        If the store's statistics are not of its patches.
     """
-    over = attributes["job"]["over"]
-    if over != "patches":
-        raise StoreError(
-            f"a store keeps what can be pooled of its patches, but the statistics of this one are "
-            f"over={over!r}, and by image; take per='image' with its own percentiles "
-            f"{attributes['job']['percentiles']}, or Normalization.from_statistics"
-        )
-    names = [summary_name(shard) for shard in range(n_shards_of(attributes))]
-    found: dict[tuple[int, int], Summary] = {}
-    with ThreadPoolExecutor(8) as pool:
-        for data in pool.map(location.read, names):
-            for at, summary in ({} if data is None else read_summaries(data)).items():
-                found[at] = found[at] + summary if at in found else summary
-    ids = [image["id"] for image in attributes["images"]]
+    ids = [image.id for image in statistics.images]
     place = {name: k for k, name in enumerate(columns)}
-    found = {(place[ids[i]], c): s for (i, c), s in found.items() if ids[i] in place}
+    found = {
+        (place[ids[cell.image]], cell.channel): summary
+        for cell, summary in statistics.summaries.items()
+        if ids[cell.image] in place
+    }
     return Normalization.of(
         kind,
         found,
         [*columns],
-        attributes["channels"],
+        statistics.channels,
         per=per,
         columns=[*columns.values()],
         q=q,
-        method=attributes["job"].get("method", "linear"),
-        over=over,
+        method=method,
+        over=statistics.over,
     )

@@ -24,7 +24,9 @@ from patchloom.store.mixing import mixing
 from patchloom.store.normalized import pooled, recorded
 from patchloom.store.schema import APPENDED, SKIPPED, shard_of
 from patchloom.store.statistics_view import from_document
+from patchloom.store.summed import store_summaries
 from patchloom.summaries.asked import check_percentiles, quantiles_of
+from patchloom.summaries.table import Cell, Statistics, Subject
 
 if TYPE_CHECKING:
     import xarray
@@ -199,14 +201,52 @@ class PatchStore:
         StoreError
             If no run has ended yet.
         """
-        found = self.attributes.get("statistics")
-        if found is None:
+        self._check_ended()
+        told = self.attributes
+        return from_document(told["statistics"], told["patchloom_version"], told["images"])
+
+    def summaries(self) -> Statistics:
+        """What `statistics` are made from, as a value that adds up with that of other stores.
+
+        With more than numbers in it: other percentiles, all images or groups of them together.
+        Reads one small object a shard, or one where a pass of its own has counted.
+
+        Raises
+        ------
+        StoreError
+            If no run has ended yet, an object cannot be read, or an older version kept none.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> found = []
+        >>> for name, value in (("a", 1), ("b", 3)):
+        ...     images = patchloom.open_images(np.full((64, 64), value, "uint8"), ids=[name])
+        ...     plan = patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]})
+        ...     _ = patchloom.materialize(plan, f"memory://{name}.zarr", progress=False)
+        ...     found.append(patchloom.open_patches(f"memory://{name}.zarr").summaries())
+        >>> both = found[0] + found[1]
+        >>> both.dataset((50,), by=None)["mean"].item()
+        2.0
+        """
+        told = self.attributes
+        self._check_ended()
+        names = ("id", "uri", "level", "metadata")
+        return Statistics(
+            {Cell(*key): s for key, s in store_summaries(self._location, told).items()},
+            tuple(Subject(**{k: i[k] for k in names if k in i}) for i in told["images"]),
+            told["channels"],
+            over=told["job"]["over"],
+            each=told["job"].get("each", "once"),
+            versions=(told["patchloom_version"],),
+        )
+
+    def _check_ended(self) -> None:
+        if self.attributes.get("statistics") is None:
             raise StoreError(
                 f"statistics are written last, but {self.url!r} is not complete; run the same "
                 "materialize call again to finish it"
             )
-        told = self.attributes
-        return from_document(found, told["patchloom_version"], told["images"])
 
     def mixing(self, batch: int = 64) -> dict[str, Any]:
         """How fair a sample a batch of consecutive rows is, from the manifest.
@@ -325,8 +365,7 @@ class PatchStore:
         ConfigError
             If there is no such kind or column, or statistics are not finite.
         StoreError
-            If the images are normalised already, no run has ended yet, or the statistics are not
-            of the patches and cannot be pooled.
+            If the images are normalised already, or no run has ended yet.
 
         Examples
         --------
@@ -351,7 +390,8 @@ class PatchStore:
         ends = quantiles_of(check_percentiles(q))
         if per == "image" and {*ends} <= {*table["quantile"].values.tolist()}:
             return Normalization.from_statistics(table.sel(quantile=ends), kind)
-        return pooled(self._location, self.attributes, kind, per, q, self._by_image(per))
+        method = self.attributes["job"].get("method", "linear")
+        return pooled(self.summaries(), kind, per, q, method, self._by_image(per))
 
     def image_ids(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
         """The image of each of some patches, or of all that are written: str[n].

@@ -7,6 +7,8 @@ A store is a Zarr v3 group::
     images/c/K/0/0/0            shard K: rows [K * rows_per_shard, (K + 1) * rows_per_shard)
     labels/..., targets/...     the same, where the plan has them
     summaries/KKKKKKKK.parquet  what shard K adds to the statistics
+    summaries/KKKKKKKK.whole.parquet    what the statistics of the images whose first shard is K are
+                                made from, where its shards do not add up to that
     manifest/KKKKKKKK.parquet   one row a patch of shard K; written last: it commits the shard
     manifest/KKKKKKKK.partial.parquet   the same of a shard of which something could not be read
     skipped.parquet             the rows that are missing for that reason
@@ -42,6 +44,7 @@ __all__ = [
     "shard_objects",
     "shard_of",
     "summary_name",
+    "whole_name",
 ]
 
 FORMAT = 1
@@ -223,6 +226,17 @@ def gap_name(shard: int) -> str:
 def summary_name(shard: int) -> str:
     """Object with a shard's part of the statistics."""
     return f"summaries/{shard:08d}.parquet"
+
+
+def whole_name(first_shard: int) -> str:
+    """Object with what the statistics of some images are made from, passes of their own included.
+
+    Parameters
+    ----------
+    first_shard
+        The first one that holds patches of them.
+    """
+    return f"summaries/{first_shard:08d}.whole.parquet"
 
 
 def shard_of(name: str) -> int | None:
