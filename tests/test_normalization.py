@@ -607,6 +607,28 @@ def test_a_changed_source_is_seen_through_bounded_statistics(tmp_path: Path) -> 
     assert [damage.what for damage in report.damage] == ["row 0 differs from its source"]
 
 
+@pytest.mark.parametrize("per", ["image", "channel", "stain"])
+def test_exact_percentiles_of_floats(per: str, tmp_path: Path) -> None:
+    """More different values than one pass tells apart: further ones, also of pooled images."""
+    rng = np.random.default_rng(0)
+    images = [rng.normal(1000, 0.1 + 0.1 * k, (1, 270, 270)) for k in range(3)]
+    plan = patchloom.plan(
+        patchloom.open_images(images, axes="cyx", ids=list(IDS), sample=list(STAINS)),
+        {"name": "sequential", "patch_size": [90, 90]},
+    )
+    job: dict[str, Any] = {"normalize": "percentile", "per": per, "progress": False}
+    with pytest.raises(ConfigError, match="exact=True"):
+        patchloom.materialize(plan, tmp_path / "bounded.zarr", **job)
+    assert not (tmp_path / "bounded.zarr").exists()
+    patchloom.materialize(plan, tmp_path / "o.zarr", exact=True, percentiles=Q, **job)
+    made = patchloom.open_patches(tmp_path / "o.zarr").applied["images"]
+    assert made.exact
+    for k, name in enumerate(IDS):
+        want = reference("percentile", together(images, per, k, 0))
+        group = made.groups.index({"image": name, "channel": "all"}.get(per, STAINS[k]["stain"]))
+        assert (made.shift[group][0], made.span[group][0]) == want
+
+
 def test_stores_that_recorded_nothing(sources: Path, tmp_path: Path) -> None:
     """Of an earlier version: they can be resumed and appended to, and say what they lack."""
     out = tmp_path / "out.zarr"

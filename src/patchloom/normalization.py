@@ -560,7 +560,7 @@ def _check(
         raise ConfigError(
             f"normalize={kind!r} needs a low and a high percentile that can be told apart, but "
             f"those of {_some(vague)} are known to a part of their own value only, and differ by "
-            "less; take exact percentiles, or 'mean-std' or 'min-max', which are exact anyway"
+            "less; take exact ones (exact=True), or 'mean-std' or 'min-max', which are exact anyway"
         )
 
 

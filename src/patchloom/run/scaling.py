@@ -89,6 +89,11 @@ class Scaling:
         """Of the arrays that are written as float32."""
         return tuple(self.kinds)
 
+    @property
+    def by(self) -> str | None:
+        """What images are pooled by."""
+        return None if self.per in ("channel", "all") else self.per
+
     def numbers(
         self,
         plan: Plan,
@@ -153,7 +158,7 @@ class Scaling:
 
     def _survey(self, plan: Plan, role: str, progress: bool) -> tuple[Found, Reads]:
         if role == "image":
-            found, reads = self.measuring.before(plan, needed=True, progress=progress)
+            found, reads = self.measuring.before(plan, needed=True, progress=progress, by=self.by)
             return found or {}, reads
         if self.measuring.over == "image":
             arrays = [image.cut_arrays[role] for image in plan.images]

@@ -112,15 +112,13 @@ class Work:
             A listing of the store.
         """
         arrays = documents(self.specs, n_rows_of(attributes))
-        for name, array in arrays.items():
-            if f"{name}/zarr.json" not in found:
-                self.target.write(f"{name}/zarr.json", as_json(array))
         n_shards = n_shards_of(attributes)
         there = Standing.of(self.target, found, self._ndims, n_shards)
         every = [_own(stage, there) for stage in standing]
         known = {} if existing is None else existing
         lacks = len(there.done) < n_shards or not {*known.get("summaries", ())} <= {*found}
         if known.get("complete") and not lacks:
+            self._write_arrays(arrays, found)
             pairs = zip(standing, every, strict=True)
             return [Outcome(s, done, Reads(), None, ()) for s, done in pairs], known
         looks, numbers = [], recorded(existing)
@@ -129,6 +127,8 @@ class Work:
             if len(done) < stage.plan.n_shards:
                 numbers, look = self._numbers(stage, numbers, *look)
             looks.append(look)
+        # Not earlier: what cannot be normalised leaves nothing behind.
+        self._write_arrays(arrays, found)
         # Before the first shard: a resume goes by these numbers, and reads nothing for them.
         attributes = {**attributes, **record(numbers)}
         if existing is None or (known.get("complete") and lacks):
@@ -207,12 +207,18 @@ class Work:
     def _ndims(self) -> dict[str, int]:
         return {name: len(spec.patch_shape) for name, spec in self.specs.items()}
 
+    def _write_arrays(self, arrays: Mapping[str, Any], found: Mapping[str, int]) -> None:
+        for name, array in arrays.items():
+            if f"{name}/zarr.json" not in found:
+                self.target.write(f"{name}/zarr.json", as_json(array))
+
     def _write_group(self, attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
 
     def _survey(self, stage: Stage) -> tuple[Found | None, Reads]:
         """What is of more than patches."""
-        return self.measuring.before(stage.plan, needed=False, progress=self.progress)
+        by = self.scaling.by
+        return self.measuring.before(stage.plan, needed=False, progress=self.progress, by=by)
 
     def _numbers(
         self,
