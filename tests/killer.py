@@ -61,7 +61,7 @@ def _append(given: dict[str, Any], out: Path) -> None:
     images = open_images(given["images"], labels=given["labels"])
     planned = plan(images, given["patching"], rows_per_shard=given["rows_per_shard"])
     with dask.config.set(scheduler="synchronous"):
-        materialize(planned, out, progress=False)
+        materialize(planned, out, progress=False, **given.get("how", {}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -369,6 +371,52 @@ def test_an_interrupted_run_ends_byte_for_byte(
     assert n_tasks >= 2
 
 
+@pytest.mark.parametrize("begun", ["", pytest.param("a", marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_write_ends_the_same(begun: str, noise: Path, tmp_path: Path) -> None:
+    """Killed before each object in turn, what passes of their own have counted among them."""
+    base, how = tmp_path / "base.zarr", {"exact": True, "percentiles": [0, 50, 99]}
+    base.mkdir()
+    (tmp_path / "copies").mkdir()
+
+    def plan(names: str) -> patchloom.Plan:
+        images = patchloom.open_images([str(noise / f"{name}.zarr") for name in names])
+        return patchloom.plan(images, CUT, rows_per_shard=64)
+
+    if begun:
+        patchloom.materialize(plan(begun), base, progress=False, **how)
+    arguments = {
+        "images": [str(noise / f"{name}.zarr") for name in "ab"[: 1 + len(begun)]],
+        "labels": None,
+        "patching": CUT,
+        "rows_per_shard": 64,
+        "base": str(base),
+        "folder": str(tmp_path / "copies"),
+        "how": how,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killer", json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    n = int(done.stdout)
+    whole = contents(tmp_path / "copies" / f"{n:03d}.zarr")
+    assert [name for name in whole if name.endswith(".whole.parquet")]
+    # Array and group, three objects of the shard, sizes, what finer passes found, the group (of a
+    # store that grows the array once more), and the report.
+    assert n == 9
+    for k in range(n):
+        out = tmp_path / "copies" / f"{k:03d}.zarr"
+        if begun:
+            assert patchloom.open_patches(out).statistics.attrs["exact"]
+        report = patchloom.materialize(plan("ab"[: 1 + len(begun)]), out, progress=False, **how)
+        assert report.complete
+        assert contents(out) == whole
+
+
 def test_finer_passes_wait_for_what_cannot_be_read(noise: Path, tmp_path: Path) -> None:
     """With gaps statistics are bounded and of what could be read; mended, they are exact."""
     folder = tmp_path / "images"
@@ -551,6 +599,12 @@ def test_nodata_is_what_was_given_or_what_metadata_tell(tmp_path: Path) -> None:
     assert math.isnan(image.nodata)
     again = patchloom.open_images([floats, floats], ids=["a", "b"], nodata={"a": 1, "b": None})
     assert [i.nodata for i in again] == [1.0, None]
+    tiny = {"name": "sequential", "patch_size": [4, 4]}
+    prints = [
+        patchloom.plan(patchloom.open_images(pixels, ids=["a"], nodata=value), tiny).fingerprint
+        for value in (None, 3)
+    ]
+    assert prints[0] != prints[1]
     document = json.loads(json.dumps(image.to_document(), allow_nan=False))
     assert math.isnan(type(image).from_document(document).nodata or 0)
 

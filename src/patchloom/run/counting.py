@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.errors import ConfigError
+from patchloom.errors import ChunkError, ConfigError, SourceChangedError
 from patchloom.grid import morton
 from patchloom.image import ChunkReader, Image, Ints, Reads
 from patchloom.planning.plans import Plan
@@ -199,12 +199,15 @@ def count(
     """
     found: Found = {}
     under, reads = Reads(), Reads()
-    images = held.images if plan is None else dict(enumerate(plan.images))
+    images = held.images if plan is None else plan.images
     for number, piece in enumerate(pieces):
         counts = _Counts(held.question, piece, images[piece.image], held.targets, found)
         roles = ("image", *held.question.roles)
         handed = {name: supplied.get((number, name)) for name in roles}
-        seen = _count_piece(counts, held.question, plan, handed)
+        try:
+            seen = _count_piece(counts, held.question, plan, handed)
+        except (ChunkError, SourceChangedError) as error:
+            raise type(error)(f"{error} (image {images[piece.image].id!r})") from error
         counts.settle()
         for total, more in zip((under, reads), seen, strict=True):
             total.chunks += more.chunks

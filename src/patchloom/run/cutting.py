@@ -236,16 +236,16 @@ def _left(job: Job, shards: list[int]) -> list[int]:
 
 def cut_run(
     plan: Plan,
+    job: Job,
     shards: Sequence[int],
     supplied: Mapping[ArrayKey, Supplied] | None = None,
-    job: Job | None = None,
 ) -> tuple[dict[tuple[int, int], Summary], Reads]:
-    """Summarize the pixels of some shards' patches, each once, without writing."""
+    """Summarize the pixels of some shards' patches that a job counts, without writing."""
     found: dict[tuple[int, int], Summary] = {}
     reads = Reads()
     for leg, some in plan.runs.legs_of(shards):
         with visit_to(plan, leg) as visit:
-            run = _Run(plan, job or Job(None), dict(supplied or {}), visit)
+            run = _Run(plan, job, dict(supplied or {}), visit)
             for shard in _walk(run, some):
                 for key, summary in shard.summaries.items():
                     found[key] = found.get(key, Summary.empty()) + summary
@@ -372,7 +372,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         out = (
             "; on_error='skip' goes on without the patches that need it"
             if run.job.target is not None
-            else "; what patches are normalised with needs every pixel; normalize=None does not"
+            else "; numbers of targets need every pixel; normalize_targets=None does not"
         )
         raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "

@@ -15,7 +15,7 @@ from patchloom.image import Image, Ints
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
-from patchloom.run.cutting import ArrayKey, Job, cut_run, write_run
+from patchloom.run.cutting import ArrayKey, Job, write_run
 from patchloom.run.showing import Look, show_run
 
 __all__ = ["Graph", "Key", "light", "run_graph", "survey_graph"]
@@ -63,13 +63,13 @@ class Graph:
 
 def run_graph(
     plan: Plan,
-    job: Job | None,
+    job: Job,
     shards: Sequence[int] | Ints,
     token: str,
     *,
     write: Callable[..., Any] = write_run,
 ) -> Graph:
-    """The graph that writes some shards of a plan, or counts them.
+    """The graph that writes some shards of a plan.
 
     The plan and the job are each one value of the graph; a task holds the numbers of its
     shards. Arrays that only a Dask graph can read keep their own tasks, and each of ours
@@ -78,7 +78,7 @@ def run_graph(
     Parameters
     ----------
     plan, job
-        What to write; no job counts pixels instead.
+        What to write.
     shards
         Numbers of the shards to write, ascending.
     token
@@ -86,11 +86,12 @@ def run_graph(
     write
         What a task does with the plan, the job, its shards and the blocks handed to it.
     """
-    name = f"{'patchloom-write' if job is not None else 'patchloom-count'}-{token}"
+    name = f"patchloom-write-{token}"
     plan_key, job_key = f"patchloom-plan-{token}", f"patchloom-job-{token}"
-    shared: dict[str, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
-    if job is not None:
-        shared[job_key] = job
+    shared: dict[str, Any] = {
+        plan_key: plan.with_images([light(i) for i in plan.images]),
+        job_key: job,
+    }
     lazies = _lazy_arrays(plan, job)
     wanted = np.asarray(shards, np.int64)
     bounds = np.searchsorted(wanted, plan.runs.bounds)
@@ -106,10 +107,7 @@ def run_graph(
             mine = _numbers(wanted[bounds[task] : bounds[task + 1]])
             # What is not asked for is not gone through.
             ids, blocks = _supplies(plan, plan.tour(mine), lazies, counted) if lazies else _NOTHING
-            if job is None:
-                made[key] = (_count, plan_key, mine, ids, blocks)
-            else:
-                made[key] = (_write, write, plan_key, job_key, mine, ids, blocks)
+            made[key] = (_write, write, plan_key, job_key, mine, ids, blocks)
         return made
 
     given = HighLevelGraph.from_collections(name, {}, dependencies=list(lazies.values()))
@@ -129,7 +127,7 @@ def survey_graph(
 ) -> Graph:
     """The graph of a survey of contents: each task looks at some pieces (rows by number)."""
     name, plan_key = f"patchloom-score-{token}", f"patchloom-plan-{token}"
-    shared = {plan_key: plan.with_images([light(i) for i in plan.images])}
+    shared: dict[str, Any] = {plan_key: plan.with_images([light(i) for i in plan.images])}
     layer: dict[Any, Any] = {**shared}
     lazies = _lazy_arrays(plan, look)
     keys: list[tuple[str, int]] = []
@@ -161,10 +159,6 @@ def _write(
     write: Callable[..., Any], plan: Plan, job: Job, shards: Sequence[int], ids: Any, blocks: Any
 ) -> Any:
     return write(plan, job, shards, _supplied(ids, blocks))
-
-
-def _count(plan: Plan, shards: Sequence[int], ids: Any, blocks: list[Any]) -> Any:
-    return cut_run(plan, shards, _supplied(ids, blocks))
 
 
 @dataclass(frozen=True)
@@ -207,12 +201,12 @@ def light(image: Image) -> Image:
     return replace(image, source=image.source.without_pixels())
 
 
-def _lazy_arrays(plan: Plan, job: Job | Look | None) -> dict[ArrayKey, Any]:
+def _lazy_arrays(plan: Plan, job: Job | Look) -> dict[ArrayKey, Any]:
     """The Dask arrays of everything that a worker cannot read by itself."""
     return {
         (index, name): array.source.lazy(array)
         for index, image in enumerate(plan.images)
-        for name, array in (job or Job(None)).arrays(image).items()
+        for name, array in job.arrays(image).items()
         if not array.source.addressable
     }
 

@@ -134,8 +134,11 @@ def survey_tasks(
     nbytes = cells = 0
     for index, image in enumerate(images):
         for family in _families(question, index, image, blocks_of[index], size):
-            if asked is not None and not _touches(family, asked):
-                continue
+            if asked is not None:
+                narrow = _narrowed(family, asked)
+                if narrow is None:
+                    continue
+                family = narrow
             if len(family.pieces) > 1:
                 found.append([(piece,) for piece in family.pieces])
                 continue
@@ -228,15 +231,19 @@ def _cells(
             yield channels, None if planes is None else (plane, min(plane + HISTOGRAMS, high))
 
 
-def _touches(family: _Family, asked: set[tuple[int, int, int | None]]) -> bool:
-    """Whether a family counts a cell that is asked for."""
+def _narrowed(family: _Family, asked: set[tuple[int, int, int | None]]) -> _Family | None:
+    """A family without the channels at either end of which no cell is asked; None if none is."""
     piece = family.pieces[0]
     planes: Sequence[int | None] = [None] if piece.planes is None else range(*piece.planes)
-    return any(
-        (piece.image, channel, plane) in asked
+    wanted = [
+        channel
         for channel in range(*piece.channels)
-        for plane in planes
-    )
+        if any((piece.image, channel, plane) in asked for plane in planes)
+    ]
+    if not wanted:
+        return None
+    channels = wanted[0], wanted[-1] + 1
+    return replace(family, pieces=tuple(replace(p, channels=channels) for p in family.pieces))
 
 
 def _numbers(blocks: Ints) -> Sequence[int]:

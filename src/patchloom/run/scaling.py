@@ -13,8 +13,7 @@ from patchloom.image import Reads
 from patchloom.normalization import Normalization
 from patchloom.planning.plans import Plan
 from patchloom.planning.subsets import fixed_split, subset
-from patchloom.run.blocks import Supplied
-from patchloom.run.cutting import ArrayKey, Job, cut_run
+from patchloom.run.cutting import Job, cut_run
 from patchloom.run.executing import execute
 from patchloom.run.graph import run_graph
 from patchloom.run.measuring import Measuring
@@ -165,7 +164,7 @@ class Scaling:
             return survey_images(arrays, progress=progress)
         job = Job(None, counts=role, each=self.measuring.each)
         token = uuid.uuid4().hex
-        graph = run_graph(plan, job, range(plan.n_shards), token, write=_count)
+        graph = run_graph(plan, job, range(plan.n_shards), token, write=cut_run)
         parts = execute(graph, progress=progress, label="survey")
         reads = sum((counted for _, counted in parts), Reads())
         return merged([found for found, _ in parts]), reads
@@ -187,9 +186,3 @@ def _part(plan: Plan, which: Sequence[int]) -> Plan:
     if len(which) == len(plan.images):
         return plan
     return subset(plan, which, plan.rows_per_shard, fixed_split(plan, which))
-
-
-def _count(
-    plan: Plan, job: Job, shards: Sequence[int], supplied: Mapping[ArrayKey, Supplied]
-) -> tuple[Found, Reads]:
-    return cut_run(plan, shards, supplied, job)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from patchloom.errors import ConfigError, PlanError
 from patchloom.image import Image, Reads
 from patchloom.planning.plans import Plan
+from patchloom.run.auto_masks import with_plain_masks
 from patchloom.run.counting import Found as Counted
 from patchloom.run.counting import check_classes
 from patchloom.run.ground import Question
@@ -202,6 +203,9 @@ def surveyed(
     question = _question(what, images, over, each, planes, labels)
     channels, subjects = channel_names(images), subjects_of(images)
     groups_of(subjects, by)
+    if question.over == "mask":
+        # An automatic mask is one once its threshold is found.
+        images, _ = with_plain_masks(images, progress=progress)
     plan = what if question.over == "patches" and isinstance(what, Plan) else None
     begun = time.time()
     found, _, reads = look(question, images, plan, progress=progress)
@@ -278,6 +282,8 @@ def _asked(
     """What the next pass counts closer, by cell; nothing if all that is asked is exact."""
     asked: dict[Cell, Any] = {}
     for cells in pools:
+        if all(found[cell].exact for cell in cells):
+            continue
         some = found[cells[0]] if len(cells) == 1 else pooled([found[cell] for cell in cells])
         wanted = targets(some, q, method, median=True)
         if wanted is None:

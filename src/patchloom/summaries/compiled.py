@@ -106,97 +106,111 @@ def place(keys: Any, counts: Any, to_keys: Any, to_counts: Any) -> None:
 
 @_compiled
 def extremes(patterns: Any, size_bits: int, infinite: int) -> tuple[int, int]:
-    bits, end = u8(size_bits), u8(infinite)
+    bits, end, one = u8(size_bits), u8(infinite), u8(1)
     least, most = end, u8(0)
     for pattern in patterns:
         size = u8(pattern) & bits
-        least = size if u8(0) < size < least else least
-        most = size if most < size < end else most
-    return least, most
+        # Less 1, a zero is the largest of all.
+        least = min(least, size - one)
+        most = max(most, size * u8(size < end))
+    return least + one, most
 
 
 @_compiled
 def count_octaves_32(
-    patterns: Any, hole: int, first: int, times: int, counts: Any, sums: Any, ends: Any, apart: Any
+    flat: Any,
+    patterns: Any,
+    hole: int,
+    first: int,
+    times: int,
+    counts: Any,
+    sums: Any,
+    ends: Any,
+    apart: Any,
 ) -> None:
-    size_bits, infinite = u8(2**31 - 1), u8(0x7F800000)
-    one, normal = u8(1), u8(1 << 23)
+    size_bits, normal, infinite = u8(2**31 - 1), u8(1 << 23), u8(0x7F800000)
     # An exponent of float64 is that of float32 and 896; what wraps here wraps back.
     up = u8(896 << 23) - (u8(first) << u8(23))
-    rest_bits = u8(2**19 - 1)
-    left_out = u8(hole)
-    low, high = ends[0], ends[1]
+    left_out, range_bits = u8(hole), infinite - normal
     nans, holes, zeros, minus, plus = 0, 0, 0, 0, 0
-    for value in patterns:
-        pattern = u8(value)
+    low, high = ends[0], ends[1]
+    for i in range(len(patterns)):
+        pattern = u8(patterns[i])
         size = pattern & size_bits
-        some = u8(size != u8(0))
-        if size > infinite:
+        key = size + up
+        usual = size - normal < range_bits
+        if not usual and size > infinite:
             nans += 1
             continue
-        if pattern * some == left_out:
+        if pattern == left_out or (size == u8(0) and left_out == u8(0)):
             holes += 1
             continue
-        negative = (pattern >> u8(31)) * some
-        rank = np.int64(size) ^ -np.int64(negative)
-        low, high = min(low, rank), max(high, rank)
-        if size == infinite:
-            minus += negative == one
-            plus += negative != one
-            continue
-        key = (size + up) * some
-        if size - one < normal - one:
+        number = np.float64(flat[i])
+        low, high = min(low, number), max(high, number)
+        negative = pattern >> u8(31)
+        if not usual:
+            if size == u8(0):
+                zeros += 1
+                continue
+            if size == infinite:
+                minus += negative == u8(1)
+                plus += negative == u8(0)
+                continue
             # A denormal number: float64 holds it like any other.
             key = up
             while size < normal:
-                size = size << one
+                size = size << u8(1)
                 key = key - normal
             key = key + size
-        zeros += some != one
         counts[negative, key >> u8(15)] += times
-        cell, rest = key >> u8(19), key & rest_bits
-        sums[negative, cell, 0] += one
+        cell, rest = key >> u8(19), key & u8(2**19 - 1)
+        sums[negative, cell, 0] += u8(1)
         sums[negative, cell, 1] += rest
         sums[negative, cell, 2] += rest * rest
-    counts[0, 0] -= zeros * times
-    sums[0, 0, 0] -= u8(zeros)
-    ends[0], ends[1] = low, high
+    ends[0], ends[1] = low + 0.0, high + 0.0
     apart += np.array([nans, holes, zeros, minus, plus]) * times
 
 
 @_compiled
 def count_octaves_64(
-    patterns: Any, hole: int, first: int, times: int, counts: Any, sums: Any, ends: Any, apart: Any
+    flat: Any,
+    patterns: Any,
+    hole: int,
+    first: int,
+    times: int,
+    counts: Any,
+    sums: Any,
+    ends: Any,
+    apart: Any,
 ) -> None:
-    size_bits, infinite = u8(2**63 - 1), u8(0x7FF << 52)
-    one, half, half_bits = u8(1), u8(32), u8(2**32 - 1)
-    rest_bits = u8(2**48 - 1)
+    size_bits, infinite, one = u8(2**63 - 1), u8(0x7FF << 52), u8(1)
     left_out, down = u8(hole), u8(first) << u8(52)
-    low, high = ends[0], ends[1]
     nans, holes, zeros, minus, plus = 0, 0, 0, 0, 0
-    for pattern in patterns:
+    low, high = ends[0], ends[1]
+    for i in range(len(patterns)):
+        pattern = patterns[i]
         size = pattern & size_bits
-        some = u8(size != u8(0))
-        if size > infinite:
+        usual = size - one < infinite - one
+        if not usual and size > infinite:
             nans += 1
             continue
-        if pattern * some == left_out:
+        if pattern == left_out or (size == u8(0) and left_out == u8(0)):
             holes += 1
             continue
-        negative = (pattern >> u8(63)) * some
-        rank = np.int64(size) ^ -np.int64(negative)
-        low, high = min(low, rank), max(high, rank)
-        if size == infinite:
-            minus += negative == one
-            plus += negative != one
+        number = flat[i]
+        low, high = min(low, number), max(high, number)
+        negative = pattern >> u8(63)
+        if not usual:
+            zeros += size == u8(0)
+            minus += size == infinite and negative == one
+            plus += size == infinite and negative != one
             continue
-        zeros += some != one
-        key = (size - down) * some
+        key = size - down
         counts[negative, key >> u8(44)] += times
-        cell, rest = key >> u8(48), key & rest_bits
+        cell, rest = key >> u8(48), key & u8(2**48 - 1)
         # The square has 96 bits, which are added in two halves; a carry of the sum itself goes
         # to the upper bits of the count.
-        upper, lower = rest >> half, rest & half_bits
+        upper, lower = rest >> u8(32), rest & u8(2**32 - 1)
         middle = upper * lower
         square = lower * lower + (middle << u8(33))
         more = upper * upper + (middle >> u8(31)) + u8(square < lower * lower)
@@ -206,9 +220,7 @@ def count_octaves_64(
         total = sums[negative, cell, 1] + rest
         sums[negative, cell, 1] = total
         sums[negative, cell, 0] += one + (u8(total < rest) << u8(40))
-    counts[0, 0] -= zeros * times
-    sums[0, 0, 0] -= u8(zeros)
-    ends[0], ends[1] = low, high
+    ends[0], ends[1] = low + 0.0, high + 0.0
     apart += np.array([nans, holes, zeros, minus, plus]) * times
 
 

@@ -188,11 +188,6 @@ class Patterns:
             return self._lift - self._fraction + size.bit_length()
         return exponent + self._lift
 
-    def number(self, rank: int) -> float:
-        """The number of a whole number that sorts like it."""
-        pattern = rank if rank >= 0 else ~rank | self._sign
-        return float(np.array([pattern], self._whole).view(self.dtype)[0])
-
 
 class Leaves:
     """The bins of the leaves of a pass, one after the other in one array.

@@ -145,13 +145,14 @@ def _sliced(values: Floats) -> tuple[list[Floats], Floats]:
     top = max(-float(values.min()), float(values.max()))
     unit = math.frexp(top)[1] - _SLICE
     slices: list[Floats] = []
-    rest = values
+    rest = values.copy()
     while len(slices) < _SLICES and rest.any():
         # Adding a large number rounds to multiples of 2^unit.
         lead = math.ldexp(1.5, unit + 52)
-        upper = (rest + lead) - lead
+        upper = rest + lead
+        upper -= lead
+        rest -= upper
         slices.append(upper)
-        rest = rest - upper
         unit -= _SLICE + 1
     return slices, rest
 

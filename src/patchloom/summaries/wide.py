@@ -37,8 +37,8 @@ class Wide:
 
         Only a float64 may lie further apart: 10 MiB at most.
         """
-        sums = 16 * 2 * 16 * 4 * 8
-        return max(DISTINCT * 17, 18 * (2 * 8 * _PAGE + sums))
+        # Numba's sums take a quarter of what the counts take.
+        return max(DISTINCT * 17, 18 * 2 * 10 * _PAGE)
 
     @property
     def nbytes(self) -> int:
@@ -110,8 +110,7 @@ class _Rough:
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        pending = 0 if self._pending is None else self._pending.table.nbytes
-        return self.counts.nbytes + pending
+        return self.counts.nbytes + (0 if self._pending is None else self._pending.table.nbytes)
 
     def sweep(
         self, fast: Any, flat: npt.NDArray[Any], nodata: float | None, times: int
@@ -127,15 +126,16 @@ class _Rough:
         form = Patterns(flat.dtype, nodata)
         apart = np.zeros(5, np.int64)
         for start in range(0, len(flat), SETTLED):
-            self._sweep(fast, form, form.of(flat[start : start + SETTLED]), times, apart)
+            self._sweep(fast, form, flat[start : start + SETTLED], times, apart)
         nans, holes, *special = apart.tolist()
         for value, n in zip((0.0, -math.inf, math.inf), special, strict=True):
             self._apart[value] += n
         return nans, holes
 
     def _sweep(
-        self, fast: Any, form: Patterns, patterns: npt.NDArray[Any], times: int, apart: Ints
+        self, fast: Any, form: Patterns, flat: npt.NDArray[Any], times: int, apart: Ints
     ) -> None:
+        patterns = form.of(flat)
         octaves = form.octaves(fast, patterns)
         low, high = (1023, 1023) if octaves is None else octaves
         self._table(low << 52 - BITS, high - low + 1 << 52 - BITS)
@@ -144,13 +144,11 @@ class _Rough:
         if pending is None or pending.full or (pending.span, pending.times) != (span, times):
             self._settle()
             pending = self._pending = Octaves(form.dtype, *span, times)
-        pending.numbers += len(patterns)
-        ranks = np.array([2**63 - 1, -(2**63)])
-        count = fast.count_octaves_32 if form.dtype.itemsize == 4 else fast.count_octaves_64
-        count(patterns, form.hole, span[0], times, self.counts, pending.table, ranks, apart)
-        if ranks[0] <= ranks[1]:
-            self._low = min(self._low, form.number(int(ranks[0])))
-            self._high = max(self._high, form.number(int(ranks[1])))
+        pending.numbers += len(flat)
+        ends = np.array([self._low, self._high])
+        count = fast.count_octaves_32 if flat.itemsize == 4 else fast.count_octaves_64
+        count(flat, patterns, form.hole, span[0], times, self.counts, pending.table, ends, apart)
+        self._low, self._high = ends.tolist()
 
     def _settle(self) -> None:
         if self._pending is not None:
