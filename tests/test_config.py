@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import patchloom
 from patchloom.config import Job, job_schema, load_job
 from patchloom.errors import ConfigError
-from patchloom.run.normalizing import NORMALIZATIONS
+from patchloom.normalization import NORMALIZATIONS
 from patchloom.store.schema import CODECS
 from patchloom.summaries import METHODS
 from patchloom.summaries.table import EACH, OVER
@@ -86,7 +86,7 @@ def test_choices_are_those_of_the_verbs() -> None:
                 parts += get_args(part)
         return found
 
-    assert choices("normalize") == set(NORMALIZATIONS)
+    assert choices("normalize") == choices("normalize_targets") == set(NORMALIZATIONS)
     assert choices("codec") == set(CODECS)
     assert choices("over") == set(OVER)
     assert choices("each") == set(EACH)
@@ -131,6 +131,8 @@ output: out.zarr
 output_options: {anon: false}
 percentiles: [0.5, 50, 99.5]
 normalize: percentile
+per: donor
+normalize_targets: mean-std
 over: image
 each: once
 exact: true

@@ -315,7 +315,7 @@ def test_chunks_owned_by_tasks_add_up_to_those_needed(image: Image) -> None:
 
 def job_of(plan: Plan) -> Job:
     """What `materialize` tells the tasks, for a store in memory."""
-    return Job(Location(f"memory://{next(_numbers)}"), _specs(plan, None, Codec(CODECS[0])))
+    return Job(Location(f"memory://{next(_numbers)}"), _specs(plan, (), Codec(CODECS[0])))
 
 
 _numbers = count()

@@ -22,9 +22,10 @@ import patchloom
 
 SCALE = 0.25
 CASES: dict[str, tuple[str, str, str | None]] = {
-    # name: workload or "random", order, normalize
+    # name: workload or "random", order, normalize (of targets too, where the name says so)
     "aligned": ("w1-aligned", "spatial", None),
     "aligned-normalised": ("w1-aligned", "spatial", "percentile"),
+    "aligned-targets-normalised": ("w1-aligned", "spatial", "min-max"),
     "misaligned": ("w1-misaligned", "spatial", None),
     "misaligned-normalised": ("w1-misaligned", "spatial", "percentile"),
     "misaligned-shuffled": ("w1-misaligned", "shuffled", None),
@@ -46,7 +47,10 @@ def _plan(case: str, cache: Path) -> patchloom.Plan:
         size, overlaps = list(workload.patch_size), list(workload.overlaps)
         config = {"name": "sequential", "patch_size": size, "overlaps": overlaps}
     axes = workload.dataset.axes
-    images = patchloom.open_images([str(sources.image)], mask=str(sources.mask), axes=axes)
+    target = str(sources.image) if "targets" in case else None
+    images = patchloom.open_images(
+        [str(sources.image)], mask=str(sources.mask), axes=axes, target=target
+    )
     return patchloom.plan(images, config, min_coverage=0.5, edge="drop", order=order, seed=0)
 
 
@@ -84,14 +88,21 @@ def measure(cache: Path, out: Path, cases: list[str], traced: bool) -> dict[str,
                 tracemalloc.start()
             else:
                 watcher.start()
-            report = patchloom.materialize(plan, out / case, progress=False, normalize=normalize)
+            scaled = [name for name in plan.images[0].cut_arrays if normalize is not None]
+            report = patchloom.materialize(
+                plan,
+                out / case,
+                progress=False,
+                normalize=normalize,
+                normalize_targets=normalize if "target" in scaled else None,
+            )
             taken = tracemalloc.get_traced_memory()[1] if traced else 0
             tracemalloc.stop()
             stop.set()
             if not traced:
                 watcher.join()
                 taken = peak[0] - begun
-            projected = plan.peak_memory(normalized=normalize is not None)
+            projected = plan.peak_memory(normalized=scaled)
             assert report.projected_memory == projected
             found[case] = [taken, report.peak_memory, projected]
     return found
@@ -167,6 +178,6 @@ def test_an_image_ten_times_as_large_takes_no_more(order: str, tmp_path: Path) -
             order=order,
             memory=2**28,
         )
-        needs.append([plan.peak_memory(), plan.peak_memory(normalized=True)])
+        needs.append([plan.peak_memory(), plan.peak_memory(normalized=["image"])])
     small, large = np.array(needs)
     assert (abs(large - small) <= 0.1 * small).all()

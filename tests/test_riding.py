@@ -374,8 +374,8 @@ def test_an_interrupted_run_ends_byte_for_byte(
 @pytest.mark.parametrize("begun", ["", pytest.param("a", marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_write_ends_the_same(begun: str, noise: Path, tmp_path: Path) -> None:
     """Killed before each object in turn, what passes of their own have counted among them."""
-    how: dict[str, Any] = {"exact": True, "percentiles": [0, 50, 99]}
     base = tmp_path / "base.zarr"
+    how: dict[str, Any] = {"exact": True, "percentiles": [0, 50, 99]}
     base.mkdir()
     (tmp_path / "copies").mkdir()
 

@@ -573,7 +573,7 @@ def test_a_task_asks_once_and_done_twice_it_passes_over(
     """First nothing is found by one request; again nothing is read or written, counts are kept."""
     plan = made(source, STRATEGIES[0], labels=False)
     shards = list(plan.runs.shards(0)) + list(plan.runs.shards(1))
-    job = Job(Location("asked://twice.zarr"), _specs(plan, None, Codec()))
+    job = Job(Location("asked://twice.zarr"), _specs(plan, (), Codec()))
     first = write_run(plan, job, shards)
     assert [path for kind, path in asked if kind == "get"] == [
         f"/twice.zarr/manifest/{shards[0]:08d}.parquet"

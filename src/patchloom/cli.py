@@ -448,6 +448,7 @@ def _show_plan(plan: Plan, as_json: bool, job: Job | None = None, **more: Any) -
 
     if job is not None:
         more |= {"output_url": job.output, "normalize": job.normalize, "over": job.over}
+        more |= {"normalize_targets": job.normalize_targets}
     cost, summary = price(plan, **more), plan.figures()
     standing = {} if job is None else _foreseen(plan, job)
     if as_json:

@@ -177,8 +177,13 @@ class Job(BaseModel):
     """Options of the output's file system; by default `storage_options`."""
     percentiles: list[Percent] = [1.0, 99.0]
     """Percentiles of the statistics, in percent."""
-    normalize: Literal["percentile", "mean-std"] | None = None
+    normalize: Literal["percentile", "mean-std", "min-max", "none"] | None = None
     """Whether to scale pixels when writing; by default the source's pixels are stored."""
+    per: str = "image"
+    """What has numbers of its own when pixels are scaled: `image`, `channel` (all images
+    together), `all` (all channels too), or a metadata column."""
+    normalize_targets: Literal["percentile", "mean-std", "min-max", "none"] | None = None
+    """Whether to scale targets when writing, by their own grey levels."""
     over: Literal["patches", "mask", "image"] = "patches"
     """What the statistics are of: pixels of kept patches, under the masks, or of whole images."""
     each: Literal["once", "taken"] = "once"

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from patchloom.errors import ConfigError, PatchloomError, PlanError, SourceError
 from patchloom.image import Image
 from patchloom.location import Location
+from patchloom.normalization import SCALE
 from patchloom.patching.config import AnyConfig
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
@@ -36,7 +37,6 @@ from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.rows import Rows, ranges
 from patchloom.planning.runs import (
-    SCALE,
     Runs,
     arrange,
     pack_units,
@@ -222,28 +222,32 @@ class Plan:
         """Whether legs of its tasks may need blocks in common."""
         return len(self.runs.legs) > 2 and not (self.is_aligned and self.sequence.is_straight)
 
-    def peak_memory(self, *, normalized: bool = False, remote: bool = False) -> int:
+    def peak_memory(self, *, normalized: Collection[str] = (), remote: bool = False) -> int:
         """Bytes that a task holds at most.
 
         Parameters
         ----------
         normalized
-            Whether it writes float32 in place of what the images have.
+            Roles of the arrays that it writes as float32, ``"image"`` and ``"target"``.
         remote
             Whether it writes to a store that is not local, and so holds what it sends twice.
         """
         peak = self.runs.peak_memory
         if not peak:
             return 0
-        rows, patch = self.rows_per_shard, math.prod(self.patch_shape)
-        wider = max(0, 4 - self.dtype.itemsize) if normalized else 0
+        rows = self.rows_per_shard
+        arrays = [self.images[0].cut_arrays[name] for name in normalized]
+        pixels = [math.prod(self.cut.size) * array.layout.n_channels for array in arrays]
+        wider = [
+            max(0, 4 - array.dtype.itemsize) * n for array, n in zip(arrays, pixels, strict=True)
+        ]
         made = self.window_rows if self.order == "shuffled" else rows
         if remote:
-            peak += upload_bytes(self.images, self.cut, rows) + wider * rows * patch
-        if normalized:
+            peak += upload_bytes(self.images, self.cut, rows) + rows * max(wider, default=0)
+        if arrays:
             # Room in the shards in the making, and beside what is cut together its scaled copy.
             together = patches_together(self.images, self.cells, self.cut, made)
-            peak += wider * made * patch + 4 * together * patch
+            peak += made * sum(wider) + 4 * together * max(pixels)
             peak += 8 * max(SCALE, math.prod(self.cut.size))
         return peak
 

@@ -26,7 +26,6 @@ __all__ = [
     "MAX_TASKS",
     "MIN_TASKS",
     "RUN_BYTES",
-    "SCALE",
     "Runs",
     "arrange",
     "borders",
@@ -58,8 +57,6 @@ FETCH = 32 * 2**20
 """Bytes of decoded blocks that a task asks for in one batch, at most, unless a block has more."""
 GATHER = 16 * 2**20
 """Bytes of patches that a task cuts together, at least one patch."""
-SCALE = 2**17
-"""Pixels that are scaled together as float64, at least those of one channel of a patch."""
 _BATCH = 2**18
 """Cells that a pass looks at together."""
 _PAIRS = 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,8 +49,18 @@ class Asked:
         return np.unique(np.concatenate(queues)) if queues else np.zeros(0, np.int64)
 
 
-def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, str], Asked]:
-    """What an undisturbed run asks of every array at most: each leg of a task for itself."""
+def asked(plan: Plan, *, normalized: Collection[str], over: str) -> dict[tuple[int, str], Asked]:
+    """What an undisturbed run asks of every array at most: each leg of a task for itself.
+
+    Parameters
+    ----------
+    plan
+        Of all images.
+    normalized
+        Roles of the arrays that are normalised.
+    over
+        What statistics are of.
+    """
     arrays: dict[tuple[int, str], Asked] = {}
     fetch = fetch_bytes(plan.memory)
     for _, shards in plan.runs.legs_of(range(plan.n_shards)):
@@ -64,6 +74,8 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
                 blocks = _queue(plan, array, part, step)
                 batch = batch_blocks(array, fetch) * array.layout.chunks_per_block
                 found.ask("image" if name == "image" else "role", blocks, batch)
+                if name == "target" and name in normalized and over == "patches":
+                    found.ask("survey", blocks, batch)
             if image.mask is not None:
                 mask = image.mask.image
                 found = arrays.setdefault((part.image, "mask"), Asked(mask))
@@ -73,18 +85,21 @@ def asked(plan: Plan, *, normalize: str | None, over: str) -> dict[tuple[int, st
         for kind in {"image", "role"} & {*found.readings}:
             taken = found.readings[kind]
             found.ask("live", np.unique(np.concatenate(taken.queues)), taken.batch)
-    if over != "patches" or normalize is not None:
-        _ask_survey(plan, over, arrays)
+    if over != "patches" or "image" in normalized:
+        _ask_survey(plan, over, "image", arrays)
+    if over != "patches" and "target" in normalized:
+        _ask_survey(plan, over, "target", arrays)
     return arrays
 
 
-def _ask_survey(plan: Plan, over: str, arrays: dict[tuple[int, str], Asked]) -> None:
-    """What a pass before asks of the images; under a mask it asks for less."""
+def _ask_survey(plan: Plan, over: str, role: str, arrays: dict[tuple[int, str], Asked]) -> None:
+    """What a pass before asks of the images, or targets; under a mask it asks for less."""
     patches = plan if over == "patches" else None
-    for tasks in survey_tasks(Question(over), plan.images, patches):
+    every = [image.cut_arrays[role] for image in plan.images]
+    for tasks in survey_tasks(Question(over), every, patches):
         for piece in (piece for pieces in tasks for piece in pieces):
-            image = plan.images[piece.image]
-            found = arrays.setdefault((piece.image, "image"), Asked(image))
+            image = every[piece.image]
+            found = arrays.setdefault((piece.image, role), Asked(image))
             blocks = along_curve(image, np.asarray(piece.blocks, np.int64))
             if patches is not None:
                 blocks = blocks[np.isin(blocks, np.concatenate(found.readings["image"].queues))]

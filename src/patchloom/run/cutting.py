@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ChunkError, SourceChangedError, WriteError
-from patchloom.image import ChunkReader, Image, Layout
+from patchloom.image import ChunkReader, Image, Layout, Reads
 from patchloom.location import Location
+from patchloom.normalization import Normalization
 from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
@@ -29,7 +30,6 @@ from patchloom.run.contents import Contents, named
 from patchloom.run.gaps import Losses, lost_rows
 from patchloom.run.masks import covered_share
 from patchloom.run.nearby import Nearby
-from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
 from patchloom.run.sharing import Share, Visit, legs_from_here, visit_to
 from patchloom.run.tiles import columns_of
@@ -40,7 +40,7 @@ from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_nam
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 
-__all__ = ["Job", "steps_of", "write_run"]
+__all__ = ["Job", "cut_run", "steps_of", "write_run"]
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -56,7 +56,8 @@ class Job:
     """Where shards go; None only counts (a survey)."""
     specs: Mapping[str, ArraySpec] = field(default_factory=dict)
     """Arrays of the store by name."""
-    scaling: Scaling | None = None
+    scaling: Mapping[str, Normalization] = field(default_factory=dict)
+    """What the arrays are normalised with that are, by role."""
     skip: bool = False
     """Whether a chunk that cannot be read costs its patches instead of the run."""
     suspect: frozenset[int] = frozenset()
@@ -68,6 +69,8 @@ class Job:
     """Position in the store of the plan's first image."""
     pending: str | None = None
     """Fingerprint of the addition that is being made, if it is one to a store."""
+    counts: str = "image"
+    """Role of the array whose pixels are counted."""
     each: str = "once"
     """How often a pixel counts in the statistics that ride along."""
 
@@ -75,8 +78,8 @@ class Job:
         """The arrays of an image that this job reads."""
         if self.target is not None:
             return image.cut_arrays
-        # A survey of statistics looks at the image alone.
-        return {"image": image}
+        # A survey of statistics looks at what it counts alone.
+        return {self.counts: image.cut_arrays[self.counts]}
 
 
 @dataclass
@@ -188,12 +191,13 @@ def write_run(
     left = _left(job, list(shards))
     gone = {*shards} - {*left}
     run = _Run(plan, job, dict(supplied or {}))
-    normalized, remote = job.scaling is not None, job.target is not None and not job.target.is_local
+    remote = job.target is not None and not job.target.is_local
     gaps, lost = [], []
     waiting = list(left)
     try:
-        for leg, some in legs_from_here(plan, left, normalized=normalized, remote=remote):
-            with visit_to(plan, leg, normalized=normalized, remote=remote) as run.visit:
+        scaled = tuple(job.scaling)
+        for leg, some in legs_from_here(plan, left, normalized=scaled, remote=remote):
+            with visit_to(plan, leg, normalized=scaled, remote=remote) as run.visit:
                 for shard in _walk(run, some):
                     rows = _commit(run, shard)
                     waiting.remove(shard.number)
@@ -229,6 +233,28 @@ def _left(job: Job, shards: list[int]) -> list[int]:
         return shards
     there = {n for n in fresh[1:] if target.read(manifest_name(first + n)) is not None}
     return [number for number in shards if number not in {fresh[0], *there}]
+
+
+def cut_run(
+    plan: Plan,
+    job: Job,
+    shards: Sequence[int],
+    supplied: Mapping[ArrayKey, Supplied] | None = None,
+) -> tuple[dict[tuple[int, int], Summary], Reads]:
+    """Summarize the pixels of some shards' patches that a job counts, without writing."""
+    found: dict[tuple[int, int], Summary] = {}
+    reads = Reads()
+    for leg, some in plan.runs.legs_of(shards):
+        with visit_to(plan, leg) as visit:
+            run = _Run(plan, job, dict(supplied or {}), visit)
+            for shard in _walk(run, some):
+                for key, summary in shard.summaries.items():
+                    found[key] = found.get(key, Summary.empty()) + summary
+                shard.summaries.clear()
+        reads.chunks += run.counts["chunk_reads"] + run.counts["role_reads"]
+        reads.requests += run.counts["requests"]
+        reads.nbytes += run.counts["bytes_read"]
+    return found, reads
 
 
 def _n_rows(plan: Plan, shard: int) -> int:
@@ -273,11 +299,11 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         patch, block = pairs()
         counter = missed = share = None
         shares = run.visit is not None and array.source.addressable
-        if name == "image" or shares:
+        if name == run.job.counts or shares:
             near = Nearby.of(plan, index, array.layout, np.unique(block), sample)
-        if name == "image":
+        if name == run.job.counts:
             span = int(turn[0]), int(turn[-1])
-            counter, missed = _counter(run, index, near, span, begun)
+            counter, missed = _counter(run, index, array.layout, near, span, begun)
         if run.visit is not None and shares:
             share = Share(run.visit, index, name, near.shared(plan))
         reader = run.reader(index, name, array)
@@ -344,7 +370,11 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
         first = run.job.first_shard
         cost = ", ".join(f"{first + number}" for number in waiting if number in begun)
-        out = "; on_error='skip' goes on without the patches that need it"
+        out = (
+            "; on_error='skip' goes on without the patches that need it"
+            if run.job.target is not None
+            else "; numbers of targets need every pixel; normalize_targets=None does not"
+        )
         raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
             f"it{out if isinstance(error, ChunkError) else ''})"
@@ -403,8 +433,8 @@ def _store(
     pixels: Pixels,
 ) -> None:
     """Put patches into the shards that they go to."""
-    if name == "image" and run.job.scaling is not None:
-        pixels = run.job.scaling.apply(image, pixels)
+    if (scaling := run.job.scaling.get(name)) is not None:
+        pixels = scaling.apply(pixels, run.plan.images[image].id)
     run.meter.take(pixels.nbytes)
     for shard, which in into:
         builder = _builder(run, shard, _ARRAY_NAMES[name])
@@ -423,7 +453,12 @@ def _builder(run: _Run, shard: _Shard, array: str) -> ShardBuilder:
 
 
 def _counter(
-    run: _Run, index: int, near: Nearby, span: tuple[int, int], begun: dict[int, _Shard]
+    run: _Run,
+    index: int,
+    layout: Layout,
+    near: Nearby,
+    span: tuple[int, int],
+    begun: dict[int, _Shard],
 ) -> tuple[Callable[[int, Pixels], None], Callable[[int], None]]:
     """A function that counts a block's pixels when it arrives, each pixel once, and one to
     tell that it never will.
@@ -432,11 +467,9 @@ def _counter(
     written; only that shard's task counts it, when it comes by in that turn, over the union
     of all patches of the plan.
     """
-    plan = run.plan
-    layout = plan.images[index].layout
     owner = near.turn[near.patch[near.begin]]
     here = (owner >= span[0]) & (owner <= span[1])
-    owner //= plan.rows_per_shard
+    owner //= run.plan.rows_per_shard
     place = {block: k for k, block in enumerate(near.blocks.tolist())}
 
     def count(flat: int, pixels: Pixels) -> None:
@@ -470,10 +503,11 @@ def _tally(
     first, _ = layout.space.box(layout.space.unflat(block % layout.space.n_chunks).tolist())
     extent = pixels.shape[2:]
     _, samples = layout.samples_of(np.asarray([block]))
+    own = layout.own_samples(patches.sample)
     low = np.clip(patches.corner - np.asarray(first), 0, extent)
     high = np.clip(patches.corner + np.asarray(size) - np.asarray(first), 0, extent)
     for inside, sample in enumerate(samples.tolist()):
-        mine = patches.sample == sample
+        mine = own == sample
         if not mine.any():
             continue
         for some, where, times in counted(run.job.each, low[mine], high[mine], extent):

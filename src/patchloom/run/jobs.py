@@ -81,6 +81,8 @@ def materialize_job(
         job.output,
         percentiles=job.percentiles,
         normalize=job.normalize,
+        per=job.per,
+        normalize_targets=job.normalize_targets,
         over=job.over,
         each=job.each,
         exact=job.exact,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,14 +21,15 @@ from patchloom.errors import (
     WriteError,
 )
 from patchloom.location import Location
+from patchloom.normalization import kind_of
 from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
 from patchloom.run.appending import image_documents, stages_of
 from patchloom.run.centers import goes_by_class
 from patchloom.run.gaps import by_reason, joined_losses
 from patchloom.run.measuring import OVER, Measuring, told_job
-from patchloom.run.normalizing import NORMALIZATIONS
 from patchloom.run.reports import RunReport
+from patchloom.run.scaling import Scaling
 from patchloom.run.settings import Settings
 from patchloom.run.surveying import channel_names
 from patchloom.run.verifying import verify as check
@@ -49,6 +50,8 @@ def materialize(
     *,
     percentiles: Sequence[float] = (1, 99),
     normalize: str | None = None,
+    per: str = "image",
+    normalize_targets: str | None = None,
     over: str = "patches",
     storage_options: Mapping[str, Any] | None = None,
     resume: bool = True,
@@ -76,10 +79,17 @@ def materialize(
     percentiles
         In percent; kept in the store's statistics.
     normalize
-        None stores the source's pixels (normalise in the loader from the statistics).
-        ``"percentile"`` scales the lowest to the highest of `percentiles` to [0, 1], clipped;
-        ``"mean-std"`` to mean 0 and standard deviation 1; both per image and channel, as
-        float32, after a pass of their own over the source.
+        None or ``"none"`` stores the source's pixels (normalise them when they are read:
+        `PatchStore.normalization`). ``"percentile"`` scales the lowest to the highest of
+        `percentiles` to [0, 1], clipped; ``"min-max"`` the least to the greatest grey level;
+        ``"mean-std"`` to mean 0 and standard deviation 1. All as float32, after a pass of their
+        own over the source; the numbers are recorded in the store. Labels are never scaled.
+    per
+        What has numbers of its own: ``"image"`` (each channel of each image), ``"channel"`` (each
+        channel of all images together), ``"all"`` (everything together), or a metadata column
+        (each channel of each group of images). Appended images keep to what is recorded.
+    normalize_targets
+        The same for the targets, by their own grey levels; None stores them as they are.
     over
         What the statistics are of: ``"patches"`` (pixels of kept patches, counted in the writing
         pass), ``"mask"`` (pixels under the images' masks) or ``"image"`` (all pixels), both in a
@@ -148,12 +158,13 @@ def materialize(
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
     _check_sizes(plan)
     target = Location.of(url, storage_options)
-    _check_memory(plan, normalize is not None, not target.is_local)
-    check_choices(normalize, over, on_error)
+    normalize, normalize_targets = check_choices(normalize, over, on_error, normalize_targets)
     measuring = Measuring.of(percentiles, over, each, exact, method)
     measuring.check(plan)
-    specs = _specs(plan, normalize, Codec(codec or CODECS[0]))
-    attributes = _attributes(plan, specs, measuring, normalize)
+    scaling = Scaling.of(plan, normalize, normalize_targets, per, measuring)
+    _check_memory(plan, scaling.roles, not target.is_local)
+    specs = _specs(plan, scaling.roles, Codec(codec or CODECS[0]))
+    attributes = _attributes(plan, specs, measuring, scaling)
     # Listed first: what another call begins to add meanwhile is not taken for a leftover.
     found = target.list()
     existing = _claim(target, found, attributes, documents(specs, plan.n_patches), resume)
@@ -162,24 +173,24 @@ def materialize(
         check(url, plan, repair=True, storage_options=storage_options, progress=progress)
         found, existing = target.list(), read_attributes(target)
     for stage in stages.new:
-        _check_memory(stage.plan, normalize is not None, not target.is_local)
+        _check_memory(stage.plan, scaling.roles, not target.is_local)
     if existing is not None and (stages.every[0].plan is not plan or "pending" in existing):
         # The store's own: rows_per_shard, what is told of its images, and what is coming.
-        specs = _specs(stages.standing[0].plan, normalize, Codec(codec or CODECS[0]))
+        specs = _specs(stages.standing[0].plan, scaling.roles, Codec(codec or CODECS[0]))
         gone = ("statistics", "summaries", "skipped")
         kept = {k: v for k, v in existing.items() if k not in gone}
         attributes = {**kept, "complete": False}
     target.remove([name for name in found if PARTIAL.search(name)])
     if existing is not None:
         target.abort_uploads()
-    work = Work(target, specs, measuring, normalize, on_error == "skip", progress, started)
+    work = Work(target, specs, measuring, scaling, on_error == "skip", progress, started)
     outcomes, written = work.finish(stages.standing, existing, attributes, found)
     for stage in stages.new:
         if written is None:
             break
         outcome, written = work.append(stage, written, found)
         outcomes.append(outcome)
-    return _report(outcomes, target, begun, written is not None, normalize)
+    return _report(outcomes, target, begun, written is not None, scaling.roles)
 
 
 def _check_sizes(plan: Plan) -> None:
@@ -193,7 +204,7 @@ def _check_sizes(plan: Plan) -> None:
         )
 
 
-def _check_memory(plan: Plan, normalized: bool, remote: bool) -> None:
+def _check_memory(plan: Plan, normalized: Collection[str], remote: bool) -> None:
     projected = plan.peak_memory(normalized=normalized, remote=remote)
     if projected > plan.memory:
         wide = "normalised patches are float32, and " if normalized else ""
@@ -205,34 +216,35 @@ def _check_memory(plan: Plan, normalized: bool, remote: bool) -> None:
         )
 
 
-def check_choices(normalize: str | None, over: str, on_error: str = "raise") -> None:
-    """Refuse what is not one of the choices.
+def check_choices(
+    normalize: str | None,
+    over: str,
+    on_error: str = "raise",
+    normalize_targets: str | None = None,
+) -> tuple[str | None, str | None]:
+    """Refuse what is not one of the choices; the two kinds by their own names, None for "none".
 
     Raises
     ------
     ConfigError
         Naming them.
     """
-    for name, value, choices in (
-        ("normalize", normalize, (None, *NORMALIZATIONS)),
-        ("over", over, OVER),
-        ("on_error", on_error, _ON_ERROR),
-    ):
+    for name, value, choices in (("over", over, OVER), ("on_error", on_error, _ON_ERROR)):
         if value not in choices:
             raise ConfigError(f"{name}= is one of {list(choices)}, got {value!r}")
+    kinds = [None if kind is None else kind_of(kind) for kind in (normalize, normalize_targets)]
+    first, second = (None if kind == "none" else kind for kind in kinds)
+    return first, second
 
 
-def _specs(plan: Plan, normalize: str | None, codec: Codec) -> dict[str, ArraySpec]:
-    first = plan.images[0]
-    axes = first.axes.canonical
-    dtype = np.dtype(np.float32) if normalize is not None else plan.dtype
-    specs = {
-        "images": ArraySpec("images", plan.patch_shape, dtype, axes, plan.rows_per_shard, codec)
-    }
-    for name, role in (("labels", first.labels), ("targets", first.target)):
-        if role is not None:
-            shape = (role.image.layout.n_channels, *plan.patch_size)
-            specs[name] = ArraySpec(name, shape, role.image.dtype, axes, plan.rows_per_shard, codec)
+def _specs(plan: Plan, normalized: Collection[str], codec: Codec) -> dict[str, ArraySpec]:
+    axes, specs = plan.images[0].axes.canonical, {}
+    names = {"image": "images", "labels": "labels", "target": "targets"}
+    for role, array in plan.images[0].cut_arrays.items():
+        dtype = np.dtype(np.float32) if role in normalized else array.dtype
+        shape = (array.layout.n_channels, *plan.patch_size)
+        name = names[role]
+        specs[name] = ArraySpec(name, shape, dtype, axes, plan.rows_per_shard, codec)
     return specs
 
 
@@ -240,7 +252,7 @@ def _attributes(
     plan: Plan,
     specs: Mapping[str, ArraySpec],
     measuring: Measuring,
-    normalize: str | None,
+    scaling: Scaling,
 ) -> dict[str, Any]:
     from patchloom import __version__
 
@@ -265,8 +277,9 @@ def _attributes(
             "min_pixels": plan.min_pixels,
             "order": plan.order,
             **measuring.to_document(),
-            "normalize": normalize,
+            "normalize": scaling.kinds.get("image"),
             "codec": spec.codec.name,
+            **scaling.beyond,
         },
         "images": image_documents(plan.images),
     }
@@ -321,8 +334,8 @@ def _claim(
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """The settings in which two jobs differ, with both values where these are short."""
-    for name in sorted(here):
-        values = there.get(name), here[name]
+    for name in sorted({*there, *here}):
+        values = there.get(name), here.get(name)
         if values[0] != values[1]:
             short = not any(isinstance(value, dict) for value in values)
             told = f": {values[0]!r} there, {values[1]!r} here" if short else ""
@@ -334,7 +347,7 @@ def _report(
     target: Location,
     begun: float,
     complete: bool,
-    normalize: str | None,
+    normalized: Collection[str],
 ) -> RunReport:
     surveys = [outcome.survey for outcome in outcomes]
     plans = [outcome.stage.plan for outcome in outcomes]
@@ -346,8 +359,7 @@ def _report(
         survey_reads=sum(survey.chunks for survey in surveys),
         seconds=0.0,
         projected_memory=max(
-            p.peak_memory(normalized=normalize is not None, remote=not target.is_local)
-            for p in plans
+            p.peak_memory(normalized=normalized, remote=not target.is_local) for p in plans
         ),
         complete=complete,
         already_done=sum(len(outcome.done) for outcome in outcomes),

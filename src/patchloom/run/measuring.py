@@ -91,7 +91,9 @@ class Measuring:
         """Whether the writing pass counts what is asked for, as far as one pass can."""
         return self.over == _RIDDEN
 
-    def before(self, plan: Plan, *, needed: bool, progress: bool) -> tuple[Found | None, Reads]:
+    def before(
+        self, plan: Plan, *, needed: bool, progress: bool, by: str | None = "image"
+    ) -> tuple[Found | None, Reads]:
         """What must be known before the first patch is written, or is of more than patches.
 
         Parameters
@@ -102,6 +104,8 @@ class Measuring:
             Whether patches are normalised with it.
         progress
             Whether to show it.
+        by
+            What else is to be exact, if anything is: sums over groups of images, see `refined`.
         """
         if self.is_ridden and not needed:
             return None, Reads()
@@ -115,11 +119,17 @@ class Measuring:
         reads += replace(under, chunks=0)
         if not self.asks(found):
             return found, reads
-        found, more = self.refined(plan, found, since=begun, progress=progress)
+        found, more = self.refined(plan, found, since=begun, progress=progress, by=by)
         return found, reads + more
 
     def refined(
-        self, plan: Plan, found: Found, *, since: float, progress: bool
+        self,
+        plan: Plan,
+        found: Found,
+        *,
+        since: float,
+        progress: bool,
+        by: str | None = "image",
     ) -> tuple[Found, Reads]:
         """What is asked for, from bounded counts, by as many passes as that takes.
 
@@ -133,6 +143,8 @@ class Measuring:
             When it began, in seconds since 1970: no image may be written after it.
         progress
             Whether to show it.
+        by
+            ``"image"``; a metadata column, or None for all images: their sums are exact, too.
         """
         with _telling(_EXACT):
             finer, reads = refined(
@@ -142,6 +154,7 @@ class Measuring:
                 {Cell(*key): summary for key, summary in found.items()},
                 self.percentiles,
                 method=self.method,
+                by=by,
                 since=since,
                 progress=progress,
             )

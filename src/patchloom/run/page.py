@@ -292,7 +292,7 @@ def _limits_of(store: PatchStore, image: str, pixels: np.ndarray[Any, Any]) -> L
         known = store.statistics.sizes["quantile"]
         return _ends(store, image) if known else [grey_levels(channel) for channel in pixels]
     # Stored pixels were scaled already.
-    ends = (0.0, 1.0) if normalize == "percentile" else (-2.0, 4.0)
+    ends = (-2.0, 4.0) if normalize == "mean-std" else (0.0, 1.0)
     return [ends] * len(pixels)
 
 

@@ -38,6 +38,7 @@ def price(
     epochs: int = 100,
     months: float = 1,
     normalize: str | None = None,
+    normalize_targets: str | None = None,
     over: str = "patches",
 ) -> Cost:
     """What a plan will take, from listings of its sources: no pixel is read.
@@ -56,7 +57,7 @@ def price(
         Bytes of output before over after compression; None: as much as the source compresses.
     epochs, months
         How long the store is used, and kept.
-    normalize, over
+    normalize, normalize_targets, over
         As for `materialize`: what needs a pass of its own before.
 
     Returns
@@ -80,14 +81,15 @@ def price(
     (4, 4096, 0.0)
     """
     _check(plan, workers, epochs, months, compression)
-    check_choices(normalize, over)
+    kinds = check_choices(normalize, over, normalize_targets=normalize_targets)
+    normalized = [role for role, kind in zip(("image", "target"), kinds, strict=True) if kind]
     table = prices if isinstance(prices, Prices) else Prices.load(prices)
-    arrays = asked(plan, normalize=normalize, over=over)
+    arrays = asked(plan, normalized=normalized, over=over)
     counted, notes = _counted(list(arrays.values()), table)
     total = {kind: sum((c[kind] for c in counted), Traffic()) for kind in KINDS}
     far, paid = _target(plan, output_url, table)
     output = Output(
-        nbytes=_output_bytes(plan, normalize),
+        nbytes=_output_bytes(plan, normalized),
         compression=compression or _compression(total["live"]),
         n_patches=plan.n_patches,
         n_shards=plan.n_shards,
@@ -96,7 +98,7 @@ def price(
         paid=paid,
     )
     return Cost.of(
-        {**plan.figures(), "peak_memory": plan.peak_memory(normalized=normalize is not None)},
+        {**plan.figures(), "peak_memory": plan.peak_memory(normalized=normalized)},
         run=total["image"] + total["role"] + total["survey"],
         masks=total["mask"],
         live=total["live"],
@@ -137,11 +139,11 @@ def _target(plan: Plan, url: str | os.PathLike[str] | None, prices: Prices) -> t
     return is_far(location), prices.is_paid(location)
 
 
-def _output_bytes(plan: Plan, normalize: str | None) -> int:
+def _output_bytes(plan: Plan, normalized: Sequence[str]) -> int:
     pixels = int(np.prod(plan.patch_size, dtype=object))
     total = 0
     for name, array in plan.images[0].cut_arrays.items():
-        wide = 4 if name == "image" and normalize is not None else array.dtype.itemsize
+        wide = 4 if name in normalized else array.dtype.itemsize
         total += plan.n_patches * pixels * array.layout.n_channels * wide
     return total
 

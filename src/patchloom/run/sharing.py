@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -337,7 +337,7 @@ _OFF = threading.Event()
 
 @contextmanager
 def visit_to(
-    plan: Plan, leg: int, *, normalized: bool = False, remote: bool = False
+    plan: Plan, leg: int, *, normalized: Collection[str] = (), remote: bool = False
 ) -> Iterator[Visit | None]:
     """A task of this process at work on a leg; None where it shares no block.
 
@@ -352,7 +352,7 @@ def visit_to(
     leg
         Which of its legs.
     normalized
-        Whether patches are written as float32.
+        Roles of the arrays that are written as float32.
     remote
         Whether they go to a store that is not local, and are held twice while they are sent.
     """
@@ -364,7 +364,7 @@ def visit_to(
 
 
 def legs_from_here(
-    plan: Plan, shards: Sequence[int], *, normalized: bool = False, remote: bool = False
+    plan: Plan, shards: Sequence[int], *, normalized: Collection[str] = (), remote: bool = False
 ) -> Sequence[Leg]:
     """The legs that hold some shards (ascending), in the order in which this process best goes.
 
@@ -381,7 +381,9 @@ def legs_from_here(
     return shared_blocks(plan, normalized=normalized, remote=remote).from_here(legs)
 
 
-def shared_blocks(plan: Plan, *, normalized: bool = False, remote: bool = False) -> SharedBlocks:
+def shared_blocks(
+    plan: Plan, *, normalized: Collection[str] = (), remote: bool = False
+) -> SharedBlocks:
     """What this process shares over a plan."""
     projected = plan.peak_memory(normalized=normalized, remote=remote)
     with _LOCK:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 import uuid
@@ -21,13 +20,14 @@ from dask.highlevelgraph import HighLevelGraph
 from patchloom.errors import ConfigError, FingerprintError, PatchloomError, StoreError
 from patchloom.image import Image
 from patchloom.location import Location, StorageOptions
+from patchloom.normalization import Normalization
 from patchloom.planning.identity import box_ids, patch_ids
 from patchloom.planning.plans import Plan
 from patchloom.run.appending import stages_of
 from patchloom.run.executing import execute
 from patchloom.run.graph import Graph, light
 from patchloom.run.masks import read_region
-from patchloom.run.normalizing import Scaling
+from patchloom.run.scaling import recorded
 from patchloom.run.verify_report import VerifyReport
 from patchloom.sources.opening import open_images
 from patchloom.store.additions import additions_of, n_shards_of
@@ -55,6 +55,8 @@ _DRAWN = 16
 """How often a random strategy may have drawn one box."""
 _DIFFERS = "differs from its source"
 _ROLES = {"images": "image", "labels": "labels", "targets": "target"}
+_NORMALIZES = {"image": "normalize", "target": "normalize_targets"}
+"""Settings of a job that say whether an array is normalised."""
 
 _Sources = Callable[[str, str], Image | str]
 
@@ -137,7 +139,8 @@ def verify(
     picked = _picked(attributes, sample, seed)
     options = storage_options if source_options is None else source_options
     specs = specs_of(attributes, documents)
-    work = _Work(target, attributes, specs, plans, StorageOptions(options or {}))
+    numbers = recorded(attributes)
+    work = _Work(target, attributes, specs, plans, StorageOptions(options or {}), numbers)
     results = execute(_graph(work, shards, gaps, picked), progress=progress, label="verify")
     found = [result for part in results for result in part]
     damage += [item for result in found for item in result.damage]
@@ -241,6 +244,8 @@ class _Work:
     plans: Mapping[int, Plan]
     """Of each addition, by its first row; none if the plan was not given."""
     options: StorageOptions
+    numbers: Mapping[str, Normalization]
+    """What the arrays were normalised with that are, by role."""
 
 
 @dataclass(frozen=True)
@@ -393,12 +398,12 @@ def _differs(
     except (PatchloomError, OSError) as error:
         return f"its source cannot be read: {error}"
     stored = pixels[(slice(None), *inside)]
-    if name == "images" and work.attributes["job"]["normalize"] is not None:
-        scaling = _scaling(work.attributes)
-        if scaling is None:
-            return "it was normalised, and the numbers are not in the store exactly"
-        index = [image["id"] for image in work.attributes["images"]].index(told["image_id"])
-        found = scaling.apply(index, found[None])[0]
+    role = _ROLES[name]
+    if work.attributes["job"].get(_NORMALIZES.get(role)) is not None:
+        scaling = work.numbers.get(role)
+        if scaling is None or not scaling.knows(told["image_id"]):
+            return "it was normalised, and the store does not tell by which numbers"
+        found = scaling.apply(found[None], told["image_id"])[0]
     same = found.dtype == stored.dtype and found.tobytes() == stored.tobytes()
     return None if same else _DIFFERS
 
@@ -423,22 +428,3 @@ def _source(work: _Work, image_id: str, name: str) -> Image | str:
     if list(found.shape) != told["shape"]:
         return f"its source {found.uri!r} has another shape now"
     return found
-
-
-def _scaling(attributes: Mapping[str, Any]) -> Scaling | None:
-    """The normalisation of a store, where its statistics give it to the last bit."""
-    found, job = attributes.get("statistics"), attributes["job"]
-    if found is None or not found["exact"]:
-        return None
-
-    def numbers(read: Callable[[int, int], Any]) -> dict[tuple[int, int], float]:
-        grid = np.ndindex(len(found["images"]), len(found["channels"]))
-        return {(i, c): math.nan if (v := read(i, c)) is None else float(v) for i, c in grid}
-
-    if job["normalize"] == "mean-std":
-        shift = numbers(lambda i, c: found["mean"][i][c])
-        return Scaling(shift, numbers(lambda i, c: found["std"][i][c]), False)
-    low, high = (job["percentiles"].index(f(job["percentiles"])) for f in (min, max))
-    shift = numbers(lambda i, c: found["percentile"][i][c][low])
-    top = numbers(lambda i, c: found["percentile"][i][c][high])
-    return Scaling(shift, {key: top[key] - shift[key] for key in top}, True)

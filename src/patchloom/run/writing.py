@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from patchloom.image import Reads
 from patchloom.location import Location
+from patchloom.normalization import Normalization
 from patchloom.planning.plans import Plan
 from patchloom.run.appending import Stage, appended, leftovers, pending, told_of
 from patchloom.run.cutting import Job
@@ -20,8 +21,8 @@ from patchloom.run.executing import execute
 from patchloom.run.gaps import joined_losses
 from patchloom.run.graph import run_graph
 from patchloom.run.measuring import Measuring
-from patchloom.run.normalizing import Scaling
 from patchloom.run.reports import TaskReport
+from patchloom.run.scaling import Scaling, record, recorded
 from patchloom.run.standing import Standing, record_sizes
 from patchloom.run.surveying import channel_names
 from patchloom.sources.zarrs import reading_since
@@ -84,7 +85,7 @@ class Work:
     target: Location
     specs: Mapping[str, ArraySpec]
     measuring: Measuring
-    normalize: str | None
+    scaling: Scaling
     skip: bool
     progress: bool
     since: float
@@ -111,23 +112,30 @@ class Work:
             A listing of the store.
         """
         arrays = documents(self.specs, n_rows_of(attributes))
-        for name, array in arrays.items():
-            if f"{name}/zarr.json" not in found:
-                self.target.write(f"{name}/zarr.json", as_json(array))
         n_shards = n_shards_of(attributes)
         there = Standing.of(self.target, found, self._ndims, n_shards)
         every = [_own(stage, there) for stage in standing]
         known = {} if existing is None else existing
         lacks = len(there.done) < n_shards or not {*known.get("summaries", ())} <= {*found}
         if known.get("complete") and not lacks:
+            self._write_arrays(arrays, found)
             pairs = zip(standing, every, strict=True)
             return [Outcome(s, done, Reads(), None, ()) for s, done in pairs], known
-        looks = [self._survey(s, d) for s, d in zip(standing, every, strict=True)]
+        looks, numbers = [], recorded(existing)
+        for stage, done in zip(standing, every, strict=True):
+            look = self._survey(stage)
+            if len(done) < stage.plan.n_shards:
+                numbers, look = self._numbers(stage, numbers, *look)
+            looks.append(look)
+        # Not earlier: what cannot be normalised leaves nothing behind.
+        self._write_arrays(arrays, found)
+        # Before the first shard: a resume goes by these numbers, and reads nothing for them.
+        attributes = {**attributes, **record(numbers)}
         if existing is None or (known.get("complete") and lacks):
             # Not complete (any more): readers are told before anything else is written.
             self._write_group(attributes, arrays)
         outcomes = [
-            self._make(s, d, there.suspect, *look)
+            self._make(s, d, there.suspect, numbers, *look)
             for s, d, look in zip(standing, every, looks, strict=True)
         ]
         found, n_done = self._settle(outcomes, n_shards)
@@ -166,11 +174,15 @@ class Work:
             done, suspect = _own(stage, there), there.suspect
         else:
             self.target.remove(leftovers(found, attributes))
-        surveyed, survey = self._survey(stage, done)
+        look, numbers = self._survey(stage), recorded(attributes)
+        if is_begun:
+            numbers |= recorded(attributes["pending"])
+        numbers, look = self._numbers(stage, numbers, *look)
         if not is_begun:
             attributes = pending(attributes, stage)
+            attributes["pending"] |= record(numbers)
             self._write_group(attributes, documents(self.specs, n_rows_of(attributes)))
-        outcome = self._make(stage, done, suspect, surveyed, survey, is_new=True)
+        outcome = self._make(stage, done, suspect, numbers, *look, is_new=True)
         # Tasks may have passed over shards that another call made of other images.
         check_pending(self.target, stage.addition.fingerprint)
         found, n_done = self._settle([outcome], n_shards)
@@ -182,7 +194,7 @@ class Work:
         outcome = self._measured(outcome, found, complete=True)
         statistics = joined([attributes["statistics"], self._statistics(outcome)])
         kept = attributes.get("summaries", {})
-        attributes = appended(attributes, stage, statistics, __version__)
+        attributes = appended({**attributes, **record(numbers)}, stage, statistics, __version__)
         attributes |= self._write_summaries([outcome], kept)
         arrays = documents(self.specs, n_rows_of(attributes))
         for name, array in arrays.items():
@@ -195,19 +207,38 @@ class Work:
     def _ndims(self) -> dict[str, int]:
         return {name: len(spec.patch_shape) for name, spec in self.specs.items()}
 
+    def _write_arrays(self, arrays: Mapping[str, Any], found: Mapping[str, int]) -> None:
+        for name, array in arrays.items():
+            if f"{name}/zarr.json" not in found:
+                self.target.write(f"{name}/zarr.json", as_json(array))
+
     def _write_group(self, attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         self.target.write("zarr.json", as_json(group_document(attributes, arrays)))
 
-    def _survey(self, stage: Stage, done: frozenset[int]) -> tuple[Found | None, Reads]:
-        """What must be known before the first patch is written, or is of more than patches."""
-        needed = self.normalize is not None and len(done) < stage.plan.n_shards
-        return self.measuring.before(stage.plan, needed=needed, progress=self.progress)
+    def _survey(self, stage: Stage) -> tuple[Found | None, Reads]:
+        """What is of more than patches."""
+        by = self.scaling.by
+        return self.measuring.before(stage.plan, needed=False, progress=self.progress, by=by)
+
+    def _numbers(
+        self,
+        stage: Stage,
+        known: Mapping[str, Normalization],
+        surveyed: Found | None,
+        survey: Reads,
+    ) -> tuple[dict[str, Normalization], tuple[Found | None, Reads]]:
+        """What the patches of an addition are normalised with, and what was found beforehand."""
+        numbers, found, reads = self.scaling.numbers(
+            stage.plan, known, surveyed, progress=self.progress
+        )
+        return numbers, (found, survey + reads)
 
     def _make(
         self,
         stage: Stage,
         done: frozenset[int],
         suspect: frozenset[int],
+        numbers: Mapping[str, Normalization],
         surveyed: Found | None,
         survey: Reads,
         *,
@@ -215,15 +246,10 @@ class Work:
     ) -> Outcome:
         """Write the shards of an addition that are missing."""
         plan, addition, measuring = stage.plan, stage.addition, self.measuring
-        scaling = None
-        if self.normalize is not None:
-            scaling = Scaling.of(
-                self.normalize, surveyed or {}, measuring.percentiles, measuring.method
-            )
         job = Job(
             self.target,
             self.specs,
-            scaling,
+            numbers,
             skip=self.skip,
             suspect=suspect,
             first_shard=addition.first_shard,

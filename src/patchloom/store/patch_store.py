@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,20 +15,25 @@ import pyarrow as pa
 import zarr
 from fsspec.implementations.local import LocalFileSystem
 
-from patchloom.errors import SourceMissingError, StoreError
+from patchloom.errors import ConfigError, SourceMissingError, StoreError
 from patchloom.location import Location
+from patchloom.normalization import Normalization, kind_of
 from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import part_names, read_manifest, read_skipped
 from patchloom.store.mixing import mixing
+from patchloom.store.normalized import pooled, recorded
 from patchloom.store.schema import APPENDED, SKIPPED, shard_of
 from patchloom.store.statistics_view import from_document
 from patchloom.store.summed import store_summaries
+from patchloom.summaries.asked import check_percentiles, quantiles_of
 from patchloom.summaries.table import Cell, Statistics, Subject
 
 if TYPE_CHECKING:
     import xarray
 
 __all__ = ["PatchStore", "open_patches", "read_attributes"]
+
+Ints = npt.NDArray[np.int64]
 
 
 def open_patches(
@@ -306,19 +311,8 @@ class PatchStore:
         array([[0, 1, 1],
                [1, 1, 1]])
         """
-        given = np.asarray(rows)
-        if given.size and given.dtype.kind not in "iu":
-            raise IndexError(f"rows are whole numbers, got {given.dtype}")
-        index = given.astype(np.int64).reshape(-1)
+        index, place = self._places(rows)
         axes = [a for a in str(self.attributes["axes"]) if a != "c"]
-        written = self.manifest["row"].to_numpy()
-        place = np.searchsorted(written, index)
-        known = place < len(written)
-        known[known] = written[place[known]] == index[known]
-        if not known.all():
-            raise IndexError(
-                f"a row is one of the {len(written)} that are written, got {index[~known][0]}"
-            )
         table = self.manifest.take(pa.array(place))
         ids, place = np.unique(table["image_id"].to_numpy(), return_inverse=True)
         found = {image["id"]: image for image in self.attributes["images"]}
@@ -333,6 +327,171 @@ class PatchStore:
             others = tuple(j + 1 for j in range(len(axes)) if j != k)
             out |= np.expand_dims(beyond, others)
         return out
+
+    @cached_property
+    def applied(self) -> dict[str, Normalization]:
+        """What the patches of an array (``images``, ``targets``) were normalised with when they
+        were written; nothing of an array that holds its source's pixels.
+
+        Its `invert` gives grey levels of the source back.
+        """
+        return recorded(self.attributes)
+
+    def normalization(
+        self, kind: str, per: str = "image", *, percentiles: Sequence[float] | None = None
+    ) -> Normalization:
+        """What the images can be normalised with when they are read, from the store's statistics.
+
+        Parameters
+        ----------
+        kind
+            ``"percentile"``, ``"mean-std"``, ``"min-max"`` or ``"none"``.
+        per
+            What has numbers of its own: ``"image"`` (each channel of each image), ``"channel"``
+            (each channel of all images together), ``"all"`` (everything together), or a metadata
+            column (each channel of each group of images).
+        percentiles
+            The low and the high end of ``"percentile"``; by default the least and the greatest
+            of the store's.
+
+        Returns
+        -------
+        Normalization
+            From attributes that are read already, if it is per image and the percentiles are the
+            store's; else from the summaries of all shards.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such kind or column, or statistics are not finite.
+        StoreError
+            If the images are normalised already, or no run has ended yet.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> pixels = [np.full((32, 32), 4, "uint8"), np.full((32, 32), 8, "uint8")]
+        >>> images = patchloom.open_images(pixels, ids=["a", "b"])
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]})
+        >>> _ = patchloom.materialize(plan, "memory://levels.zarr", progress=False)
+        >>> store = patchloom.open_patches("memory://levels.zarr")
+        >>> scaling = store.normalization("min-max", per="channel")
+        >>> store.read([1, 0], normalize=scaling)[:, 0, 0, 0].tolist()
+        [1.0, 0.0]
+        """
+        kind = kind_of(kind)
+        if "images" in self.applied or self.attributes["job"]["normalize"] is not None:
+            raise StoreError(
+                f"images are normalised once, but those of {self.url!r} were when they were "
+                "written; read them as they are, or undo it with store.applied['images'].invert"
+            )
+        table = self.statistics
+        q = self.attributes["job"]["percentiles"] if percentiles is None else percentiles
+        ends = quantiles_of(check_percentiles(q))
+        if per == "image" and {*ends} <= {*table["quantile"].values.tolist()}:
+            return Normalization.from_statistics(table.sel(quantile=ends), kind)
+        method = self.attributes["job"].get("method", "linear")
+        return pooled(self.summaries(), kind, per, q, method, self._by_image(per))
+
+    def image_ids(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
+        """The image of each of some patches, or of all that are written: str[n].
+
+        Parameters
+        ----------
+        rows
+            int[n] rows of the store.
+
+        Raises
+        ------
+        IndexError
+            If a row is not written.
+        """
+        column = self.manifest["image_id"]
+        if rows is not None:
+            column = column.take(pa.array(self._places(rows)[1]))
+        return np.asarray(column.to_numpy(), str)
+
+    def read(
+        self,
+        rows: npt.ArrayLike,
+        array: str = "images",
+        *,
+        normalize: Normalization | None = None,
+    ) -> npt.NDArray[Any]:
+        """Some patches, in the order asked for: [n, c, (z,) y, x].
+
+        Parameters
+        ----------
+        rows
+            int[n] rows of the store, in any order, also more than once.
+        array
+            ``"images"``, ``"labels"`` or ``"targets"``.
+        normalize
+            From `normalization` or of your own; each patch is scaled by the numbers of its image,
+            to float32. Of targets, too; labels are never scaled. None: as they are stored.
+
+        Raises
+        ------
+        IndexError
+            If a row is not written.
+        ConfigError
+            If there is no such array, or it is not to be normalised.
+        """
+        if array not in self.attributes["arrays"]:
+            raise ConfigError(
+                f"this store has the arrays {self.attributes['arrays']}, got {array!r}; plan with "
+                "images that have labels or targets to have more"
+            )
+        if normalize is not None and not isinstance(normalize, Normalization):
+            raise ConfigError(
+                f"normalize= takes a Normalization, got {normalize!r}; make one, once, with "
+                "store.normalization(kind, per=)"
+            )
+        if normalize is not None and (array == "labels" or array in self.applied):
+            why = "labels are classes" if array == "labels" else "they were when they were written"
+            raise ConfigError(
+                f"patches are normalised once, and labels never, got normalize= for {array!r}, but "
+                f"{why}; read them without"
+            )
+        index, place = self._places(rows)
+        found = {"images": self.images, "labels": self.labels, "targets": self.targets}[array]
+        assert found is not None
+        if not len(index):
+            return np.zeros((0, *found.shape[1:]), found.dtype if normalize is None else np.float32)
+        pixels = np.asarray(found.oindex[index])
+        if normalize is None:
+            return pixels
+        ids = self.manifest["image_id"].take(pa.array(place)).to_numpy()
+        return normalize.apply(pixels, ids)
+
+    def _by_image(self, per: str) -> dict[str, dict[str, Any]]:
+        """A metadata column of the images that have patches, by id; nothing of what is none."""
+        if per not in self.manifest.column_names:
+            return {image["id"]: {} for image in self.attributes["images"]}
+        pairs = self.manifest.group_by(["image_id", per]).aggregate([])
+        found = {row["image_id"]: {per: row[per]} for row in pairs.to_pylist()}
+        if len(found) < pairs.num_rows:
+            raise ConfigError(
+                f"per= names a column with one value an image, but {per!r} has several; take "
+                "'image', 'channel', 'all' or a metadata column of the images"
+            )
+        return found
+
+    def _places(self, rows: npt.ArrayLike) -> tuple[Ints, Ints]:
+        """Rows that are asked for, and their places in the manifest: int64[n] each."""
+        given = np.asarray(rows)
+        if given.size and given.dtype.kind not in "iu":
+            raise IndexError(f"rows are whole numbers, got {given.dtype}")
+        index = given.astype(np.int64).reshape(-1)
+        written = self.manifest["row"].to_numpy()
+        place = np.searchsorted(written, index)
+        known = place < len(written)
+        known[known] = written[place[known]] == index[known]
+        if not known.all():
+            raise IndexError(
+                f"a row is one of the {len(written)} that are written, got {index[~known][0]}"
+            )
+        return index, place
 
     def to_xarray(self) -> xarray.Dataset:
         """The arrays as a lazy xarray.Dataset with the manifest's columns as coordinates.
