@@ -244,7 +244,7 @@ def cut_run(
     """Summarize the pixels of some shards' patches that a job counts, without writing."""
     found: dict[tuple[int, int], Summary] = {}
     reads = Reads()
-    for leg, some in plan.runs.legs_of(shards):
+    for leg, some in legs_from_here(plan, shards):
         with visit_to(plan, leg) as visit:
             run = _Run(plan, job, dict(supplied or {}), visit)
             for shard in _walk(run, some):
