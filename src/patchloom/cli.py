@@ -264,7 +264,8 @@ def inspect(url: str, as_json: bool) -> None:
 @click.option(
     "--over",
     metavar="PIXELS",
-    help="Of images: image (all pixels, the default), or mask (those under the mask).",
+    help="image (all pixels, the default), mask (those under the mask), or, of a job or plan, "
+    "patches. A store has those that its run has counted.",
 )
 @click.option("--mask", metavar="MASK", help="Mask of the images: a URL, a pattern, a label group.")
 @click.option(
@@ -291,12 +292,14 @@ def stats(
     html: str | None,
     scheduler: str | None,
     as_json: bool,
+    over: str | None,
     **asked: Any,
 ) -> None:
     """Say how grey levels are spread: percentiles, mean, std, min, max, median, MAD.
 
-    WHAT is the URL of images or of a patch store, a glob, or a job file, whose images are taken.
-    Images are read once, all of them; of a store only what its run has counted is read.
+    WHAT is the URL of images, of a saved plan or of a patch store, a glob, or a job file. Each
+    needed chunk is read once, those of types above 16 bits a few times if need be; of a store only
+    what its run has counted is read.
     """
     from patchloom.summaries.asked import check_low_high, check_percentiles
 
@@ -304,9 +307,10 @@ def stats(
     q = check_percentiles(given)
     ends = (1.0, 99.0) if csv is None else check_low_high((min(q), max(q)) if len(q) > 1 else q)
     group = None if by == "all" else by or "image"
+    _check_over(over)
     _check_scheduler(scheduler)
     with _scheduler(scheduler):
-        found = _statistics_of(what, q, by=group, progress=not as_json, **asked)
+        found = _statistics_of(what, q, by=group, over=over, progress=not as_json, **asked)
     table = found.dataset(q, by=group)
     if csv is not None:
         found.save_csv(csv, ends)
@@ -361,6 +365,13 @@ def _statistics_of(
     else:
         from patchloom.sources.opening import open_images
 
+        if over == "patches":
+            raise ConfigError(
+                "--over patches is of the patches that a job or a saved plan lays out, but "
+                f"{place.shown!r} is an image; give one of those"
+            )
+        if over == "mask" and mask is None:
+            raise ConfigError("--over mask needs a mask, but none was given; add --mask MASK")
         found = open_images(what, mask=mask)
     asked: Mapping[str, Any] = {"over": over or "image", "planes": per_slice, "by": by}
     return summarize(found, q, **asked, progress=progress)
@@ -383,6 +394,18 @@ def _kept_statistics(url: str, over: str | None, per_slice: bool) -> Statistics:
             "out, or give the images, or the job file that it was made from"
         )
     return store.summaries()
+
+
+def _check_over(name: str | None) -> None:
+    """Refuse pixels that cannot be meant, before anything is read."""
+    from patchloom.summaries.table import OVER
+
+    if name is not None and name not in OVER:
+        near = difflib.get_close_matches(name, OVER, 1)
+        raise ConfigError(
+            f"--over is one of {list(OVER)}, got {name!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
 
 
 def _check_scheduler(name: str | None) -> None:
@@ -513,7 +536,7 @@ def _show_store(store: PatchStore, as_json: bool) -> None:
         ("images", f"{len(told['images']):,}{_additions(told)}"),
         ("patching", ", ".join(f"{k} {v}" for k, v in job["patching"].items() if v is not None)),
         ("min_coverage", str(job["min_coverage"])),
-        ("normalize", str(job["normalize"] or "no: pixels of the source")),
+        ("normalize", _scaled(job)),
         ("seed", str(told["seed"])),
         ("fingerprint", store.fingerprint),
         ("made by", f"patchloom {told['patchloom_version']}"),
@@ -544,6 +567,13 @@ def _show_statistics(found: Any, outliers: Sequence[Mapping[str, Any]], as_json:
     if outliers:
         names = sorted({str(row["image"]) for row in outliers})
         click.echo(f"\nFar from the rest: {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
+
+
+def _scaled(job: Mapping[str, Any]) -> str:
+    """How the pixels of a store were scaled, and by whose numbers."""
+    if job["normalize"] is None:
+        return "no: pixels of the source"
+    return f"{job['normalize']}, per {job.get('per', 'image')}"
 
 
 def _additions(told: Mapping[str, Any]) -> str:

@@ -66,6 +66,8 @@ _TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 _INT = "tag:yaml.org,2002:int"
 
+_NUMBER = "float_type"
+
 _PLAIN = {
     "a valid dictionary or object to extract fields from": "a mapping",
     "a valid dictionary": "a mapping",
@@ -396,7 +398,9 @@ def _wrong(path: _Path, said: Sequence[tuple[str, str]], value: Any) -> str:
     if all(kind == "mask" for kind, _ in said):
         return f"{_dotted(path)} is wrong: {said[0][1]}"
     said = [item for item in said if item[0] != "is_instance_of"]
-    told = [text for kind, text in said if not kind.endswith("_type")] or [t for _, t in said]
+    closest = [item for item in said if not item[0].endswith("_type")]
+    # Where a name is no choice, a number may still be one.
+    told = [item[1] for item in said if item in (closest or said) or item[0] == _NUMBER]
     expected = [text.removeprefix("Input should be ") for text in told]
     for long, short in _PLAIN.items():
         expected = [text.replace(long, short) for text in expected]

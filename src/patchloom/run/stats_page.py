@@ -121,9 +121,11 @@ def _tiles(statistics: Statistics, found: xarray.Dataset, flagged: pa.Table) -> 
 def _short(n: float) -> str:
     """A number of pixels, at most four digits of it.
 
-    >>> _short(999), _short(378_608_256), _short(10**13)
-    ('999', '378.6 M', '10 T')
+    >>> _short(8191), _short(378_608_256), _short(10**13)
+    ('8,191', '378.6 M', '10 T')
     """
+    if n < 10_000:
+        return f"{n:,}"
     for unit in ("", " k", " M", " G"):
         if n < 1000:
             return f"{n:.4g}{unit}"
