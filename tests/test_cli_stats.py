@@ -181,9 +181,9 @@ def test_numbers_that_are_none_are_null(tmp_path: Path) -> None:
     [
         (["{a}", "--percentiles", "1,101"], "percentiles are"),
         (["{a}", "--percentiles", "low"], "percentiles are"),
-        (["{a}", "--over", "moon"], "over"),
-        (["{a}", "--over", "mask"], "mask"),
-        (["{a}", "--over", "patches"], "patches"),
+        (["{a}", "--over", "moon"], "--over is one of"),
+        (["{a}", "--over", "mask"], "add --mask"),
+        (["{a}", "--over", "patches"], "a job or a saved plan"),
         (["{a}", "--by", "stain"], "stain"),
         (["{a}", "--csv", "{out}", "--percentiles", "50"], "low and a high"),
         (["{a}", "--scheduler", "thread"], "threads"),

@@ -166,6 +166,8 @@ codec: zstd
         ("percentiles: [1, 101]\n", ["line 6: 'percentiles[1]' should be less than or equal to"]),
         ("memory: 0\n", ["line 6: 'memory' should be greater than or equal to 1, got 0"]),
         ("mask: {a: 5}\n", ["line 6: 'mask.a' should be text, got 5"]),
+        ("nodata: zero\n", ["line 6: 'nodata' should be 'nan' or a number, got 'zero'"]),
+        ("over: images\n", ["line 6: 'over' should be 'patches', 'mask' or 'image', got 'imag"]),
         (
             "seed: a\nlevell: 1\n",
             ["line 6: 'seed' should be", "line 7: unknown key 'levell'; did you mean 'level'?"],

@@ -191,7 +191,7 @@ class Job(BaseModel):
     each: Literal["once", "taken"] = "once"
     """How often a pixel counts that lies in several patches: once, or as often as it is taken."""
     exact: Annotated[bool, Field(strict=True)] = False
-    """Whether percentiles of types above 16 bits are exact too; the patches are then read again."""
+    """Whether percentiles of types above 16 bits are exact too; what counts is then read again."""
     method: Literal[
         "linear",
         "lower",

@@ -54,10 +54,11 @@ def histograms_section(channels: Sequence[Channel], over: str) -> str:
     n = max((len(one.images) for one in channels), default=0)
     several = n > 1
     together = f"All {many(n, 'image')} together" if several else "The image"
+    marked = " Dashed lines: percentiles." if any(one.whole.marks for one in channels) else ""
     return (
         f'<section class="histograms"><h2>Histograms</h2><p>{escape(over)}. Solid bars: how many '
-        "pixels have a grey level. Pale ones: the logarithm of it, to see the few beside the many. "
-        f"Dashed lines: percentiles.</p><h3>{together}</h3>"
+        "pixels have a grey level. Pale ones: the logarithm of it, to see the few beside the many."
+        f"{marked}</p><h3>{together}</h3>"
         f'<div class="plates small">{pooled}</div>'
         f"{''.join(_by_image(one) for one in channels) if several else ''}</section>"
     )
@@ -85,9 +86,10 @@ def _by_image(channel: Channel) -> str:
     hidden = len(images) - len(shown)
     told = f"{many(len(flagged), 'outlier')}" if flagged else "no outliers"
     choice = f"; {len(shown)} of {len(images):,} are drawn" if hidden else ""
+    apart = ", outliers on their own" if flagged else ""
     shaded = (
         "<p>Shaded: between the outermost percentiles of all images together. All are drawn on "
-        "one axis, outliers on their own.</p>"
+        f"one axis{apart}.</p>"
         if band is not None
         else ""
     )

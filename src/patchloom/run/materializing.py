@@ -116,7 +116,7 @@ def materialize(
         ``"taken"``.
     exact
         Whether percentiles are exact for types above 16 bits too, where more than 65,536 different
-        values occur: the patches are then read again, once or a few times, after they were
+        values occur: what counts is then read again, once or a few times; patches after they were
         written. Else these are off by at most the statistics' ``relative_error``.
     method
         How a percentile between two values is told, as `numpy.percentile` names it, for example
