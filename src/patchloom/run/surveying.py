@@ -267,7 +267,10 @@ def refined(
             progress=progress,
             label=f"survey, pass {number}",
         )
-        finer = {cell: found[cell].refined(more.get(cell, Summary.empty())) for cell in asked}
+        finer = {
+            cell: found[cell].refined(more.get(cell, Summary.empty()), wanted)
+            for cell, wanted in asked.items()
+        }
         found = {**found, **finer}
         reads = _sum(reads, seen)
     return found, reads
@@ -284,7 +287,7 @@ def _asked(
     for cells in pools:
         if all(found[cell].exact for cell in cells):
             continue
-        some = found[cells[0]] if len(cells) == 1 else pooled([found[cell] for cell in cells])
+        some = pooled([found[cell] for cell in cells], q, method, median=True)
         wanted = targets(some, q, method, median=True)
         if wanted is None:
             continue
