@@ -300,13 +300,14 @@ def _asked(
 def _pools(
     found: Iterable[Cell], subjects: Sequence[Subject], by: str | None
 ) -> list[tuple[Cell, ...]]:
-    """The cells whose sum is to be exact: each alone, the planes of each image, each group."""
+    """The cells whose sum is to be exact: each alone; of images and groups, each plane and all."""
     group = groups_of(subjects, by)[1]
     cells = sorted(found)
     pools: dict[Any, list[Cell]] = {}
     for cell in cells:
         pools.setdefault(("image", *cell._replace(plane=None)), []).append(cell)
         pools.setdefault(("group", group[cell.image], *cell[1:]), []).append(cell)
+        pools.setdefault(("planes", group[cell.image], cell.channel, cell.label), []).append(cell)
     alone = [(cell,) for cell in cells]
     return list(dict.fromkeys([*alone, *map(tuple, pools.values())]))
 

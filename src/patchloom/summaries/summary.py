@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from patchloom.errors import SourceChangedError
 from patchloom.summaries.keys import (
-    BITS,
     RELATIVE_WIDTH,
     Bits,
     Floats,
     Ints,
     ends,
+    floors,
     keys_of,
     nearest_zero,
 )
@@ -71,7 +71,7 @@ class Summary:
 
     def __post_init__(self) -> None:
         if len(self.bits) != len(self.values):
-            object.__setattr__(self, "bits", np.full(len(self.values), BITS, np.uint8))
+            object.__setattr__(self, "bits", floors(self.values, np.dtype("float64")))
         if self.exact and len(self.values):
             object.__setattr__(self, "low", float(self.values[0]))
             object.__setattr__(self, "high", float(self.values[-1]))
@@ -96,7 +96,10 @@ class Summary:
         """A summary of times when sums were floating point: mean times count, and M2."""
         if exact:
             return cls(values, counts, nans=nans)
-        sums = rounded_sums(total, squares, int(counts.sum()))
+        sums = None
+        if math.isfinite(total) and math.isfinite(squares) and squares > 0:
+            sums = rounded_sums(total, squares, int(counts.sum()))
+        # Else squares were too large or too small for a float64: buckets know more.
         return cls(values, counts, exact=False, nans=nans, low=low, high=high, sums=sums)
 
     @cached_property
@@ -251,8 +254,9 @@ class Summary:
     def _sums(self) -> Sums:
         if self.sums is not None:
             return self.sums
-        finite = np.isfinite(self.values)
-        return power_sums(self.values[finite], self.counts[finite])
+        values = self._estimates
+        finite = np.isfinite(values)
+        return power_sums(values[finite], self.counts[finite])
 
     @property
     def _estimates(self) -> Floats:
