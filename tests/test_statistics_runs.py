@@ -129,9 +129,9 @@ def test_pools_of_few_and_many_values_are_exact() -> None:
     many = rng.normal(3000, 2000, (300, 300)).astype("float32")
     images = patchloom.open_images([few, few * 3, many], axes="YX")
     both = np.concatenate([few, few * 3, many], axis=None).astype("float64")
-    for q, passes in (((1, 99), 2), (tuple(range(1, 100)), 7)):
+    for q, n in (((1, 99), 2), (tuple(range(1, 100)), 7)):
         found, reads = surveyed(images, q, by=None)
-        assert reads.chunks <= 2 + passes
+        assert reads.chunks <= 2 + n
         table = found.dataset(q, by=None)
         assert table.attrs["exact"]
         np.testing.assert_array_equal(table["percentile"][0, 0], np.percentile(both, q))

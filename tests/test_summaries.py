@@ -149,7 +149,7 @@ def test_percentiles_equal_numpy_bit_for_bit(data: st.DataObject, few: int | Non
                     tally = Tally(pixels.dtype, nodata, wanted)
                     tally.add(pixels[part])
                     more.append(tally.summary())
-                total = total.refined(added(data, more))
+                total = total.refined(added(data, more), wanted)
         check_percentiles(total, wide, methods)
         if (np.abs(wide) < 1e300).all():
             assert total.median == np.median(wide)
@@ -195,7 +195,7 @@ def test_refined_summaries_add_in_any_order(data: st.DataObject) -> None:
                 elif wanted is not None:
                     tally = Tally(pixels.dtype, targets=wanted)
                     tally.add(pixels)
-                    part = part.refined(tally.summary())
+                    part = part.refined(tally.summary(), wanted)
             parts.append(part)
         first = known(added(data, parts))
         assert known(added(data, data.draw(st.permutations(parts)))) == first
@@ -260,7 +260,7 @@ def test_large_images_are_counted_in_buckets_and_refined(dtype: str) -> None:
         tally = Tally(pixels.dtype, targets=wanted)
         for part in parts:
             tally.add(part)
-        total = total.refined(tally.summary())
+        total = total.refined(tally.summary(), wanted)
         assert tally.nbytes <= LEAVES * 2**20
         passes += 1
     check_percentiles(total, numbers_of(pixels), USUAL)
@@ -276,7 +276,7 @@ def test_float64_needs_more_passes_the_more_pixels_crowd() -> None:
     while (wanted := targets(total, (1, 50))) is not None:
         tally = Tally(pixels.dtype, targets=wanted)
         tally.add(pixels)
-        total, passes = total.refined(tally.summary()), passes + 1
+        total, passes = total.refined(tally.summary(), wanted), passes + 1
     assert passes <= 4
     np.testing.assert_array_equal(percentiles(total, (1, 50)), np.percentile(pixels, (1, 50)))
 
@@ -318,7 +318,7 @@ def test_pooled_summaries_take_what_exact_ones_know() -> None:
     assert wanted is not None
     tally = Tally(many.dtype, targets=wanted)
     tally.add(many)
-    parts[1] = parts[1].refined(tally.summary())
+    parts[1] = parts[1].refined(tally.summary(), wanted)
     total = pooled(parts, (1, 99))
     assert targets(total, (1, 99)) is None
     both = np.concatenate([few, many]).astype("float64")
@@ -350,7 +350,7 @@ def test_targets_of_several_summaries_join() -> None:
     assert len(everything) == LEAVES
     tally = Tally(pixels.dtype, targets=both)
     tally.add(pixels)
-    finer = total.refined(tally.summary())
+    finer = total.refined(tally.summary(), both)
     assert (finer.count, finer.mean, finer.std) == (total.count, total.mean, total.std)
     again = targets(finer, (10, 20, 30, 40))
     assert again is not None

@@ -65,7 +65,7 @@ def targets(
     Returns
     -------
     Targets or None
-        None if everything is exact already. Give it to a `Tally` of the same pixels, and what
+        None if everything is exact already. Give it to a `Tally` of the same pixels, and with what
         that counts to `Summary.refined`; then ask again.
 
     Examples
@@ -76,7 +76,7 @@ def targets(
     >>> while (wanted := targets(found, [1, 99])) is not None:
     ...     tally = Tally(noise.dtype, targets=wanted)
     ...     tally.add(noise)
-    ...     found, passes = found.refined(tally.summary()), passes + 1
+    ...     found, passes = found.refined(tally.summary(), wanted), passes + 1
     >>> passes, (percentiles(found, [1, 99]) == np.percentile(noise.astype(float), [1, 99])).all()
     (2, np.True_)
     """
@@ -102,6 +102,8 @@ def pooled(
     total = reduce(add, parts, Summary.empty())
     # All of them, also if a pass can look into some only: opening takes no pass.
     wanted = _targets(total, _unresolved(total, q, method, median))
+    if not len(wanted):
+        return total
     return reduce(add, (part.opened(wanted) for part in parts), Summary.empty())
 
 

@@ -206,28 +206,26 @@ class Summary:
             sums=self._sums.plus(other._sums),
         )
 
-    def refined(self, more: Summary, targets: Targets | None = None) -> Summary:
+    def refined(self, more: Summary, targets: Targets) -> Summary:
         """The same summary, with what another pass has counted inside some of its leaves.
 
         Parameters
         ----------
         more
-            Of a `Tally` with targets, over the same pixels.
+            Of a `Tally` with `targets`, over the same pixels.
         targets
-            Those targets: whether the pass has seen as many pixels in them is checked.
+            From `targets` of this summary, or of a sum of it and others.
 
         Raises
         ------
         SourceChangedError
-            If that pass has seen other pixels.
+            If that pass has not seen as many pixels in each leaf.
         """
-        if targets is not None:
-            seen, found = _inside(self, targets)[1], _inside(more, targets)[1]
-            for n, m in zip(seen.tolist(), found.tolist(), strict=True):
-                _check_passes(n, m)
         if self.exact:
-            inside, _ = _inside(self, more)
-            return replace(self, bits=np.where(inside, 0, self.bits).astype(np.uint8))
+            return self.opened(targets)
+        seen, found = _inside(self, targets)[1], _inside(more, targets)[1]
+        for n, m in zip(seen.tolist(), found.tolist(), strict=True):
+            _check_passes(n, m)
         values = np.concatenate([self.values, more.values])
         counts = np.concatenate([self.counts, more.counts])
         bits = np.concatenate([self.bits, more.bits])
@@ -309,7 +307,7 @@ def _gathered(values: Floats, counts: Ints, bits: Bits) -> Leaves:
     return values[first], np.add.reduceat(counts[order], starts), bits[first]
 
 
-def _inside(summary: Summary, leaves: Summary | Targets) -> tuple[npt.NDArray[np.bool_], Ints]:
+def _inside(summary: Summary, leaves: Targets) -> tuple[npt.NDArray[np.bool_], Ints]:
     """Whether each value lies in one of some leaves, and how many pixels each leaf holds."""
     held: Ints = np.zeros(len(leaves.values), np.int64)
     if not len(held):
