@@ -267,7 +267,7 @@ def _exact(flat: Pixels) -> tuple[npt.NDArray[np.float64], int]:
         tally = Tally(flat.dtype, targets=wanted)
         for start in range(0, flat.size, 2**18):
             tally.add(flat[start : start + 2**18])
-        found, passes = found.refined(tally.summary()), passes + 1
+        found, passes = found.refined(tally.summary(), wanted), passes + 1
     return percentiles(found, Q), passes
 
 

@@ -74,7 +74,7 @@ def check(pixels: Pixels, nodata: float | None, times: int, parts: int, **smalle
             with counted_by(module, **smaller):
                 finer.append(counted(pixels, nodata, times, parts, wanted))
         check_same(*finer)
-        known = known.refined(finer[0])
+        known = known.refined(finer[0], wanted)
     raise AssertionError("the passes do not end")
 
 

@@ -629,6 +629,22 @@ def test_exact_percentiles_of_floats(per: str, tmp_path: Path) -> None:
         assert (made.shift[group][0], made.span[group][0]) == want
 
 
+def test_a_pool_may_ask_for_more_than_its_images(tmp_path: Path) -> None:
+    """Each image's percentiles are values that one pass tells; that of both is not."""
+    dark = np.random.default_rng(0).normal(500, 50, (400, 400)).astype("float32")
+    dark.flat[:85_000] = 0
+    images = [dark, np.full((400, 400), 1000, "float32")]
+    plan = patchloom.plan(
+        patchloom.open_images(images, axes="yx"), {"name": "sequential", "patch_size": [80, 80]}
+    )
+    job: dict[str, Any] = {"normalize": "percentile", "per": "all", "percentiles": (1, 40)}
+    patchloom.materialize(plan, tmp_path / "o.zarr", exact=True, progress=False, **job)
+    made = patchloom.open_patches(tmp_path / "o.zarr").applied["images"]
+    assert made.exact
+    low, high = np.percentile(np.concatenate(images).astype("float64"), (1, 40))
+    assert (made.shift[0][0], made.span[0][0]) == (low, high - low)
+
+
 def test_stores_that_recorded_nothing(sources: Path, tmp_path: Path) -> None:
     """Of an earlier version: they can be resumed and appended to, and say what they lack."""
     out = tmp_path / "out.zarr"

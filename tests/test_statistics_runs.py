@@ -113,12 +113,28 @@ def test_pooled_groups_are_exact_too(dtype: str, tmp_path: Path) -> None:
     tables = [
         (found.dataset(q, by=None), [np.concatenate([w[z].ravel() for w in wide]) for z in (0, 1)]),
         (found.pooled(q), [w.ravel() for w in wide]),
+        (found.pooled(q, by=None), [np.concatenate(wide, axis=None)]),
         (found.dataset(q), [w[z].ravel() for w in wide for z in (0, 1)]),
     ]
     for table, want in tables:
         assert table.attrs["exact"]
         got = table["percentile"].values.reshape(-1, len(q))
         np.testing.assert_array_equal(got, [np.percentile(w, q) for w in want])
+
+
+def test_pools_of_few_and_many_values_are_exact() -> None:
+    """More percentiles than a pass looks into; what is exact already is read once."""
+    rng = np.random.default_rng(0)
+    few = rng.integers(0, 50_000, (300, 300)).astype("float32") / 7
+    many = rng.normal(3000, 2000, (300, 300)).astype("float32")
+    images = patchloom.open_images([few, few * 3, many], axes="YX")
+    both = np.concatenate([few, few * 3, many], axis=None).astype("float64")
+    for q, n in (((1, 99), 2), (tuple(range(1, 100)), 7)):
+        found, reads = surveyed(images, q, by=None)
+        assert reads.chunks <= 2 + n
+        table = found.dataset(q, by=None)
+        assert table.attrs["exact"]
+        np.testing.assert_array_equal(table["percentile"][0, 0], np.percentile(both, q))
 
 
 def test_a_pass_reads_only_what_needs_it(tmp_path: Path) -> None:
@@ -299,6 +315,24 @@ def test_a_source_that_changes_between_passes_is_refused(tmp_path: Path) -> None
         assert not patchloom.statistics(images, exact=False).attrs["exact"]
         with pytest.raises(SourceChangedError, match="written"):
             patchloom.statistics(images)
+
+
+def test_a_source_that_never_gives_the_same_pixels_is_refused() -> None:
+    """No time of writing tells of it, but the counts of each leaf do: passes come to an end."""
+    pixels, times = np.random.default_rng(0).normal(size=(300, 300)).astype("float32"), [0]
+
+    def load() -> Any:
+        times[0] += 1
+        return pixels + times[0]
+
+    lazy = da.from_delayed(dask.delayed(load, pure=False)(), pixels.shape, pixels.dtype)
+    images = patchloom.open_images(lazy, axes="YX")
+    with (
+        dask.config.set(scheduler="synchronous"),
+        pytest.raises(SourceChangedError, match="has changed meanwhile"),
+    ):
+        patchloom.statistics(images)
+    assert times == [2]
 
 
 ZARRS = truth.all_truths(containers={"zarr"})

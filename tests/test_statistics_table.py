@@ -494,7 +494,7 @@ def test_refined_summaries_are_exact_where_they_were_refined() -> None:
         while (wanted := targets(cells[Cell(k, 0)], Q, median=True)) is not None:
             tally = Tally(image.dtype, targets=wanted)
             tally.add(image)
-            cells[Cell(k, 0)] = cells[Cell(k, 0)].refined(tally.summary())
+            cells[Cell(k, 0)] = cells[Cell(k, 0)].refined(tally.summary(), wanted)
     found = replace(found, summaries=cells)
     table = found.dataset(Q)
     assert (table.attrs["exact"], table.attrs["mad_exact"]) == (True, False)

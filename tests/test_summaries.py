@@ -38,7 +38,7 @@ from patchloom.summaries import (
     tally_bytes,
     targets,
 )
-from patchloom.summaries.moments import power_sums
+from patchloom.summaries.moments import deviation, power_sums, rounded_sums
 
 Q = (0, 0.1, 1, 25, 50, 75, 99, 99.9, 100)
 NARROW = ["bool", "uint8", "int8", "uint16", "int16", "float16"]
@@ -149,7 +149,7 @@ def test_percentiles_equal_numpy_bit_for_bit(data: st.DataObject, few: int | Non
                     tally = Tally(pixels.dtype, nodata, wanted)
                     tally.add(pixels[part])
                     more.append(tally.summary())
-                total = total.refined(added(data, more))
+                total = total.refined(added(data, more), wanted)
         check_percentiles(total, wide, methods)
         if (np.abs(wide) < 1e300).all():
             assert total.median == np.median(wide)
@@ -195,7 +195,7 @@ def test_refined_summaries_add_in_any_order(data: st.DataObject) -> None:
                 elif wanted is not None:
                     tally = Tally(pixels.dtype, targets=wanted)
                     tally.add(pixels)
-                    part = part.refined(tally.summary())
+                    part = part.refined(tally.summary(), wanted)
             parts.append(part)
         first = known(added(data, parts))
         assert known(added(data, data.draw(st.permutations(parts)))) == first
@@ -260,7 +260,7 @@ def test_large_images_are_counted_in_buckets_and_refined(dtype: str) -> None:
         tally = Tally(pixels.dtype, targets=wanted)
         for part in parts:
             tally.add(part)
-        total = total.refined(tally.summary())
+        total = total.refined(tally.summary(), wanted)
         assert tally.nbytes <= LEAVES * 2**20
         passes += 1
     check_percentiles(total, numbers_of(pixels), USUAL)
@@ -276,7 +276,7 @@ def test_float64_needs_more_passes_the_more_pixels_crowd() -> None:
     while (wanted := targets(total, (1, 50))) is not None:
         tally = Tally(pixels.dtype, targets=wanted)
         tally.add(pixels)
-        total, passes = total.refined(tally.summary()), passes + 1
+        total, passes = total.refined(tally.summary(), wanted), passes + 1
     assert passes <= 4
     np.testing.assert_array_equal(percentiles(total, (1, 50)), np.percentile(pixels, (1, 50)))
 
@@ -318,7 +318,7 @@ def test_pooled_summaries_take_what_exact_ones_know() -> None:
     assert wanted is not None
     tally = Tally(many.dtype, targets=wanted)
     tally.add(many)
-    parts[1] = parts[1].refined(tally.summary())
+    parts[1] = parts[1].refined(tally.summary(), wanted)
     total = pooled(parts, (1, 99))
     assert targets(total, (1, 99)) is None
     both = np.concatenate([few, many]).astype("float64")
@@ -328,6 +328,10 @@ def test_pooled_summaries_take_what_exact_ones_know() -> None:
     total = pooled([parts[0], other], (1, 99))
     assert not total.exact
     assert targets(total, (1, 99)) is None
+    # However many percentiles there are.
+    q = range(1, 100)
+    total = pooled([summarize(few), other], q)
+    assert targets(total, q) is None
 
 
 def test_targets_of_several_summaries_join() -> None:
@@ -346,7 +350,7 @@ def test_targets_of_several_summaries_join() -> None:
     assert len(everything) == LEAVES
     tally = Tally(pixels.dtype, targets=both)
     tally.add(pixels)
-    finer = total.refined(tally.summary())
+    finer = total.refined(tally.summary(), both)
     assert (finer.count, finer.mean, finer.std) == (total.count, total.mean, total.std)
     again = targets(finer, (10, 20, 30, 40))
     assert again is not None
@@ -519,6 +523,29 @@ def test_summaries_of_older_shards_are_read() -> None:
     assert (old.exact, old.low, old.high, old.mean) == (False, 4.0, 8.015, 100.5 / 15)
     assert math.isclose(old.std, math.sqrt(20.25 / 15), rel_tol=1e-15)
     assert (old + summarize(np.array([6.0]))).count == 16
+
+
+def test_numbers_that_older_shards_could_not_sum() -> None:
+    """Their squares were 0 or infinite, or pixels were: what the buckets know remains."""
+    rng = np.random.default_rng(0)
+    for scale, squares in ((1e-200, 0.0), (1e200, math.inf)):
+        pixels = rng.normal(3, 1, 100_000) * scale
+        new = summarize(pixels)
+        ends = (new.low, new.high, float(pixels.sum()), squares)
+        old = Summary.of_floats(new.values, new.counts, False, 0, *ends)
+        for found in (old, old + old, old + new):
+            assert math.isclose(found.mean, new.mean, rel_tol=RELATIVE_ERROR)
+            assert math.isclose(found.std, new.std, rel_tol=0.01)
+    constant = rounded_sums(7 * 0.1, 1e-300, 7)
+    assert deviation(constant, 7) < 1e-150
+    pixels = rng.normal(3, 1, 100_000)
+    pixels[:2] = math.inf, -math.inf
+    values, counts = np.unique(pixels[:1000], return_counts=True)
+    old = Summary.of_floats(values, counts, True, 0, 0, 0, 0, 0)
+    both, want = old + summarize(pixels), summarize(pixels[:1000]) + summarize(pixels)
+    assert known(both) == known(want)
+    np.testing.assert_array_equal(percentiles(both, (0, 50, 100)), percentiles(want, (0, 50, 100)))
+    assert both.mad == want.mad
 
 
 @pytest.mark.parametrize("axes", ["CYX", "YXC", "TCYX", "SZYXC"])

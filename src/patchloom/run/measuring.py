@@ -117,7 +117,8 @@ class Measuring:
         found = _by_channel(counted)
         # Decodes are those of images; bytes and requests are of their masks besides.
         reads += replace(under, chunks=0)
-        if not self.asks(found):
+        # Groups may ask for more than any of their images.
+        if not self.exact:
             return found, reads
         found, more = self.refined(plan, found, since=begun, progress=progress, by=by)
         return found, reads + more

@@ -267,7 +267,10 @@ def refined(
             progress=progress,
             label=f"survey, pass {number}",
         )
-        finer = {cell: found[cell].refined(more.get(cell, Summary.empty())) for cell in asked}
+        finer = {
+            cell: found[cell].refined(more.get(cell, Summary.empty()), wanted)
+            for cell, wanted in asked.items()
+        }
         found = {**found, **finer}
         reads = _sum(reads, seen)
     return found, reads
@@ -284,7 +287,7 @@ def _asked(
     for cells in pools:
         if all(found[cell].exact for cell in cells):
             continue
-        some = found[cells[0]] if len(cells) == 1 else pooled([found[cell] for cell in cells])
+        some = pooled([found[cell] for cell in cells], q, method, median=True)
         wanted = targets(some, q, method, median=True)
         if wanted is None:
             continue
@@ -297,13 +300,14 @@ def _asked(
 def _pools(
     found: Iterable[Cell], subjects: Sequence[Subject], by: str | None
 ) -> list[tuple[Cell, ...]]:
-    """The cells whose sum is to be exact: each alone, the planes of each image, each group."""
+    """The cells whose sum is to be exact: each alone; of images and groups, each plane and all."""
     group = groups_of(subjects, by)[1]
     cells = sorted(found)
     pools: dict[Any, list[Cell]] = {}
     for cell in cells:
         pools.setdefault(("image", *cell._replace(plane=None)), []).append(cell)
         pools.setdefault(("group", group[cell.image], *cell[1:]), []).append(cell)
+        pools.setdefault(("planes", group[cell.image], cell.channel, cell.label), []).append(cell)
     alone = [(cell,) for cell in cells]
     return list(dict.fromkeys([*alone, *map(tuple, pools.values())]))
 

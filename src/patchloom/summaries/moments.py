@@ -70,10 +70,9 @@ def deviation(sums: Sums, n: int) -> float:
 
 def rounded_sums(total: float, squares: float, n: int) -> Sums:
     """Sums that give this mean times `n` and this sum of squared differences from the mean."""
-    if not n or not math.isfinite(total) or not math.isfinite(squares):
-        return Sums()
     first = _whole(total)
-    return Sums(first, (_whole(squares) << _UNIT) + first * first // n)
+    # Rounded up: no deviation is the root of a negative number.
+    return Sums(first, (_whole(squares) << _UNIT) - (-first * first // n))
 
 
 def power_sums(values: Floats, counts: Ints | None = None, *, short: bool = False) -> Sums:

@@ -65,7 +65,7 @@ def targets(
     Returns
     -------
     Targets or None
-        None if everything is exact already. Give it to a `Tally` of the same pixels, and what
+        None if everything is exact already. Give it to a `Tally` of the same pixels, and with what
         that counts to `Summary.refined`; then ask again.
 
     Examples
@@ -76,24 +76,14 @@ def targets(
     >>> while (wanted := targets(found, [1, 99])) is not None:
     ...     tally = Tally(noise.dtype, targets=wanted)
     ...     tally.add(noise)
-    ...     found, passes = found.refined(tally.summary()), passes + 1
+    ...     found, passes = found.refined(tally.summary(), wanted), passes + 1
     >>> passes, (percentiles(found, [1, 99]) == np.percentile(noise.astype(float), [1, 99])).all()
     (2, np.True_)
     """
-    if summary.exact or not summary.count:
+    found = _unresolved(summary, q, method, median)[:LEAVES]
+    if not len(found):
         return None
-    below, above, _ = ranks(summary.count, q, method)
-    asked = [below, above]
-    if median:
-        asked.append(np.array([(summary.count - 1) // 2, summary.count // 2]))
-    wanted: Ints = np.unique(np.concatenate(asked))
-    # The ends are known.
-    wanted = wanted[(wanted > 0) & (wanted < summary.count - 1)]
-    at = np.unique(summary.leaves(wanted))
-    at = at[summary.bits[at] > 0][:LEAVES]
-    if not len(at):
-        return None
-    return Targets(summary.values[at], summary.bits[at], summary.counts[at] <= LISTED)
+    return _targets(summary, found)
 
 
 def pooled(
@@ -110,7 +100,27 @@ def pooled(
     """
     parts = list(summaries)
     total = reduce(add, parts, Summary.empty())
-    wanted = targets(total, q, method, median=median)
-    if wanted is None:
+    # All of them, also if a pass can look into some only: opening takes no pass.
+    wanted = _targets(total, _unresolved(total, q, method, median))
+    if not len(wanted):
         return total
     return reduce(add, (part.opened(wanted) for part in parts), Summary.empty())
+
+
+def _unresolved(summary: Summary, q: Sequence[float], method: str, median: bool) -> Ints:
+    """Positions of the leaves that hold wanted ranks and are no values."""
+    if summary.exact or not summary.count:
+        return np.zeros(0, np.int64)
+    below, above, _ = ranks(summary.count, q, method)
+    asked = [below, above]
+    if median:
+        asked.append(np.array([(summary.count - 1) // 2, summary.count // 2]))
+    wanted: Ints = np.unique(np.concatenate(asked))
+    # The ends are known.
+    wanted = wanted[(wanted > 0) & (wanted < summary.count - 1)]
+    at = np.unique(summary.leaves(wanted))
+    return at[summary.bits[at] > 0]
+
+
+def _targets(summary: Summary, at: Ints) -> Targets:
+    return Targets(summary.values[at], summary.bits[at], summary.counts[at] <= LISTED)

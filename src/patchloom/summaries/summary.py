@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from patchloom.errors import SourceChangedError
 from patchloom.summaries.keys import (
-    BITS,
     RELATIVE_WIDTH,
     Bits,
     Floats,
     Ints,
     ends,
+    floors,
     keys_of,
     nearest_zero,
 )
@@ -71,7 +71,7 @@ class Summary:
 
     def __post_init__(self) -> None:
         if len(self.bits) != len(self.values):
-            object.__setattr__(self, "bits", np.full(len(self.values), BITS, np.uint8))
+            object.__setattr__(self, "bits", floors(self.values, np.dtype("float64")))
         if self.exact and len(self.values):
             object.__setattr__(self, "low", float(self.values[0]))
             object.__setattr__(self, "high", float(self.values[-1]))
@@ -96,7 +96,10 @@ class Summary:
         """A summary of times when sums were floating point: mean times count, and M2."""
         if exact:
             return cls(values, counts, nans=nans)
-        sums = rounded_sums(total, squares, int(counts.sum()))
+        sums = None
+        if math.isfinite(total) and math.isfinite(squares) and squares > 0:
+            sums = rounded_sums(total, squares, int(counts.sum()))
+        # Else squares were too large or too small for a float64: buckets know more.
         return cls(values, counts, exact=False, nans=nans, low=low, high=high, sums=sums)
 
     @cached_property
@@ -203,28 +206,26 @@ class Summary:
             sums=self._sums.plus(other._sums),
         )
 
-    def refined(self, more: Summary, targets: Targets | None = None) -> Summary:
+    def refined(self, more: Summary, targets: Targets) -> Summary:
         """The same summary, with what another pass has counted inside some of its leaves.
 
         Parameters
         ----------
         more
-            Of a `Tally` with targets, over the same pixels.
+            Of a `Tally` with `targets`, over the same pixels.
         targets
-            Those targets: whether the pass has seen as many pixels in them is checked.
+            From `targets` of this summary, or of a sum of it and others.
 
         Raises
         ------
         SourceChangedError
-            If that pass has seen other pixels.
+            If that pass has not seen as many pixels in each leaf.
         """
-        if targets is not None:
-            seen, found = _inside(self, targets)[1], _inside(more, targets)[1]
-            for n, m in zip(seen.tolist(), found.tolist(), strict=True):
-                _check_passes(n, m)
         if self.exact:
-            inside, _ = _inside(self, more)
-            return replace(self, bits=np.where(inside, 0, self.bits).astype(np.uint8))
+            return self.opened(targets)
+        seen, found = _inside(self, targets)[1], _inside(more, targets)[1]
+        for n, m in zip(seen.tolist(), found.tolist(), strict=True):
+            _check_passes(n, m)
         values = np.concatenate([self.values, more.values])
         counts = np.concatenate([self.counts, more.counts])
         bits = np.concatenate([self.bits, more.bits])
@@ -251,8 +252,9 @@ class Summary:
     def _sums(self) -> Sums:
         if self.sums is not None:
             return self.sums
-        finite = np.isfinite(self.values)
-        return power_sums(self.values[finite], self.counts[finite])
+        values = self._estimates
+        finite = np.isfinite(values)
+        return power_sums(values[finite], self.counts[finite])
 
     @property
     def _estimates(self) -> Floats:
@@ -305,7 +307,7 @@ def _gathered(values: Floats, counts: Ints, bits: Bits) -> Leaves:
     return values[first], np.add.reduceat(counts[order], starts), bits[first]
 
 
-def _inside(summary: Summary, leaves: Summary | Targets) -> tuple[npt.NDArray[np.bool_], Ints]:
+def _inside(summary: Summary, leaves: Targets) -> tuple[npt.NDArray[np.bool_], Ints]:
     """Whether each value lies in one of some leaves, and how many pixels each leaf holds."""
     held: Ints = np.zeros(len(leaves.values), np.int64)
     if not len(held):

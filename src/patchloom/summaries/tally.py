@@ -24,7 +24,8 @@ class Tally:
     Parameters
     ----------
     dtype
-        Type of the pixels: bool, integers or floats of up to 64 bits.
+        Type of the pixels: bool, integers or floats of up to 64 bits. Integers beyond 2^53
+        count as the nearest float64.
     nodata
         Value of pixels to leave out; for floats, as `dtype` holds it. NaN is left out anyway.
     targets
