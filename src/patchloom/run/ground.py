@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,14 @@ from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied
 from patchloom.run.masks import Walk
-from patchloom.run.union import taken, union
+from patchloom.run.union import layers
 
-__all__ = ["Ground", "Question", "Times", "boxes_of", "read_under", "walk_over"]
+__all__ = ["Flags", "Ground", "Question", "boxes_of", "read_under", "walk_over"]
 
 Pixels = npt.NDArray[Any]
-Times = npt.NDArray[np.bool_] | Ints | int
-"""How often pixels count: one number for all of them, flags, or one number each."""
+Flags = npt.NDArray[np.bool_]
+_Layers = list[tuple[Flags | None, int]]
+"""Which pixels of a block count, None for all, and how often: the sum over all layers."""
 
 _TOGETHER = 2**19
 """Patches that are looked at together, at least those of one block."""
@@ -103,7 +104,7 @@ class Ground:
         self._roles, self._plan, self._index = roles, plan, index
         self._walks = {name: walk_over(image, role, blocks) for name, role in roles.items()}
         self._low, self._high = boxes_of(image.layout, blocks)
-        self._held: dict[int, list[Times]] = {}
+        self._held: dict[int, list[_Layers]] = {}
         self._boxes: dict[int, tuple[Ints, Ints, Ints]] = {}
 
     @property
@@ -147,23 +148,18 @@ class Ground:
             return [step for step in steps if step in self._boxes]
         return steps
 
-    def times(self, step: int, inside: int, sample: int) -> Times:
-        """How often the pixels of a block count, of one of its samples."""
+    def layers(self, step: int, inside: int, sample: int) -> _Layers:
+        """The pixels of a block that count, of one of its samples."""
         if self._question.over == "mask":
             return self._held[step][inside]
         if self._question.over == "patches":
             of, low, high = self._boxes[step]
             mine = of == sample
             extent = (self._high[step] - self._low[step]).tolist()
-            if not mine.any():
-                return 0
-            if self._question.each == "taken":
-                return _taken(low[mine], high[mine], extent)
-            covered = union(low[mine], high[mine], extent)
-            return 1 if covered is None else covered
-        return 1
+            return [*layers(self._question.each, low[mine], high[mine], extent)]
+        return [(None, 1)]
 
-    def labels(self, step: int) -> list[tuple[Pixels, npt.NDArray[np.bool_] | None]]:
+    def labels(self, step: int) -> list[tuple[Pixels, Flags | None]]:
         """The label of each pixel of a block, and where there is one; of each of its samples."""
         walk = self._walks["labels"]
         walk.enter(step)
@@ -187,13 +183,14 @@ class Ground:
     def _find_mask(self, step: int) -> bool:
         walk = self._walks["mask"]
         walk.enter(step)
-        found: list[Times] = []
+        found: list[_Layers] = []
         for pixels, origin, box in self._over("mask", step):
             covered = under(pixels != 0, origin, self._roles["mask"].alignment, *box)
             some, every = covered.any(), covered.all()
-            found.append(1 if every else self._spread("mask", covered) if some else 0)
+            where = None if every else self._spread("mask", covered)
+            found.append([(where, 1)] if some else [])
         walk.leave(step)
-        if not any(isinstance(times, np.ndarray) or times for times in found):
+        if not any(found):
             return False
         self._held[step] = found
         return True
@@ -247,13 +244,3 @@ class Ground:
             real = (start < stop).all(-1)
             if real.any():
                 self._boxes[step] = patches.sample[mine][real], start[real], stop[real]
-
-
-def _taken(low: Ints, high: Ints, extent: Sequence[int]) -> Times:
-    """How many boxes each pixel of a block lies in."""
-    found = np.zeros(tuple(extent), np.int64)
-    for where, times in taken(low, high, extent):
-        if where == () and isinstance(times, int):
-            return times
-        found[where] = times
-    return found
