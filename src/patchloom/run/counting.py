@@ -207,7 +207,7 @@ def count(
     """
     found: Found = {}
     under, reads = Reads(), Reads()
-    images = held.images if plan is None else plan.images
+    images = held.images or (() if plan is None else plan.images)
     for number, piece in enumerate(pieces):
         counts = _Counts(held.question, piece, images[piece.image], held.targets, found)
         roles = ("image", *held.question.roles)

@@ -15,6 +15,7 @@ from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied
 from patchloom.run.masks import Walk
+from patchloom.run.nearby import lying_under
 from patchloom.run.union import layers
 
 __all__ = ["Flags", "Ground", "Question", "boxes_of", "read_under", "walk_over"]
@@ -40,6 +41,8 @@ class Question:
     """Whether each plane (z) is counted by itself."""
     labels: bool = False
     """Whether the pixels of each label are."""
+    role: str = "image"
+    """What is counted: images, or another array on their pixels."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -132,7 +135,7 @@ class Ground:
         if self._question.over != "patches" or plan is None:
             return high
         while high - low > 1:
-            near = plan.touching(self._index, np.sort(self._blocks[low:high]))
+            near = plan.touching(self._index, self._around(low, high))
             if int(plan.cells.kept[near].sum(dtype=np.int64)) <= _TOGETHER:
                 break
             high = (low + high) // 2
@@ -224,12 +227,13 @@ class Ground:
         """The boxes of the patches that reach into some blocks."""
         plan, blocks = self._plan, self._blocks[low:high]
         assert plan is not None
-        positions = np.sort(plan.touching(self._index, np.sort(blocks)))
+        positions = np.sort(plan.touching(self._index, self._around(low, high)))
         if not len(positions):
             return
         [patches] = plan.along(positions)
         layout = self._image.layout
-        patch, block = touches(layout, patches.sample, patches.corner, plan.cut)
+        sample = layout.own_samples(patches.sample)
+        patch, block = touches(layout, sample, patches.corner, plan.cut)
         order = np.argsort(block, kind="stable")
         patch, block = patch[order], block[order]
         begins = np.searchsorted(block, blocks)
@@ -243,4 +247,11 @@ class Ground:
             # What only padding repeats is not taken.
             real = (start < stop).all(-1)
             if real.any():
-                self._boxes[step] = patches.sample[mine][real], start[real], stop[real]
+                self._boxes[step] = sample[mine][real], start[real], stop[real]
+
+    def _around(self, low: int, high: int) -> Ints:
+        """The blocks of the plan's image that lie under those of some steps."""
+        assert self._plan is not None
+        own = self._plan.images[self._index].layout
+        blocks = np.sort(self._blocks[low:high])
+        return lying_under(own, self._image.layout, blocks, np.arange(own.n_samples))

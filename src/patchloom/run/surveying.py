@@ -255,14 +255,15 @@ def refined(
     reads = Reads()
     pools = _pools(found, subjects_of(images), by)
     watched = [reading_since(image, since) for image in images]
-    followed = None if plan is None else plan.with_images(watched)
+    if plan is not None and question.role == "image":
+        plan = plan.with_images(watched)
     number = 1
     while asked := _asked(found, pools, q, method):
         number += 1
         more, _, seen = look(
             question,
             watched,
-            followed,
+            plan,
             targets=asked,
             progress=progress,
             label=f"survey, pass {number}",
