@@ -13,8 +13,9 @@ from patchloom.normalization import Normalization
 from patchloom.planning.plans import Plan
 from patchloom.planning.subsets import fixed_split, subset
 from patchloom.run.measuring import Measuring
-from patchloom.run.surveying import Found, channel_names
+from patchloom.run.surveying import channel_names
 from patchloom.store import normalized
+from patchloom.store.summed import Found
 
 __all__ = ["Scaling", "record", "recorded"]
 
