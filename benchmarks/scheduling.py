@@ -27,6 +27,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 import patchloom
 from benchmarks import environment
+from patchloom.location import Location
 from patchloom.planning.plans import Plan
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
@@ -170,14 +171,14 @@ def _fine(plan: Plan) -> Plan:
 
 def _everything(plan: Plan) -> Graph:
     """Make every task once, as a run does it part by part."""
-    graph = run_graph(plan, Job(None, {}), np.arange(plan.n_shards), "token")
+    graph = run_graph(plan, Job(Location.of("memory://out")), np.arange(plan.n_shards), "token")
     for start in range(0, len(graph.keys), 2500):
         graph.part(graph.keys[start : start + 2500])
     return graph
 
 
 def _first(plan: Plan) -> None:
-    graph = run_graph(plan, Job(None, {}), np.arange(plan.n_shards), "token")
+    graph = run_graph(plan, Job(Location.of("memory://out")), np.arange(plan.n_shards), "token")
     graph.part(graph.keys[:2500])
 
 
@@ -233,7 +234,9 @@ def _run(plan: Plan, n_tasks: int, seconds: float) -> dict[str, Any]:
     """The first tasks of a plan, asleep."""
     shards = np.arange(plan.runs.bounds[n_tasks])
     began, cpu = time.perf_counter(), _cpu()
-    graph = run_graph(plan, Job(None, {}), shards, f"{n_tasks}", write=partial(_sleep, seconds))
+    graph = run_graph(
+        plan, Job(Location.of("memory://out")), shards, f"{n_tasks}", write=partial(_sleep, seconds)
+    )
     done: list[TaskReport] = execute(graph, progress=False, label="simulation")
     assert sum(report.n_shards for report in done) == len(shards)
     wall = time.perf_counter() - began

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import patchloom
+from patchloom.errors import ChunkError
 from patchloom.run.batches import cut_batches
 from patchloom.sources.chunks import DirectReader
 from patchloom.store.schema import CODECS, ArraySpec, Codec
@@ -138,6 +139,25 @@ def test_blocks_are_joined_from_chunks_of_channels(
                 low = where.corner[row].tolist()
                 box = tuple(slice(a, a + n) for a, n in zip(low, patch, strict=True))
                 np.testing.assert_array_equal(found, moved[(where.sample[row], slice(None), *box)])
+
+
+@pytest.mark.parametrize("codec", [BloscCodec, ZstdCodec])
+@pytest.mark.parametrize("height", [15, 17])
+def test_a_chunk_of_another_size_is_refused(codec: Any, height: int, tmp_path: Path) -> None:
+    """Codecs fill less than what they are given without a word: the rest would be any bytes."""
+    for name, n in (("a", 16), ("b", height)):
+        zarr.create_array(
+            tmp_path / f"{name}.zarr",
+            data=np.full((2, n, 16), 7, "uint16"),
+            chunks=(1, n, 16),
+            compressors=codec(),
+        )
+    other = (tmp_path / "b.zarr" / "c" / "0" / "0" / "0").read_bytes()
+    (tmp_path / "a.zarr" / "c" / "1" / "0" / "0").write_bytes(other)
+    images = patchloom.open_images(tmp_path / "a.zarr", axes="cyx")
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [8, 8]})
+    with pytest.raises(ChunkError, match=r"chunk \(1, 0, 0\)"):
+        list(cut_batches(plan, [0]))
 
 
 def test_the_report_says_who_decoded(tmp_path: Path) -> None:

@@ -426,7 +426,7 @@ def test_the_graph_of_ten_terabytes_is_small(tmp_path: Path) -> None:
     images = patchloom.open_images(path, axes="CYX")
     plan = patchloom.plan(images, {"name": "sequential", "patch_size": [256, 256]})
     assert images[0].dtype.itemsize * np.prod(images[0].shape, dtype=float) > 10e12
-    graph = run_graph(plan, Job(None, {}), range(plan.n_shards), "token")
+    graph = run_graph(plan, Job(Location.of("memory://out")), range(plan.n_shards), "token")
     assert len(graph.keys) == plan.n_tasks
     some = graph.part(graph.keys[:1000])
     assert len(some) == 1000
@@ -438,7 +438,7 @@ def test_resumed_shards_go_to_the_tasks_of_their_runs(image: Image) -> None:
     """Each missing shard once, in the task that has its run; tasks without any are left out."""
     plan = planned(image, rows=2)
     missing = sorted(np.random.default_rng(1).choice(plan.n_shards, 20, replace=False).tolist())
-    graph = run_graph(plan, Job(None, {}), missing, "token")
+    graph = run_graph(plan, Job(Location.of("memory://out")), missing, "token")
     tasks = graph.part(graph.keys)
     dealt = {int(key[1]): [*task[4]] for key, task in tasks.items()}
     assert [s for shards in dealt.values() for s in shards] == missing
@@ -491,7 +491,7 @@ def test_graphs_of_dask_arrays_have_a_task_a_run_of_ours(tmp_path: Path) -> None
     plan = patchloom.plan(
         patchloom.open_images(array, axes="CYX"), {"name": "sequential", "patch_size": [64, 64]}
     )
-    graph = run_graph(plan, Job(None, {}), range(plan.n_shards), "token")
+    graph = run_graph(plan, Job(Location.of("memory://out")), range(plan.n_shards), "token")
     ours = [key for key in graph.dsk if "patchloom" in str(key)]
     assert len(ours) == plan.n_tasks + 2 <= plan.n_shards + 2
     assert len(pickle.dumps(graph.shared)) < 100_000
@@ -507,7 +507,7 @@ def test_blocks_of_a_task_are_found_without_a_loop_over_patches() -> None:
         config = {"name": "sequential", "patch_size": [32, 32], "overlaps": [32 - stride] * 2}
         whole = patchloom.plan(images, config)
         plan = patchloom.plan(images, config, rows_per_shard=whole.n_patches)
-        graph = run_graph(plan, Job(None, {}), [0], "token")
+        graph = run_graph(plan, Job(Location.of("memory://out")), [0], "token")
         graph.part(graph.keys)
         n = 0
 

@@ -530,6 +530,29 @@ def test_targets_that_only_dask_has(tmp_path: Path) -> None:
     np.testing.assert_allclose(made.invert(first, "image-0")[0, 0], target[:10, :10], atol=1e-6)
 
 
+@pytest.mark.parametrize("over", ["patches", "image"])
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_targets_go_by_their_own_pixels(over: str, n_samples: int, tmp_path: Path) -> None:
+    """What is no data in an image is a grey level of its target; wide ones are exact if asked."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 9, (2, 280, 280), dtype=np.uint8)
+    target = rng.normal(5, 2, (n_samples, 280, 280)).astype("float32")
+    target[:, ::2] = 0
+    paths = [tmp_path / "a.zarr", tmp_path / "t.zarr"]
+    for path, some, chunks in zip(paths, (pixels, target), ((1, 70, 70), (1, 90, 41)), strict=True):
+        zarr.create_array(path, data=some, chunks=chunks)
+    column = {"stain": "x"}
+    images = patchloom.open_images(paths[0], axes="syx", target=paths[1], nodata=0, sample=column)
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [40, 40]})
+    how: dict[str, Any] = {"over": over, "percentiles": (30, 99), "exact": True, "progress": False}
+    patchloom.materialize(
+        plan, tmp_path / "o.zarr", normalize_targets="percentile", per="stain", **how
+    )
+    made = patchloom.open_patches(tmp_path / "o.zarr").applied["targets"]
+    low, high = np.percentile(target.astype("float64"), (30, 99))
+    assert (made.shift[0][0], made.span[0][0]) == (low, high - low)
+
+
 def test_reading_rows(sources: Path, plain: patchloom.PatchStore) -> None:
     """Any rows in any order, as stored or scaled by the numbers of their images."""
     rows = [5, 0, 5, len(plain) - 1]

@@ -26,6 +26,7 @@ from patchloom.errors import (
     PlanError,
     SourceError,
 )
+from patchloom.location import Location
 from patchloom.planning.runs import pack
 from patchloom.run.cutting import Job
 from patchloom.run.graph import run_graph
@@ -187,7 +188,7 @@ def test_tasks_follow_shards_not_patches(rows: int, overlap: int) -> None:
     images = patchloom.open_images(np.zeros((1, 256, 256), "uint16"), axes="CYX")
     config = {"name": "sequential", "patch_size": [32, 32], "overlaps": [overlap, overlap]}
     plan = patchloom.plan(images, config, rows_per_shard=rows)
-    graph = run_graph(plan, Job(None, {}), range(plan.n_shards), "token")
+    graph = run_graph(plan, Job(Location.of("memory://out")), range(plan.n_shards), "token")
     ours = [k for k in dict(graph.dsk) if "patchloom" in str(k)]
     assert len(graph.keys) == plan.n_tasks <= plan.n_shards
     assert len(ours) == plan.n_tasks + 2
@@ -197,13 +198,17 @@ def test_graphs_carry_no_large_object(tmp_path: Path) -> None:
     """Without the plan and the job, a task is a few hundred bytes."""
     images = patchloom.open_images(empty(tmp_path, (1, 4096, 4096)), axes="CYX")
     plan = patchloom.plan(images, GRID, rows_per_shard=64)
-    graph = dict(run_graph(plan, Job(None, {}), range(plan.n_shards), "token").dsk)
+    graph = dict(
+        run_graph(plan, Job(Location.of("memory://out")), range(plan.n_shards), "token").dsk
+    )
     tasks = [v for k, v in graph.items() if isinstance(k, tuple)]
     assert max(len(pickle.dumps(task)) for task in tasks) < 1000
     pixels = np.zeros((1, 2048, 2048), "uint16")
     images = patchloom.open_images(pixels, axes="CYX", labels=pixels[0], target=pixels)
     plan = patchloom.plan(images, GRID)
-    graph = dict(run_graph(plan, Job(None, {}), range(plan.n_shards), "token").dsk)
+    graph = dict(
+        run_graph(plan, Job(Location.of("memory://out")), range(plan.n_shards), "token").dsk
+    )
     assert len(pickle.dumps(graph["patchloom-plan-token"])) < 40 * len(plan.cells) + 8192
 
 

@@ -15,7 +15,7 @@ from patchloom.image import ChunkReader, Image, Ints, Reads
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import FETCH
 from patchloom.run.blocks import Supplied, stored_chunks
-from patchloom.run.ground import Ground, Question, Times, read_under
+from patchloom.run.ground import Flags, Ground, Question, read_under
 from patchloom.summaries import Summary, Tally
 from patchloom.summaries.subjects import Cell
 
@@ -81,40 +81,50 @@ class _Counts:
     nbytes: int = 0
     """Of the histograms."""
 
-    def add(self, channel: int, first: int, pixels: Pixels, times: Times, labels: Any) -> None:
+    def add(
+        self,
+        channel: int,
+        first: int,
+        pixels: Pixels,
+        where: Flags | None,
+        times: int,
+        labels: Any,
+    ) -> None:
         """Count the pixels of one channel and sample of a block that begins at plane `first`."""
         if not self.question.planes:
-            self._add(channel, None, pixels, times, labels)
+            self._add(channel, None, pixels, where, times, labels)
             return
         assert self.piece.planes is not None
         low, high = self.piece.planes
         for k in range(max(0, low - first), min(len(pixels), high - first)):
             some = None if labels is None else tuple(None if a is None else a[k] for a in labels)
-            mine = times[k] if isinstance(times, np.ndarray) else times
-            self._add(channel, first + k, pixels[k], mine, some)
+            mine = None if where is None else where[k]
+            self._add(channel, first + k, pixels[k], mine, times, some)
 
     def _add(
-        self, channel: int, plane: int | None, pixels: Pixels, times: Times, labels: Any
+        self,
+        channel: int,
+        plane: int | None,
+        pixels: Pixels,
+        where: Flags | None,
+        times: int,
+        labels: Any,
     ) -> None:
-        where = None
         if labels is not None:
-            labels, where = labels
-        if isinstance(times, np.ndarray):
-            real = times > 0
-            where = real if where is None else where & real
+            labels, known = labels
+            if known is not None:
+                where = known if where is None else where & known
         if where is not None:
             pixels = pixels[where]
             labels = None if labels is None else labels[where]
-            if isinstance(times, np.ndarray):
-                times = 1 if times.dtype == np.bool_ else times[where]
-        if not pixels.size or (isinstance(times, int) and not times):
+        if not pixels.size:
             return
         if labels is None:
             self._tally(Cell(self.piece.image, channel, plane, None), pixels, times)
             return
-        for value, where in self._by_label(labels):
-            some = times if isinstance(times, int) else times.ravel()[where]
-            self._tally(Cell(self.piece.image, channel, plane, value), pixels.ravel()[where], some)
+        for value, place in self._by_label(labels):
+            cell = Cell(self.piece.image, channel, plane, value)
+            self._tally(cell, pixels.ravel()[place], times)
 
     def _by_label(self, labels: Pixels) -> list[tuple[int, Any]]:
         """The values of some labels, and where each lies."""
@@ -131,19 +141,17 @@ class _Counts:
         check_classes(self.classes, self.image)
         return found
 
-    def _tally(self, cell: Cell, pixels: Pixels, times: Times) -> None:
+    def _tally(self, cell: Cell, pixels: Pixels, times: int) -> None:
         if self.targets is not None and cell not in self.targets:
             return
         if cell not in self.tallies:
             if len(self.tallies) >= HISTOGRAMS or self.nbytes >= _MOST:
                 self.settle()
             targets = None if self.targets is None else self.targets[cell]
-            # Not all images know of such a value.
-            nodata = getattr(self.image, "nodata", None)
-            self.tallies[cell] = Tally(self.image.dtype, nodata, targets)
+            self.tallies[cell] = Tally(self.image.dtype, self.image.nodata, targets)
         tally = self.tallies[cell]
         before = tally.nbytes
-        tally.add(pixels, times if isinstance(times, int) else times.astype(np.int64, copy=False))
+        tally.add(pixels, times)
         self.nbytes += tally.nbytes - before
 
     def settle(self) -> None:
@@ -199,7 +207,7 @@ def count(
     """
     found: Found = {}
     under, reads = Reads(), Reads()
-    images = held.images if plan is None else plan.images
+    images = held.images or (() if plan is None else plan.images)
     for number, piece in enumerate(pieces):
         counts = _Counts(held.question, piece, images[piece.image], held.targets, found)
         roles = ("image", *held.question.roles)
@@ -282,7 +290,7 @@ def _count_block(
     samples = ground.samples(step).tolist()
     labels = ground.labels(step) if question.labels else [None] * len(samples)
     plain = question.over == "image" and not question.labels and not question.planes
-    times = [ground.times(step, k, sample) for k, sample in enumerate(samples)]
+    layers = [ground.layers(step, k, sample) for k, sample in enumerate(samples)]
     plane = int(ground.first(step)[0])
     for number, part in enumerate(parts, first):
         moved = part.transpose(axes.order)
@@ -292,20 +300,19 @@ def _count_block(
         low, high = max(begin, piece.channels[0]), min(begin + moved.shape[1], piece.channels[1])
         for channel in range(low, high):
             if plain:
-                counts.add(channel, 0, moved[:, channel - begin], 1, None)
+                counts.add(channel, 0, moved[:, channel - begin], None, 1, None)
                 continue
             for k, pixels in enumerate(moved[:, channel - begin]):
-                counts.add(channel, plane, pixels, *_full(times[k], labels[k], pixels.shape))
+                known = _full(labels[k], pixels.shape)
+                for where, times in layers[k]:
+                    counts.add(channel, plane, pixels, _full(where, pixels.shape), times, known)
 
 
-def _full(times: Times, labels: Any, shape: tuple[int, ...]) -> tuple[Times, Any]:
+def _full(given: Any, shape: tuple[int, ...]) -> Any:
     """What is the same for all planes, on each of them; nothing is copied."""
-    if isinstance(times, np.ndarray):
-        spread: Any = np.broadcast_to(times, shape)
-        times = spread
-    if labels is not None:
-        labels = tuple(None if a is None else np.broadcast_to(a, shape) for a in labels)
-    return times, labels
+    if isinstance(given, tuple):
+        return tuple(_full(part, shape) for part in given)
+    return None if given is None else np.broadcast_to(given, shape)
 
 
 def along_curve(image: Image, blocks: Ints) -> Ints:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ChunkError, SourceChangedError, WriteError
-from patchloom.image import ChunkReader, Image, Layout, Reads
+from patchloom.image import ChunkReader, Image, Layout
 from patchloom.location import Location
 from patchloom.normalization import Normalization
 from patchloom.planning.identity import patch_ids
@@ -40,7 +40,7 @@ from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_nam
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 
-__all__ = ["Job", "cut_run", "steps_of", "write_run"]
+__all__ = ["Job", "steps_of", "write_run"]
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -52,8 +52,8 @@ ArrayKey = tuple[int, str]
 class Job:
     """What every task of a run needs besides the plan."""
 
-    target: Location | None
-    """Where shards go; None only counts (a survey)."""
+    target: Location
+    """Where shards go."""
     specs: Mapping[str, ArraySpec] = field(default_factory=dict)
     """Arrays of the store by name."""
     scaling: Mapping[str, Normalization] = field(default_factory=dict)
@@ -69,17 +69,12 @@ class Job:
     """Position in the store of the plan's first image."""
     pending: str | None = None
     """Fingerprint of the addition that is being made, if it is one to a store."""
-    counts: str = "image"
-    """Role of the array whose pixels are counted."""
     each: str = "once"
     """How often a pixel counts in the statistics that ride along."""
 
     def arrays(self, image: Image) -> dict[str, Image]:
         """The arrays of an image that this job reads."""
-        if self.target is not None:
-            return image.cut_arrays
-        # A survey of statistics looks at what it counts alone.
-        return {self.counts: image.cut_arrays[self.counts]}
+        return image.cut_arrays
 
 
 @dataclass
@@ -191,7 +186,7 @@ def write_run(
     left = _left(job, list(shards))
     gone = {*shards} - {*left}
     run = _Run(plan, job, dict(supplied or {}))
-    remote = job.target is not None and not job.target.is_local
+    remote = not job.target.is_local
     gaps, lost = [], []
     waiting = list(left)
     try:
@@ -225,7 +220,6 @@ def write_run(
 def _left(job: Job, shards: list[int]) -> list[int]:
     """The shards that no earlier execution of this task, or other client, has committed."""
     target = job.target
-    assert target is not None
     first = job.first_shard
     fresh = [number for number in shards if first + number not in job.suspect]
     # One request: who comes first finds nothing.
@@ -233,28 +227,6 @@ def _left(job: Job, shards: list[int]) -> list[int]:
         return shards
     there = {n for n in fresh[1:] if target.read(manifest_name(first + n)) is not None}
     return [number for number in shards if number not in {fresh[0], *there}]
-
-
-def cut_run(
-    plan: Plan,
-    job: Job,
-    shards: Sequence[int],
-    supplied: Mapping[ArrayKey, Supplied] | None = None,
-) -> tuple[dict[tuple[int, int], Summary], Reads]:
-    """Summarize the pixels of some shards' patches that a job counts, without writing."""
-    found: dict[tuple[int, int], Summary] = {}
-    reads = Reads()
-    for leg, some in legs_from_here(plan, shards):
-        with visit_to(plan, leg) as visit:
-            run = _Run(plan, job, dict(supplied or {}), visit)
-            for shard in _walk(run, some):
-                for key, summary in shard.summaries.items():
-                    found[key] = found.get(key, Summary.empty()) + summary
-                shard.summaries.clear()
-        reads.chunks += run.counts["chunk_reads"] + run.counts["role_reads"]
-        reads.requests += run.counts["requests"]
-        reads.nbytes += run.counts["bytes_read"]
-    return found, reads
 
 
 def _n_rows(plan: Plan, shard: int) -> int:
@@ -299,9 +271,9 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         patch, block = pairs()
         counter = missed = share = None
         shares = run.visit is not None and array.source.addressable
-        if name == run.job.counts or shares:
+        if name == "image" or shares:
             near = Nearby.of(plan, index, array.layout, np.unique(block), sample)
-        if name == run.job.counts:
+        if name == "image":
             span = int(turn[0]), int(turn[-1])
             counter, missed = _counter(run, index, array.layout, near, span, begun)
         if run.visit is not None and shares:
@@ -331,7 +303,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                 if losses.reasons:
                     some, _ = losses.split(whole)
                     into = _by_shard(begun, shard[some])
-                if run.job.target is not None and len(some):
+                if len(some):
                     pixels = cache.windows(int(samples[name][a]), corner[some], plan.cut)
                     shown = contents.of_batch(plan, name, pixels)
                     for current, which in into:
@@ -370,11 +342,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         waiting = sorted({*np.unique(shard[asked]).tolist(), *np.unique(turn // rows).tolist()})
         first = run.job.first_shard
         cost = ", ".join(f"{first + number}" for number in waiting if number in begun)
-        out = (
-            "; on_error='skip' goes on without the patches that need it"
-            if run.job.target is not None
-            else "; numbers of targets need every pixel; normalize_targets=None does not"
-        )
+        out = "; on_error='skip' goes on without the patches that need it"
         raise type(error)(
             f"{error} (image {image.id!r}; {len(shard):,} patches of output shards {cost} wait for "
             f"it{out if isinstance(error, ChunkError) else ''})"
@@ -529,7 +497,6 @@ def _commit(run: _Run, shard: _Shard) -> pa.Table | None:
     """
     plan, job = run.plan, run.job
     target, number = job.target, job.first_shard + shard.number
-    assert target is not None
     first_row = job.first_shard * plan.rows_per_shard
     none = np.zeros(0, np.int64)
     lost = np.concatenate([none, *(slots for slots, _ in shard.lost)])
@@ -580,14 +547,13 @@ def _conclude(run: _Run, shard: _Shard) -> None:
     """Write what a shard adds to the statistics: nothing more will be counted for it."""
     shard.settle(run.meter)
     job = run.job
-    if job.target is not None:
-        if job.pending is not None:
-            check_pending(job.target, job.pending)
-        data = summary_bytes({(i + job.first_image, c): s for (i, c), s in shard.summaries.items()})
-        shard.written["summary"] = len(data), google_crc32c.value(data)
-        job.target.write(summary_name(job.first_shard + shard.number), data)
-        run.counts["bytes_written"] += len(data)
-        shard.summaries.clear()
+    if job.pending is not None:
+        check_pending(job.target, job.pending)
+    data = summary_bytes({(i + job.first_image, c): s for (i, c), s in shard.summaries.items()})
+    shard.written["summary"] = len(data), google_crc32c.value(data)
+    job.target.write(summary_name(job.first_shard + shard.number), data)
+    run.counts["bytes_written"] += len(data)
+    shard.summaries.clear()
 
 
 def _manifest(plan: Plan, shard: _Shard, first_row: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,15 @@ from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied
 from patchloom.run.masks import Walk
-from patchloom.run.union import taken, union
+from patchloom.run.nearby import lying_under
+from patchloom.run.union import layers
 
-__all__ = ["Ground", "Question", "Times", "boxes_of", "read_under", "walk_over"]
+__all__ = ["Flags", "Ground", "Question", "boxes_of", "read_under", "walk_over"]
 
 Pixels = npt.NDArray[Any]
-Times = npt.NDArray[np.bool_] | Ints | int
-"""How often pixels count: one number for all of them, flags, or one number each."""
+Flags = npt.NDArray[np.bool_]
+_Layers = list[tuple[Flags | None, int]]
+"""Which pixels of a block count, None for all, and how often: the sum over all layers."""
 
 _TOGETHER = 2**19
 """Patches that are looked at together, at least those of one block."""
@@ -39,6 +41,8 @@ class Question:
     """Whether each plane (z) is counted by itself."""
     labels: bool = False
     """Whether the pixels of each label are."""
+    role: str = "image"
+    """What is counted: images, or another array on their pixels."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -103,7 +107,7 @@ class Ground:
         self._roles, self._plan, self._index = roles, plan, index
         self._walks = {name: walk_over(image, role, blocks) for name, role in roles.items()}
         self._low, self._high = boxes_of(image.layout, blocks)
-        self._held: dict[int, list[Times]] = {}
+        self._held: dict[int, list[_Layers]] = {}
         self._boxes: dict[int, tuple[Ints, Ints, Ints]] = {}
 
     @property
@@ -131,7 +135,7 @@ class Ground:
         if self._question.over != "patches" or plan is None:
             return high
         while high - low > 1:
-            near = plan.touching(self._index, np.sort(self._blocks[low:high]))
+            near = plan.touching(self._index, self._around(low, high))
             if int(plan.cells.kept[near].sum(dtype=np.int64)) <= _TOGETHER:
                 break
             high = (low + high) // 2
@@ -147,23 +151,18 @@ class Ground:
             return [step for step in steps if step in self._boxes]
         return steps
 
-    def times(self, step: int, inside: int, sample: int) -> Times:
-        """How often the pixels of a block count, of one of its samples."""
+    def layers(self, step: int, inside: int, sample: int) -> _Layers:
+        """The pixels of a block that count, of one of its samples."""
         if self._question.over == "mask":
             return self._held[step][inside]
         if self._question.over == "patches":
             of, low, high = self._boxes[step]
             mine = of == sample
             extent = (self._high[step] - self._low[step]).tolist()
-            if not mine.any():
-                return 0
-            if self._question.each == "taken":
-                return _taken(low[mine], high[mine], extent)
-            covered = union(low[mine], high[mine], extent)
-            return 1 if covered is None else covered
-        return 1
+            return [*layers(self._question.each, low[mine], high[mine], extent)]
+        return [(None, 1)]
 
-    def labels(self, step: int) -> list[tuple[Pixels, npt.NDArray[np.bool_] | None]]:
+    def labels(self, step: int) -> list[tuple[Pixels, Flags | None]]:
         """The label of each pixel of a block, and where there is one; of each of its samples."""
         walk = self._walks["labels"]
         walk.enter(step)
@@ -187,13 +186,14 @@ class Ground:
     def _find_mask(self, step: int) -> bool:
         walk = self._walks["mask"]
         walk.enter(step)
-        found: list[Times] = []
+        found: list[_Layers] = []
         for pixels, origin, box in self._over("mask", step):
             covered = under(pixels != 0, origin, self._roles["mask"].alignment, *box)
             some, every = covered.any(), covered.all()
-            found.append(1 if every else self._spread("mask", covered) if some else 0)
+            where = None if every else self._spread("mask", covered)
+            found.append([(where, 1)] if some else [])
         walk.leave(step)
-        if not any(isinstance(times, np.ndarray) or times for times in found):
+        if not any(found):
             return False
         self._held[step] = found
         return True
@@ -227,12 +227,13 @@ class Ground:
         """The boxes of the patches that reach into some blocks."""
         plan, blocks = self._plan, self._blocks[low:high]
         assert plan is not None
-        positions = np.sort(plan.touching(self._index, np.sort(blocks)))
+        positions = np.sort(plan.touching(self._index, self._around(low, high)))
         if not len(positions):
             return
         [patches] = plan.along(positions)
         layout = self._image.layout
-        patch, block = touches(layout, patches.sample, patches.corner, plan.cut)
+        sample = layout.own_samples(patches.sample)
+        patch, block = touches(layout, sample, patches.corner, plan.cut)
         order = np.argsort(block, kind="stable")
         patch, block = patch[order], block[order]
         begins = np.searchsorted(block, blocks)
@@ -246,14 +247,11 @@ class Ground:
             # What only padding repeats is not taken.
             real = (start < stop).all(-1)
             if real.any():
-                self._boxes[step] = patches.sample[mine][real], start[real], stop[real]
+                self._boxes[step] = sample[mine][real], start[real], stop[real]
 
-
-def _taken(low: Ints, high: Ints, extent: Sequence[int]) -> Times:
-    """How many boxes each pixel of a block lies in."""
-    found = np.zeros(tuple(extent), np.int64)
-    for where, times in taken(low, high, extent):
-        if where == () and isinstance(times, int):
-            return times
-        found[where] = times
-    return found
+    def _around(self, low: int, high: int) -> Ints:
+        """The blocks of the plan's image that lie under those of some steps."""
+        assert self._plan is not None
+        own = self._plan.images[self._index].layout
+        blocks = np.sort(self._blocks[low:high])
+        return lying_under(own, self._image.layout, blocks, np.arange(own.n_samples))

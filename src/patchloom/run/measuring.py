@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from patchloom.errors import ChunkError, ConfigError
-from patchloom.image import Reads
+from patchloom.image import Image, Reads
 from patchloom.planning.plans import Plan
 from patchloom.run.ground import Question
 from patchloom.run.passes import look
@@ -27,6 +27,7 @@ _RIDDEN = "patches"
 
 _NORMALIZED = "what patches are normalised with needs every pixel; normalize=None does not"
 _APART = "these statistics need every pixel that over= names; over='patches' needs those of patches"
+_TARGETS = "numbers of targets need every pixel; normalize_targets=None does not"
 _EXACT = "exact statistics need every pixel once more; exact=False does not"
 
 
@@ -92,7 +93,13 @@ class Measuring:
         return self.over == _RIDDEN
 
     def before(
-        self, plan: Plan, *, needed: bool, progress: bool, by: str | None = "image"
+        self,
+        plan: Plan,
+        *,
+        needed: bool,
+        progress: bool,
+        by: str | None = "image",
+        role: str = "image",
     ) -> tuple[Found | None, Reads]:
         """What must be known before the first patch is written, or is of more than patches.
 
@@ -106,13 +113,16 @@ class Measuring:
             Whether to show it.
         by
             What else is to be exact, if anything is: sums over groups of images, see `refined`.
+        role
+            Of the arrays whose pixels count.
         """
         if self.is_ridden and not needed:
             return None, Reads()
         begun = time.time()
-        with _telling(_NORMALIZED if self.is_ridden else _APART):
+        why = _NORMALIZED if self.is_ridden else _APART
+        with _telling(why if role == "image" else _TARGETS):
             counted, under, reads = look(
-                self._question, plan.images, self._followed(plan), progress=progress
+                self._question(role), _arrays(plan, role), self._followed(plan), progress=progress
             )
         found = _by_channel(counted)
         # Decodes are those of images; bytes and requests are of their masks besides.
@@ -120,7 +130,7 @@ class Measuring:
         # Groups may ask for more than any of their images.
         if not self.exact:
             return found, reads
-        found, more = self.refined(plan, found, since=begun, progress=progress, by=by)
+        found, more = self.refined(plan, found, since=begun, progress=progress, by=by, role=role)
         return found, reads + more
 
     def refined(
@@ -131,6 +141,7 @@ class Measuring:
         since: float,
         progress: bool,
         by: str | None = "image",
+        role: str = "image",
     ) -> tuple[Found, Reads]:
         """What is asked for, from bounded counts, by as many passes as that takes.
 
@@ -146,11 +157,13 @@ class Measuring:
             Whether to show it.
         by
             ``"image"``; a metadata column, or None for all images: their sums are exact, too.
+        role
+            Of the arrays whose pixels count.
         """
         with _telling(_EXACT):
             finer, reads = refined(
-                self._question,
-                plan.images,
+                self._question(role),
+                _arrays(plan, role),
                 self._followed(plan),
                 {Cell(*key): summary for key, summary in found.items()},
                 self.percentiles,
@@ -167,9 +180,8 @@ class Measuring:
         wanted = (targets(s, q, method, median=True) for s in found.values())
         return self.exact and any(target is not None for target in wanted)
 
-    @property
-    def _question(self) -> Question:
-        return Question(self.over, self.each)
+    def _question(self, role: str) -> Question:
+        return Question(self.over, self.each, role=role)
 
     def _followed(self, plan: Plan) -> Plan | None:
         return plan if self.is_ridden else None
@@ -182,6 +194,14 @@ def _telling(why: str) -> Iterator[None]:
         yield
     except ChunkError as error:
         raise type(error)(f"{error}; {why}") from error
+
+
+def _arrays(plan: Plan, role: str) -> list[Image]:
+    """What is counted of each image, under its name."""
+    return [
+        replace(image.cut_arrays[role], id=image.id, metadata=image.metadata)
+        for image in plan.images
+    ]
 
 
 def _by_channel(found: Mapping[Cell, Summary]) -> Found:

@@ -12,7 +12,7 @@ from patchloom.planning.incidence import Patches, touches
 from patchloom.planning.plans import Plan
 from patchloom.planning.rows import ranges
 
-__all__ = ["Nearby"]
+__all__ = ["Nearby", "lying_under"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -47,7 +47,7 @@ class Nearby:
             Where one array serves all samples of the image: those to look at.
         """
         own = plan.images[image].layout
-        around = blocks if own == layout else _under(own, layout, blocks, samples)
+        around = lying_under(own, layout, blocks, samples)
         [patches] = plan.along(plan.touching(image, around))
         turn = plan.sequence.turns_of(patches.rank)
         sample = layout.own_samples(patches.sample)
@@ -75,8 +75,20 @@ class Nearby:
         return found
 
 
-def _under(own: Layout, layout: Layout, blocks: Ints, samples: Ints) -> Ints:
-    """The blocks of an image that lie under some blocks of another array over its pixels."""
+def lying_under(own: Layout, layout: Layout, blocks: Ints, samples: Ints) -> Ints:
+    """The blocks of one array that lie under some blocks of another over the same pixels.
+
+    Parameters
+    ----------
+    own, layout
+        Of the one array and of the other.
+    blocks
+        Of the other, ascending: int64[n].
+    samples
+        Where the other serves all samples of the one: those to look at.
+    """
+    if own == layout or not len(blocks):
+        return blocks
     index = layout.space.unflat(blocks % layout.space.n_chunks)
     start = index * np.asarray(layout.space.chunks)
     stop = np.minimum(start + np.asarray(layout.space.chunks), np.asarray(layout.space.shape))
@@ -92,7 +104,8 @@ def _under(own: Layout, layout: Layout, blocks: Ints, samples: Ints) -> Ints:
         return np.unique(groups[:, None] * own.space.n_chunks + flat)
     position, sample = layout.samples_of(blocks)
     # Each block, with each of its samples, over each block that lies under it.
-    pairs = np.unique(np.stack([position, own.groups_of(sample)], -1), axis=0)
+    groups = own.groups_of(own.own_samples(sample))
+    pairs = np.unique(np.stack([position, groups], -1), axis=0)
     order = np.argsort(which, kind="stable")
     begin = np.searchsorted(which[order], pairs[:, 0])
     end = np.searchsorted(which[order], pairs[:, 0], side="right")

@@ -18,6 +18,7 @@ from patchloom.run.counting import HISTOGRAMS, Held, Piece, chunks_of, count
 from patchloom.run.executing import execute
 from patchloom.run.graph import Graph, Key, light
 from patchloom.run.ground import Question, walk_over
+from patchloom.run.nearby import lying_under
 from patchloom.run.reducing import ROOTS, Counted, added, tree
 from patchloom.summaries.subjects import Cell
 
@@ -64,9 +65,9 @@ def look(
     question
         What counts.
     images
-        In their order.
+        In their order; or their other arrays, if the question is of these.
     plan
-        Whose patches, if the question is over patches; its images are `images`.
+        Whose patches, if the question is over patches.
     targets
         Of a refining pass: by what bits which cells are counted. Other cells are not read.
     progress, label
@@ -85,6 +86,7 @@ def survey_graph(
 ) -> Graph:
     """The graph of one pass: O(chunks) tasks, and trees that add up what they find."""
     bundles = survey_tasks(question, images, plan, targets)
+    planned = plan is not None and question.role == "image"
     name, plan_key = f"patchloom-survey-{token}", f"patchloom-plan-{token}"
     shared: dict[str, Any] = {}
     if plan is not None:
@@ -97,7 +99,7 @@ def survey_graph(
     width = len(str(sum(len(tasks) for tasks in bundles)))
     for number, tasks in enumerate(bundles):
         held_key = f"patchloom-asked-{number}-{token}"
-        layer[held_key] = _held(question, images, tasks, targets, plan is not None)
+        layer[held_key] = _held(question, images, tasks, targets, planned)
         leaves: list[Key] = []
         for pieces in tasks:
             ids, needs = _needs(question, images, pieces, lazies)
@@ -156,7 +158,7 @@ def _block_bytes(image: Image) -> int:
 
 def _blocks(image: Image, index: int, plan: Plan | None) -> Ints:
     """The blocks of an image in which pixels may count: all, or near cells that keep patches."""
-    layout = image.layout
+    layout = image.layout if plan is None else plan.images[index].layout
     space, groups = layout.space, layout.samples
     if plan is None:
         return np.arange(groups.n_chunks * space.n_chunks)
@@ -177,7 +179,7 @@ def _blocks(image: Image, index: int, plan: Plan | None) -> Ints:
             of[axis] = slice(max(0, -step), max(0, min(n, n - step)))
             reached[tuple(into)] |= near[tuple(of)]
         near = reached
-    return np.flatnonzero(near)
+    return lying_under(image.layout, layout, np.flatnonzero(near), np.arange(layout.n_samples))
 
 
 def _families(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,12 +12,10 @@ from patchloom.image import Reads
 from patchloom.normalization import Normalization
 from patchloom.planning.plans import Plan
 from patchloom.planning.subsets import fixed_split, subset
-from patchloom.run.cutting import Job, cut_run
-from patchloom.run.executing import execute
-from patchloom.run.graph import run_graph
 from patchloom.run.measuring import Measuring
-from patchloom.run.surveying import Found, channel_names, merged, survey_images
+from patchloom.run.surveying import channel_names
 from patchloom.store import normalized
+from patchloom.store.summed import Found
 
 __all__ = ["Scaling", "record", "recorded"]
 
@@ -156,18 +153,10 @@ class Scaling:
         return found, surveyed, reads
 
     def _survey(self, plan: Plan, role: str, progress: bool) -> tuple[Found, Reads]:
-        if role == "image":
-            found, reads = self.measuring.before(plan, needed=True, progress=progress, by=self.by)
-            return found or {}, reads
-        if self.measuring.over == "image":
-            arrays = [image.cut_arrays[role] for image in plan.images]
-            return survey_images(arrays, progress=progress)
-        job = Job(None, counts=role, each=self.measuring.each)
-        token = uuid.uuid4().hex
-        graph = run_graph(plan, job, range(plan.n_shards), token, write=cut_run)
-        parts = execute(graph, progress=progress, label="survey")
-        reads = sum((counted for _, counted in parts), Reads())
-        return merged([found for found, _ in parts]), reads
+        found, reads = self.measuring.before(
+            plan, needed=True, progress=progress, by=self.by, role=role
+        )
+        return found or {}, reads
 
 
 def recorded(attributes: Mapping[str, Any] | None) -> dict[str, Normalization]:

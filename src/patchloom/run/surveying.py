@@ -10,8 +10,7 @@ from patchloom.errors import ConfigError, PlanError
 from patchloom.image import Image, Reads
 from patchloom.planning.plans import Plan
 from patchloom.run.auto_masks import with_plain_masks
-from patchloom.run.counting import Found as Counted
-from patchloom.run.counting import check_classes
+from patchloom.run.counting import Found, check_classes
 from patchloom.run.ground import Question
 from patchloom.run.passes import look
 from patchloom.sources.zarrs import reading_since
@@ -24,20 +23,13 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = [
-    "Found",
     "channel_names",
-    "merged",
     "refined",
     "statistics",
     "subjects_of",
     "summarize",
-    "survey_images",
-    "survey_patches",
     "surveyed",
 ]
-
-Found = dict[tuple[int, int], Summary]
-"""Summaries by image and channel."""
 
 
 def summarize(
@@ -223,14 +215,14 @@ def refined(
     question: Question,
     images: Sequence[Image],
     plan: Plan | None,
-    found: Counted,
+    found: Found,
     q: Sequence[float],
     *,
     method: str = "linear",
     by: str | None = "image",
     since: float,
     progress: bool = False,
-) -> tuple[Counted, Reads]:
+) -> tuple[Found, Reads]:
     """Go over images again until percentiles and medians are exact.
 
     Parameters
@@ -255,14 +247,15 @@ def refined(
     reads = Reads()
     pools = _pools(found, subjects_of(images), by)
     watched = [reading_since(image, since) for image in images]
-    followed = None if plan is None else plan.with_images(watched)
+    if plan is not None and question.role == "image":
+        plan = plan.with_images(watched)
     number = 1
     while asked := _asked(found, pools, q, method):
         number += 1
         more, _, seen = look(
             question,
             watched,
-            followed,
+            plan,
             targets=asked,
             progress=progress,
             label=f"survey, pass {number}",
@@ -405,31 +398,6 @@ def channel_names(images: Sequence[Image]) -> list[str]:
     first = images[0].channels
     same = first and len(set(first)) == n and all(image.channels == first for image in images)
     return list(first) if same else [str(k) for k in range(n)]
-
-
-def survey_images(images: Sequence[Image], *, progress: bool) -> tuple[Found, Reads]:
-    """Count every pixel of some images, by image and channel."""
-    found, _, reads = look(Question(), images, progress=progress)
-    return _by_channel(found), reads
-
-
-def survey_patches(plan: Plan, *, progress: bool) -> tuple[Found, Reads]:
-    """Count every pixel of a plan's patches, each once, by image and channel."""
-    found, _, reads = look(Question("patches"), plan.images, plan, progress=progress)
-    return _by_channel(found), reads
-
-
-def merged(parts: Sequence[Mapping[tuple[int, int], Summary]]) -> Found:
-    """The sum of several tables of summaries."""
-    found: Found = {}
-    for part in parts:
-        for at, summary in part.items():
-            found[at] = found[at] + summary if at in found else summary
-    return found
-
-
-def _by_channel(found: Counted) -> Found:
-    return {(cell.image, cell.channel): summary for cell, summary in found.items()}
 
 
 def _sum(a: Reads, b: Reads) -> Reads:

@@ -3,56 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EACH", "counted", "taken", "union"]
+__all__ = ["counted", "layers"]
 
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
-EACH = ("once", "taken")
-"""How often a pixel counts: once, or once for each patch that takes it."""
-
-_TOGETHER = 2**17
-"""Pixels that are told together how often they are taken."""
 _FEW = 16
-"""Boxes that a union is taken apart into; beyond them each pixel is told apart."""
+"""Boxes that pixels are taken apart into; beyond them each pixel is told apart."""
 
 
-def union(low: Ints, high: Ints, extent: Sequence[int]) -> npt.NDArray[np.bool_] | None:
-    """Which pixels of a block lie in at least one box.
-
-    Parameters
-    ----------
-    low, high
-        Half-open boxes in pixels of the block, clipped to it: int64[n, ndim].
-    extent
-        Shape of the block.
-
-    Returns
-    -------
-    bool[*extent] or None
-        None if every pixel is covered.
-    """
-    if ((low == 0) & (high == np.asarray(extent))).all(-1).any():
-        return None
-    counts, edges = _counted(low, high, extent)
-    return None if (counts > 0).all() else _spread(counts > 0, edges)
-
-
-def counted(
+def layers(
     each: str, low: Ints, high: Ints, extent: Sequence[int]
-) -> Iterator[tuple[tuple[Any, ...], npt.NDArray[np.bool_] | None, Ints | int]]:
-    """The pixels of a block that count, part by part.
+) -> Iterator[tuple[Flags | None, int]]:
+    """The pixels of a block that count, layer by layer: how often is a sum of powers of two.
 
     Parameters
     ----------
     each
-        One of `EACH`.
+        ``"once"``, or as often as it is ``"taken"``.
     low, high
         Half-open boxes in pixels of the block, clipped to it: int64[n, ndim].
     extent
@@ -60,38 +34,51 @@ def counted(
 
     Yields
     ------
-    (part, where, times)
-        An index into the block; which pixels there count, None for all; and how often each of
-        these does.
+    (where, times)
+        Which pixels, bool[*extent] or None for all; and how often each of these counts, besides
+        what other layers say.
     """
-    if each == "once":
-        yield from ((part, where, 1) for part, where in _once(low, high, extent))
-        return
-    for part, times in taken(low, high, extent):
-        if isinstance(times, int):
-            if times:
-                yield part, None, times
-            continue
-        where = times > 0
-        yield part, where, times[where]
+    for cells, edges, times in _layers(each, low, high, extent):
+        yield (None if cells.all() else _spread(cells, edges)), times
 
 
-def _once(
-    low: Ints, high: Ints, extent: Sequence[int]
-) -> Iterator[tuple[tuple[Any, ...], npt.NDArray[np.bool_] | None]]:
-    """The pixels that lie in at least one box: a few boxes apart from each other, else a mask."""
-    if ((low == 0) & (high == np.asarray(extent))).all(-1).any():
-        yield (), None
-        return
+def counted(
+    each: str, low: Ints, high: Ints, extent: Sequence[int]
+) -> Iterator[tuple[tuple[Any, ...], Flags | None, int]]:
+    """The same as views where pixels lie in a few boxes, which costs no copy.
+
+    Parameters
+    ----------
+    each, low, high, extent
+        As of `layers`.
+
+    Yields
+    ------
+    (part, where, times)
+        An index into the block; which pixels there count, None for all; and how often.
+    """
+    for cells, edges, times in _layers(each, low, high, extent):
+        apart = list(itertools.islice(_apart(cells, edges), _FEW + 1))
+        if len(apart) <= _FEW:
+            yield from ((box, None, times) for box in apart)
+        else:
+            yield (), _spread(cells, edges), times
+
+
+def _layers(
+    each: str, low: Ints, high: Ints, extent: Sequence[int]
+) -> Iterator[tuple[Flags, list[Ints], int]]:
+    """Which cells of a grid count how often, and the edges of the cells on each axis."""
     counts, edges = _counted(low, high, extent)
-    apart = list(itertools.islice(_apart(counts > 0, edges), _FEW + 1))
-    if len(apart) <= _FEW:
-        yield from ((box, None) for box in apart)
-    else:
-        yield (), _spread(counts > 0, edges)
+    if each == "once":
+        counts = np.minimum(counts, 1)
+    for bit in range(int(counts.max(initial=0)).bit_length()):
+        cells = (counts >> bit) & 1 == 1
+        if cells.any():
+            yield cells, edges, 1 << bit
 
 
-def _apart(cells: npt.NDArray[np.bool_], edges: Sequence[Ints]) -> Iterator[tuple[slice, ...]]:
+def _apart(cells: Flags, edges: Sequence[Ints]) -> Iterator[tuple[slice, ...]]:
     """Boxes of pixels that cover the cells, each once: runs of equal lines, axis by axis."""
     lines = cells.reshape(len(cells), -1)
     begins = [0, *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1).tolist()]
@@ -103,47 +90,6 @@ def _apart(cells: npt.NDArray[np.bool_], edges: Sequence[Ints]) -> Iterator[tupl
             yield (span,)
         else:
             yield from ((span, *rest) for rest in _apart(cells[begin], edges[1:]))
-
-
-def taken(
-    low: Ints, high: Ints, extent: Sequence[int]
-) -> Iterator[tuple[tuple[Any, ...], Ints | int]]:
-    """How many boxes each pixel of a block lies in, part by part of the block.
-
-    Parameters
-    ----------
-    low, high
-        Half-open boxes in pixels of the block, clipped to it: int64[n, ndim].
-    extent
-        Shape of the block.
-
-    Yields
-    ------
-    (where, times)
-        An index into the block, and for each pixel there a number: int64 of its shape, or one
-        int if it is the same for all.
-    """
-    counts, edges = _counted(low, high, extent)
-    if (counts == counts.flat[0]).all():
-        yield (), int(counts.flat[0])
-    else:
-        yield from _parts(counts, edges)
-
-
-def _parts(
-    counts: Ints, edges: Sequence[Ints], where: tuple[int, ...] = ()
-) -> Iterator[tuple[tuple[Any, ...], Ints]]:
-    """Parts of bounded size: some lines, or of what is larger line by line."""
-    cell = np.repeat(np.arange(len(counts)), np.diff(edges[0]))
-    line = math.prod(int(ends[-1]) for ends in edges[1:])
-    if line > _TOGETHER:
-        for k, c in enumerate(cell.tolist()):
-            yield from _parts(counts[c], edges[1:], (*where, k))
-        return
-    step = max(1, _TOGETHER // line)
-    for start in range(0, len(cell), step):
-        lines = slice(start, start + step)
-        yield (*where, lines), _spread(counts[cell[lines]], edges[1:], axis=1)
 
 
 def _counted(low: Ints, high: Ints, extent: Sequence[int]) -> tuple[Ints, list[Ints]]:
@@ -165,8 +111,8 @@ def _counted(low: Ints, high: Ints, extent: Sequence[int]) -> tuple[Ints, list[I
     return counts[(slice(0, -1),) * ndim], edges
 
 
-def _spread(cells: npt.NDArray[Any], edges: Sequence[Ints], axis: int = 0) -> npt.NDArray[Any]:
-    """What holds for each cell, for each pixel, from some axis on."""
-    for k, ends in enumerate(edges):
-        cells = np.repeat(cells, np.diff(ends), axis=axis + k)
+def _spread(cells: Flags, edges: Sequence[Ints]) -> Flags:
+    """What holds for each cell, for each pixel."""
+    for axis, ends in enumerate(edges):
+        cells = np.repeat(cells, np.diff(ends), axis=axis)
     return cells

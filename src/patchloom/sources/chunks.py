@@ -558,7 +558,7 @@ def _chain_v3(codecs: _Described, shape: tuple[int, ...], native: np.dtype[Any])
     order = list(range(len(shape)))
     stored = native
     unpack: list[Callable[[Any], Any]] = []
-    last: Callable[[Any, Any], Any] | None = None
+    last: _Into | None = None
     stage = "array"
     for name, config in codecs:
         if name == "transpose" and stage == "array" and isinstance(config["order"], list):
@@ -586,9 +586,11 @@ def _chain_v3(codecs: _Described, shape: tuple[int, ...], native: np.dtype[Any])
             value = step(value)
         whole = place is not None and place.shape == shape and place.flags.c_contiguous
         if last is not None and plain and whole:
-            last(value, place)
             assert place is not None
-            return place
+            # Codecs fill less than all of it without a word.
+            if last.tells(memoryview(value)) == place.nbytes:
+                last.decode(value, place)
+                return place
         for step in unpack[:1]:
             value = step(value)
         return _as_pixels(value, stored).reshape(stored_shape).transpose(inverse)
@@ -613,11 +615,33 @@ def _strip_crc32c(data: Any) -> Bytes:
     return memoryview(whole)[:-4]
 
 
-_UNPACK_INTO: dict[str, Callable[[Any, Any], Any]] = {
-    "blosc": numcodecs.Blosc().decode,
-    "zstd": numcodecs.Zstd().decode,
+def _blosc_bytes(data: memoryview) -> int | None:
+    """Bytes that a Blosc buffer tells it decodes to."""
+    return int.from_bytes(data[4:8], "little")
+
+
+def _zstd_bytes(data: memoryview) -> int | None:
+    """Bytes that a Zstandard frame tells it decodes to, if it does (RFC 8878, 3.1.1.1)."""
+    flags = data[4] if len(data) > 4 else 0
+    is_single = flags >> 5 & 1
+    n = (is_single, 2, 4, 8)[flags >> 6]
+    start = 5 + (not is_single) + (0, 1, 2, 4)[flags & 3]
+    return int.from_bytes(data[start : start + n], "little") + 256 * (n == 2) if n else None
+
+
+@dataclass(frozen=True)
+class _Into:
+    """A codec that fills memory which it is given."""
+
+    decode: Callable[[Any, Any], Any]
+    tells: Callable[[memoryview], int | None]
+    """How many bytes; it refuses memory that holds fewer, not more."""
+
+
+_UNPACK_INTO = {
+    "blosc": _Into(numcodecs.Blosc().decode, _blosc_bytes),
+    "zstd": _Into(numcodecs.Zstd().decode, _zstd_bytes),
 }
-"""Those that fill memory which they are given; they refuse what has another size."""
 _UNPACK: dict[str, Callable[[Any], Any]] = {
     "blosc": numcodecs.Blosc().decode,
     "crc32c": _strip_crc32c,
