@@ -24,7 +24,6 @@ from hypothesis.extra import numpy as hnp
 
 import patchloom
 from patchloom.errors import ConfigError, SourceChangedError
-from patchloom.store.manifest import read_summaries, summary_bytes
 from patchloom.summaries import (
     LEAVES,
     METHODS,
@@ -39,6 +38,7 @@ from patchloom.summaries import (
     targets,
 )
 from patchloom.summaries.moments import power_sums
+from patchloom.summaries.packed import read_summaries, summary_bytes
 
 Q = (0, 0.1, 1, 25, 50, 75, 99, 99.9, 100)
 NARROW = ["bool", "uint8", "int8", "uint16", "int16", "float16"]

@@ -11,9 +11,9 @@ from pyarrow.lib import ArrowException
 from patchloom.errors import StoreError
 from patchloom.location import Location
 from patchloom.store.additions import additions_of
-from patchloom.store.manifest import read_summaries
 from patchloom.store.schema import summary_name, whole_name
 from patchloom.summaries import Summary
+from patchloom.summaries.packed import read_summaries
 
 __all__ = ["store_summaries", "summed"]
 

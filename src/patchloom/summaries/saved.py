@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from patchloom.errors import SourceMissingError, StoreError
 from patchloom.location import Location
-from patchloom.store.manifest import read_summaries, summary_bytes
 from patchloom.summaries import Summary
+from patchloom.summaries.packed import read_summaries, summary_bytes
 
 __all__ = ["read_folder", "write_folder"]
 
