@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pyarrow.lib import ArrowException
-
 from patchloom.errors import StoreError
 from patchloom.location import Location
 from patchloom.store.additions import additions_of
@@ -43,7 +41,7 @@ def summed(target: Location, names: Sequence[str]) -> Found:
         try:
             data = target.read(name)
             return {} if data is None else read_summaries(data)
-        except (ArrowException, OSError, KeyError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise StoreError(
                 f"every shard has a summary that can be read, but {name} of {target.shown!r} "
                 f"has not ({type(error).__name__}); call again with verify=True, which finds and "
