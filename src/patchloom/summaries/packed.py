@@ -80,9 +80,9 @@ def read_summaries(data: bytes) -> dict[Any, Summary]:
         file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         head = json.loads((file.metadata.metadata or {})[b"summaries"])
         spans = _spans(head, file.metadata.num_rows)
-        columns = _columns(file)
+        values, counts, bits = _columns(file)
         return {
-            key: _summary(entry, *(column[mine] for column in columns))
+            key: _summary(entry, values[mine], counts[mine], bits[mine])
             for (key, mine), entry in zip(spans.items(), head, strict=True)
         }
     except (pa.ArrowException, OSError, LookupError, TypeError, OverflowError) as error:
