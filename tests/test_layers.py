@@ -23,6 +23,10 @@ NEVER = {
     | {f"patchloom.{room}" for room in ("store", "run", "sources")},
     "store": {"dask", "distributed"}
     | {f"patchloom.{room}" for room in ("planning", "patching", "run", "sources", "image")},
+    "summaries": {"dask", "distributed", "zarr"}
+    | {
+        f"patchloom.{room}" for room in ("planning", "patching", "run", "store", "sources", "image")
+    },
     "sources": {f"patchloom.{room}" for room in ("planning", "patching", "run", "store")},
     "run": {"patchloom.cli", "patchloom.demo"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import patchloom
-from patchloom.errors import ConfigError, FingerprintError, StoreError
+from patchloom.errors import ConfigError, FingerprintError, IdentityError, StoreError
 from patchloom.normalization import NORMALIZATIONS, Normalization, kind_of
 from patchloom.store.additions import additions_of
 from patchloom.summaries import summarize
@@ -100,7 +101,7 @@ def summarized(images: list[Pixels]) -> dict[tuple[int, int], Any]:
 
 @pytest.mark.parametrize("per", PERS)
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(images=three_images())
 def test_equals_numpy(kind: str, per: str, images: list[Pixels]) -> None:
     """Every kind by every group: the numbers, the patches, and back; nothing is changed."""
@@ -141,7 +142,7 @@ def test_equals_numpy(kind: str, per: str, images: list[Pixels]) -> None:
                 assert (np.rint(back[:, channel]) == wide)[held].all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(images=three_images(), order=st.permutations([0, 1, 2, 0, 2]))
 def test_patches_of_many_images_at_once(images: list[Pixels], order: list[int]) -> None:
     """A batch with an id a patch is its patches one by one; documents and pickles are the same."""
@@ -258,6 +259,31 @@ def test_mistakes_are_told() -> None:
         made.apply(np.zeros((1, 2, 4)), "a")
     with pytest.raises(ConfigError, match="2 ids"):
         made.invert(np.zeros((3, 1, 4)), ["a", "b"])
+
+
+def test_hostile_ids_and_percentiles() -> None:
+    """Ids that differ in their last NUL alone have numbers of their own; equal ones are refused."""
+    found = {(0, 0): summarize(np.array([1, 2])), (1, 0): summarize(np.array([5, 9]))}
+    made = Normalization.of("min-max", found, ["a", "a\0"], ["x"])
+    nine = np.full((2, 1, 1), 7.0)
+    assert made.apply(nine, ["a", "a\0"]).ravel().tolist() == [1.0, 0.5]
+    with pytest.raises(IdentityError, match="ids of their own"):
+        Normalization.of("min-max", found, ["a", "a"], ["x"])
+    for q in ((1, 1), (-5, 50), (50, 300), (float("nan"), 5)):
+        with pytest.raises(ConfigError, match="from 0 to 100"):
+            Normalization.of("percentile", found, ["a", "b"], ["x"], q=q)
+
+
+@pytest.mark.parametrize("high", [0, 9])
+def test_memory_beside_the_result_is_what_a_plan_reckons_with(high: int) -> None:
+    """Nine bytes a pixel of a piece: one of float64, and which pixels are constant."""
+    made = Normalization.of("min-max", {(0, 0): summarize(np.array([0, high]))}, ["a"], ["x"])
+    pixels = np.zeros((1, 1, 1024, 1024), np.uint8)
+    tracemalloc.start()
+    found = made.apply(pixels, "a")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak - found.nbytes < 9 * pixels.size + 2**17
 
 
 # -- whole stores -----------------------------------------------------------------------

@@ -95,7 +95,7 @@ def channels_of(
             _far(summary),
             summary.low,
             summary.high,
-            tuple(Mark(f"p{v:g}", at, about) for v, at in zip(q, marks, strict=True)),
+            tuple(Mark(f"p{v:.12g}", at, about) for v, at in zip(q, marks, strict=True)),
             flag,
             _missing(summary.nans, summary.nodata),
         )

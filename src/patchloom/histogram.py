@@ -113,7 +113,7 @@ def span_of(lowest: float, highest: float, marks: Sequence[float] = ()) -> tuple
         low = max(low, min(known) - _MARGIN * wide)
         high = min(high, max(known) + _MARGIN * wide)
     # Two floats of the greatest size lie further apart than a float can say.
-    low, high = max(low, -_FARTHEST), min(high, _FARTHEST)
+    low, high = (min(max(v, -_FARTHEST), _FARTHEST) for v in (low, high))
     # Nearer than floats of this size, or any, can be told apart in a drawing.
     least = max(max(abs(low), abs(high)) * 2.0**-40, 1e-290)
     if high - low < least:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.errors import ConfigError
+from patchloom.errors import ConfigError, IdentityError
 from patchloom.summaries import Summary, pooled, targets
 from patchloom.summaries import percentiles as percentiles_of
+from patchloom.summaries.asked import check_percentiles
 
 if TYPE_CHECKING:
     import xarray
@@ -324,7 +325,8 @@ class Normalization:
                 # A span of 0 stands for a constant.
                 scaled /= np.where(by == 0, 1, by)
                 if not by.all():
-                    np.copyto(scaled, 0, where=(by == 0) & ~np.isnan(scaled))
+                    lost = ~np.isnan(scaled)
+                    np.copyto(scaled, 0, where=np.logical_and(lost, by == 0, out=lost))
                 out[rows, channel] = np.clip(scaled, 0, 1, out=scaled) if self.clip else scaled
         return out
 
@@ -361,7 +363,8 @@ class Normalization:
                 f"patches are [n, channels, *space] with {len(self.channels)} channels here, got "
                 f"the shape {patches.shape}; normalise them with numbers of their own channels"
             )
-        ids = np.asarray(image)
+        # As objects: NumPy's own text loses what ends in "\0".
+        ids = np.asarray(image, object)
         if len(self.groups) == 1 and (image is None or self.per in _POOLED):
             rows = np.zeros(1, np.int64)
         elif image is None:
@@ -370,8 +373,8 @@ class Normalization:
                 "one patches are of: image=, an id or one id a patch"
             )
         else:
-            names, place = np.unique(ids.astype(str).reshape(-1), return_inverse=True)
-            rows = np.array([self._group(name) for name in names.tolist()], np.int64)[place]
+            names, place = np.unique(ids.reshape(-1), return_inverse=True)
+            rows = np.array([self._group(str(name)) for name in names.tolist()], np.int64)[place]
         if len(rows) not in (1, len(patches)):
             raise ConfigError(
                 f"patches are of one image, or each has its own id, got {len(patches)} patches and "
@@ -477,7 +480,8 @@ def _low_high(kind: str, q: Sequence[float]) -> tuple[float, ...]:
         raise ConfigError(
             f"normalize='percentile' needs a low and a high percentile, got {list(q)}"
         )
-    return float(min(q)), float(max(q))
+    q = check_percentiles(q)
+    return min(q), max(q)
 
 
 def _grouped(
@@ -485,6 +489,10 @@ def _grouped(
 ) -> tuple[tuple[Any, ...], list[int]]:
     """The groups of some images, in order of appearance, and of each image its group."""
     if per == "image":
+        if len({*images}) < len(images):
+            raise IdentityError(
+                f"images have ids of their own, got {[*images][:5]}; open them with ids="
+            )
         return tuple(images), [*range(len(images))]
     if per in _POOLED:
         return ("all",), [0] * len(images)

@@ -248,7 +248,8 @@ class Plan:
             # Room in the shards in the making, and beside what is cut together its scaled copy.
             together = patches_together(self.images, self.cells, self.cut, made)
             peak += made * sum(wider) + 4 * together * max(pixels)
-            peak += 8 * max(SCALE, math.prod(self.cut.size))
+            # Of one piece as float64, and which of its pixels are constant.
+            peak += 9 * max(SCALE, math.prod(self.cut.size))
         return peak
 
     @property

@@ -34,11 +34,12 @@ from patchloom.run.reports import TaskReport
 from patchloom.run.sharing import Share, Visit, legs_from_here, visit_to
 from patchloom.run.tiles import columns_of
 from patchloom.run.union import counted
-from patchloom.store.manifest import check_columns, manifest_bytes, summary_bytes
+from patchloom.store.manifest import check_columns, manifest_bytes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_name, summary_name
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
+from patchloom.summaries.packed import summary_bytes
 
 __all__ = ["Job", "steps_of", "write_run"]
 

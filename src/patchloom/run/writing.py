@@ -27,7 +27,7 @@ from patchloom.run.standing import Standing, record_sizes
 from patchloom.run.surveying import channel_names
 from patchloom.sources.zarrs import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
-from patchloom.store.manifest import skipped_bytes, summary_bytes
+from patchloom.store.manifest import skipped_bytes
 from patchloom.store.patch_store import read_attributes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import (
@@ -41,6 +41,7 @@ from patchloom.store.schema import (
 )
 from patchloom.store.statistics_view import document, joined
 from patchloom.store.summed import Found, summed
+from patchloom.summaries.packed import summary_bytes
 
 __all__ = ["Outcome", "Work", "documents"]
 

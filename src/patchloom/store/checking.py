@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from patchloom.location import Location
 from patchloom.store.additions import coming_rows_of, n_rows_of, rows_of_shard
-from patchloom.store.manifest import WRITTEN, read_summaries
+from patchloom.store.manifest import WRITTEN
 from patchloom.store.schema import (
     ArraySpec,
     Codec,
@@ -29,6 +29,7 @@ from patchloom.store.schema import (
     summary_name,
 )
 from patchloom.store.shards import seal
+from patchloom.summaries.packed import read_summaries
 
 __all__ = ["Checked", "Damage", "check_metadata", "check_shard", "specs_of"]
 

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pyarrow.lib import ArrowException
-
-from patchloom.errors import StoreError
+from patchloom.errors import AccessError, StoreError
 from patchloom.location import Location
 from patchloom.store.additions import additions_of
-from patchloom.store.manifest import read_summaries
 from patchloom.store.schema import summary_name, whole_name
 from patchloom.summaries import Summary
+from patchloom.summaries.packed import read_summaries
 
 __all__ = ["store_summaries", "summed"]
 
@@ -35,15 +33,19 @@ def summed(target: Location, names: Sequence[str]) -> Found:
 
     Raises
     ------
+    AccessError
+        If the store does not answer, or refuses.
     StoreError
-        If one of them cannot be read.
+        If one of them is damaged.
     """
 
     def read(name: str) -> Found:
         try:
             data = target.read(name)
             return {} if data is None else read_summaries(data)
-        except (ArrowException, OSError, KeyError, ValueError) as error:
+        except AccessError:
+            raise
+        except (OSError, ValueError) as error:
             raise StoreError(
                 f"every shard has a summary that can be read, but {name} of {target.shown!r} "
                 f"has not ({type(error).__name__}); call again with verify=True, which finds and "

@@ -17,6 +17,8 @@ __all__ = ["Sums", "deviation", "mean", "power_sums", "rounded_sums"]
 
 _UNIT = 1074
 """Every float64 is a multiple of 2^-1074."""
+_MOST = 4400
+"""Bits of a sum of squares of fewer than 2^63 numbers, and some more."""
 _PIECE = 2**15
 """Numbers that are added together: they stay in the cache, and their sum needs few bits more."""
 _SLICE = 19
@@ -50,9 +52,22 @@ class Sums(NamedTuple):
 
     @classmethod
     def from_text(cls, texts: list[str]) -> Sums:
-        """Inverse of `to_text`."""
-        pairs = (text.split("p") for text in texts)
-        return cls(*(int(number, 16) << int(power) for number, power in pairs))
+        """Inverse of `to_text`.
+
+        Raises
+        ------
+        ValueError
+            If it is none, or no sum of fewer than 2^63 numbers is as large.
+        """
+        first, second = (text.partition("p")[::2] for text in texts)
+        if any(len(n) * 4 > _MOST or len(p) > 4 or int(p) > _MOST for n, p in (first, second)):
+            raise ValueError("a sum of numbers has some thousand bits at most")
+        return cls(*(int(number, 16) << int(power) for number, power in (first, second)))
+
+    def fit(self, n: int) -> bool:
+        """Whether `n` numbers can have these sums."""
+        size = abs(self.first) >> _UNIT + 1024
+        return size <= n and self.first**2 <= n * self.second <= n * n << 2 * (_UNIT + 1024)
 
 
 def mean(sums: Sums, n: int) -> float:
@@ -71,7 +86,7 @@ def deviation(sums: Sums, n: int) -> float:
 def rounded_sums(total: float, squares: float, n: int) -> Sums:
     """Sums that give this mean times `n` and this sum of squared differences from the mean."""
     first = _whole(total)
-    # Rounded up: no deviation is the root of a negative number.
+    # Rounded up: no spread is less than 0.
     return Sums(first, (_whole(squares) << _UNIT) - (-first * first // n))
 
 

@@ -68,7 +68,7 @@ def outliers_of(found: xarray.Dataset, *, far: float = FAR) -> pa.Table:
         numbers["median"] = found["median"].values
     for k, quantile in enumerate(found["quantile"].values.tolist()):
         if quantile != 0.5 or "median" not in numbers:
-            numbers[f"p{100 * quantile:g}"] = found["percentile"].values[..., k]
+            numbers[f"p{100 * quantile:.12g}"] = found["percentile"].values[..., k]
     images, channels = found["image"].values.tolist(), found["channel"].values.tolist()
     rows: list[dict[str, Any]] = []
     for c, channel in enumerate(channels):
@@ -99,10 +99,12 @@ def _distances(values: Floats, spread: Floats) -> tuple[float, Floats]:
     z = np.zeros(len(values))
     if len(known) < AT_LEAST:
         return float("nan"), z
-    typical = float(np.median(known))
-    away = np.abs(known - typical)
-    least = LEAST * float(np.median(spread)) if len(spread) else 0.0
-    unit = max(_MAD * float(np.median(away)), least) or _MEAN * float(away.mean())
-    if unit:
-        z = np.where(np.isnan(values), 0.0, (values - typical) / unit)
-    return typical, z
+    # Numbers of the greatest size lie further apart than a float can say.
+    with np.errstate(over="ignore", invalid="ignore"):
+        typical = float(np.median(known / 2) * 2)
+        away = np.abs(known - typical)
+        least = LEAST * float(np.median(spread)) if len(spread) else 0.0
+        unit = max(_MAD * float(np.median(away)), least) or _MEAN * float(away.mean())
+        if unit:
+            z = np.where(np.isnan(values), 0.0, (values - typical) / unit)
+    return typical, np.where(np.isinf(values), values, z)

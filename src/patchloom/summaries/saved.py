@@ -7,12 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from patchloom.errors import SourceMissingError, StoreError
 from patchloom.location import Location
-from patchloom.store.manifest import read_summaries, summary_bytes
 from patchloom.summaries import Summary
+from patchloom.summaries.packed import read_summaries, summary_bytes
 
 __all__ = ["read_folder", "write_folder"]
 
@@ -48,8 +46,10 @@ def read_folder(place: Location) -> tuple[dict[str, Any], dict[Any, Summary]]:
         )
     try:
         document = json.loads(head)
-        version = int(document["format"])
-    except (ValueError, KeyError, TypeError) as error:
+        version = document["format"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"got the format {version!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"{place.shown}/{_HEAD} does not hold saved statistics ({type(error).__name__}); "
             "give another URL"
@@ -66,8 +66,8 @@ def read_folder(place: Location) -> tuple[dict[str, Any], dict[Any, Summary]]:
         )
     try:
         return document, read_summaries(body)
-    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise StoreError(
-            f"{place.shown}/{_BODY} cannot be read ({type(error).__name__}: {error}); save the "
+            f"{place.shown}/{_BODY} does not hold summaries of pixels ({error}); save the "
             "statistics anew"
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 from patchloom.errors import ConfigError, IdentityError
 from patchloom.location import Location
 
-__all__ = ["Cell", "Subject", "groups_of", "provenance", "united"]
+__all__ = ["Cell", "Subject", "all_text", "groups_of", "provenance", "united"]
 
 Value = str | int | float | bool | None
 
@@ -57,6 +57,28 @@ class Subject:
             "level": self.level,
             "metadata": dict(self.metadata),
         }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Subject:
+        """Inverse of `to_document`.
+
+        Raises
+        ------
+        TypeError or ValueError
+            If it is of nothing that can be an image.
+        """
+        columns = document.get("metadata", {})
+        plain = all(v is None or isinstance(v, str | int | float | bool) for v in columns.values())
+        if not (plain and type(document["level"]) is int):
+            raise ValueError("metadata and levels are plain values")
+        if not all_text([document["id"], document["uri"]]):
+            raise ValueError("an id and a URI are text")
+        return cls(**document)
+
+
+def all_text(values: Any) -> bool:
+    """Whether this is a list of text."""
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _plain(value: Any) -> Value:

@@ -26,7 +26,7 @@ from patchloom.summaries.asked import (
 )
 from patchloom.summaries.outlying import FAR, outliers_of
 from patchloom.summaries.saved import read_folder, write_folder
-from patchloom.summaries.subjects import Cell, Subject, groups_of, provenance, united
+from patchloom.summaries.subjects import Cell, Subject, all_text, groups_of, provenance, united
 from patchloom.summaries.tabulated import COUNTS, NUMBERS, assembled, exactness, numbers_of
 
 if TYPE_CHECKING:
@@ -553,12 +553,15 @@ class Statistics:
         place = Location.of(url, storage_options)
         document, summaries = read_folder(place)
         try:
+            texts = [document["over"], document["each"], document["unit"]]
+            if not all(map(all_text, (texts, document["channels"], document["versions"]))):
+                raise ValueError("a name is no text")
             return cls(
                 summaries,
-                tuple(Subject(**item) for item in document["images"]),
+                tuple(map(Subject.from_document, document["images"])),
                 **{name: document[name] for name in _TOLD},
             )
-        except (LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{place.shown!r} does not hold saved statistics, or damaged ones "
                 f"({type(error).__name__}: {error}); save them anew"
