@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from patchloom.summaries import Summary, Tally, dense, kernels, summary, targets, wide
+from patchloom.summaries import Summary, Tally, kernels, summary, targets, wide
 from patchloom.summaries.refining import Targets
 
 numba = pytest.mark.skipif(find_spec("numba") is None, reason="the extra fast is not installed")
@@ -33,7 +33,7 @@ def counted_by(module: str | None, **smaller: int) -> Iterator[None]:
         compiled = None if module is None else import_module("patchloom.summaries.compiled")
         patch.setattr(kernels.kernels, "after", lambda n: compiled)
         for name, value in smaller.items():
-            for place in (dense, kernels, summary, wide):
+            for place in (kernels, summary, wide):
                 if hasattr(place, name):
                     patch.setattr(place, name, value)
         yield
@@ -92,7 +92,6 @@ def test_numba_counts_what_numpy_counts(data: st.DataObject, dtype: str) -> None
         nodata,
         times,
         parts,
-        _MANY=data.draw(st.sampled_from([1, 2**16])),
         DISTINCT=data.draw(st.sampled_from([1, 5, 65_536])),
         SETTLED=data.draw(st.sampled_from([1, 7, 2**25])),
     )

@@ -14,9 +14,6 @@ from patchloom.summaries.summary import Summary
 
 __all__ = ["Dense", "exactly"]
 
-_MANY = 2**16
-"""Pixels of 8 bits from which on neighbours are counted in pairs: half as many steps."""
-
 
 class Dense:
     """One bin for each bit pattern."""
@@ -25,53 +22,39 @@ class Dense:
         self._dtype, self._nodata = dtype, nodata
         self._patterns = np.dtype(f"u{dtype.itemsize}")
         self._counts: Ints = np.zeros(0, np.int64)
-        self._pairs: Ints = np.zeros(0, np.int64)
 
     @staticmethod
     def most_bytes(dtype: np.dtype[Any]) -> int:
-        """Most bytes that it holds."""
-        return 8 * (2**16 if dtype.itemsize == 2 else 2**8 + 2**16)
+        """Bytes that it holds."""
+        return int(2 ** (8 * dtype.itemsize)) * 8
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        return self._counts.nbytes + self._pairs.nbytes
+        return self._counts.nbytes
 
     def add(self, flat: npt.NDArray[Any], times: int) -> None:
         """Count pixels of the type, each `times` times."""
         if not len(self._counts):
-            self._counts = np.zeros(2 ** (8 * self._dtype.itemsize), np.int64)
+            self._counts = np.zeros(self.most_bytes(self._dtype) // 8, np.int64)
         count_values = (kernels.after(len(flat)) or counting).count_values
-        patterns = flat.view(self._patterns)
-        if times > 1:
-            once = np.zeros_like(self._counts)
-            count_values(patterns, once)
-            self._counts += once * times
+        if times == 1:
+            count_values(flat.view(self._patterns), self._counts)
             return
-        if self._dtype.itemsize == 1 and len(flat) >= _MANY:
-            pairs = patterns[: len(flat) // 2 * 2].view(np.uint16)
-            if pairs.flags.aligned:
-                if not len(self._pairs):
-                    self._pairs = np.zeros(2**16, np.int64)
-                count_values(pairs, self._pairs)
-                patterns = patterns[2 * len(pairs) :]
-        if len(patterns):
-            count_values(patterns, self._counts)
+        once = np.zeros_like(self._counts)
+        count_values(flat.view(self._patterns), once)
+        self._counts += once * times
 
     def summary(self) -> Summary:
         """What was counted so far."""
-        counts = self._counts
-        if len(self._pairs):
-            pairs = self._pairs.reshape(2**8, 2**8)
-            counts = counts + pairs.sum(0) + pairs.sum(1)
-        where = np.flatnonzero(counts)
+        where = np.flatnonzero(self._counts)
         if self._dtype.kind == "b":
             values = (where > 0).astype(np.float64)
         else:
             # Some patterns of NaN are a signal.
             with np.errstate(invalid="ignore"):
                 values = where.astype(self._patterns).view(self._dtype).astype(np.float64)
-        return exactly(values, counts[where], self._dtype, self._nodata)
+        return exactly(values, self._counts[where], self._dtype, self._nodata)
 
 
 def exactly(values: Floats, counts: Ints, dtype: np.dtype[Any], nodata: float | None) -> Summary:
