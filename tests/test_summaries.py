@@ -281,6 +281,28 @@ def test_float64_needs_more_passes_the_more_pixels_crowd() -> None:
     np.testing.assert_array_equal(percentiles(total, (1, 50)), np.percentile(pixels, (1, 50)))
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int16"])
+@pytest.mark.parametrize("kind", ["noise", "constant", "mixed"])
+def test_many_small_integers(dtype: str, kind: str) -> None:
+    """An odd number of them, from any address, of a chunk in any order: none is lost or doubled."""
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 2**8, (3, 301, 151)).astype("uint8")
+    values = {"noise": noise, "constant": np.full_like(noise, 7), "mixed": noise // 200}[kind]
+    pixels = values.view("int8").astype(dtype)
+    memory = np.zeros(pixels.nbytes + 1, np.uint8)
+    unaligned = np.frombuffer(memory.data, dtype, pixels.size, offset=1).reshape(pixels.shape)
+    unaligned[...] = pixels
+    tally = Tally(np.dtype(dtype))
+    parts = (pixels, unaligned, pixels.T, pixels[:, ::2], pixels.ravel()[1:])
+    for part in parts:
+        tally.add(part)
+        assert tally.nbytes <= tally_bytes(np.dtype(dtype))
+    found = tally.summary()
+    expected = np.unique(np.concatenate([part.ravel() for part in parts]), return_counts=True)
+    np.testing.assert_array_equal(found.values, expected[0].astype("float64"))
+    np.testing.assert_array_equal(found.counts, expected[1])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint64"])
 def test_tallies_hold_no_more_than_they_say(dtype: str) -> None:
     """Whatever comes: all bit patterns of a type."""

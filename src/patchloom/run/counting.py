@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -285,27 +286,35 @@ def _count_block(
 ) -> None:
     """Count a block, one chunk of its channels after another."""
     image, piece = counts.image, counts.piece
-    axes = image.axes
-    size = image.layout.channels.chunks[0] if axes.has_channel else 1
-    samples = ground.samples(step).tolist()
-    labels = ground.labels(step) if question.labels else [None] * len(samples)
-    plain = question.over == "image" and not question.labels and not question.planes
-    layers = [ground.layers(step, k, sample) for k, sample in enumerate(samples)]
+    if question.over == "image" and not question.labels and not question.planes:
+        for number, part in enumerate(parts, first):
+            for channel, samples in _channels(image, piece, number, part):
+                counts.add(channel, 0, samples, None, 1, None)
+        return
+    flat = ground.samples(step).tolist()
+    labels = ground.labels(step) if question.labels else [None] * len(flat)
+    layers = [ground.layers(step, k, sample) for k, sample in enumerate(flat)]
     plane = int(ground.first(step)[0])
     for number, part in enumerate(parts, first):
-        moved = part.transpose(axes.order)
-        space = moved.shape[moved.ndim - len(axes.spatial) :]
-        moved = moved.reshape(len(samples), -1, *space)
-        begin = number * size
-        low, high = max(begin, piece.channels[0]), min(begin + moved.shape[1], piece.channels[1])
-        for channel in range(low, high):
-            if plain:
-                counts.add(channel, 0, moved[:, channel - begin], None, 1, None)
-                continue
-            for k, pixels in enumerate(moved[:, channel - begin]):
+        for channel, samples in _channels(image, piece, number, part):
+            for k, pixels in enumerate(samples):
                 known = _full(labels[k], pixels.shape)
                 for where, times in layers[k]:
                     counts.add(channel, plane, pixels, _full(where, pixels.shape), times, known)
+
+
+def _channels(
+    image: Image, piece: Piece, number: int, part: Pixels
+) -> Iterator[tuple[int, Pixels]]:
+    """The piece's channels in a chunk, and their pixels: (samples, *space) each."""
+    axes = image.axes
+    moved = part.transpose(axes.order)
+    n_samples = math.prod(moved.shape[: len(axes.sample)])
+    moved = moved.reshape(n_samples, -1, *moved.shape[moved.ndim - len(axes.spatial) :])
+    begin = number * (image.layout.channels.chunks[0] if axes.has_channel else 1)
+    low, high = max(begin, piece.channels[0]), min(begin + moved.shape[1], piece.channels[1])
+    for channel in range(low, high):
+        yield channel, moved[:, channel - begin]
 
 
 def _full(given: Any, shape: tuple[int, ...]) -> Any:

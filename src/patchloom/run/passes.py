@@ -26,7 +26,7 @@ __all__ = ["look", "survey_tasks"]
 
 _PER_TASK = 128 * 2**20
 """Bytes of decoded chunks that one task counts, about, at most."""
-_LEAST = 4 * 2**20
+_LEAST = 16 * 2**20
 """The same at least, where there is as much: smaller images go together."""
 _TASKS = 64
 """Tasks that a survey is cut into, about, where it is small."""

@@ -110,14 +110,18 @@ def place(keys: Any, counts: Any, to_keys: Any, to_counts: Any) -> None:
 @_compiled
 def extremes(patterns: Any, size_bits: int, infinite: int) -> tuple[Any, Any]:
     """Least and greatest pattern of an absolute value that is neither 0 nor infinite."""
-    bits, end, one = u8(size_bits), u8(infinite), u8(1)
-    least, most = end, u8(0)
-    for pattern in patterns:
-        size = u8(pattern) & bits
+    # Numbers as wide as the patterns: a processor compares several at once.
+    kind = patterns.dtype.type
+    bits, end, zero, one = kind(size_bits), kind(infinite), kind(0), kind(1)
+    least, most = end, zero
+    for i in range(len(patterns)):
+        size = kind(patterns[i] & bits)
         # Less 1, a zero is the largest of all.
-        least = min(least, size - one)
-        most = max(most, size * u8(size < end))
-    return least + one, most
+        less = kind(size - one)
+        least = least if least < less else less
+        finite = size if size < end else zero
+        most = most if most > finite else finite
+    return kind(least + one), most
 
 
 @_compiled

@@ -80,7 +80,8 @@ class Tally:
                 self.add(pixels[(times >> bit) & 1 == 1], 1 << bit)
             return
         if pixels.size and times:
-            flat = np.ascontiguousarray(pixels, self._dtype).reshape(-1)
+            # In whatever order they lie: nothing is copied if they lie together.
+            flat = pixels.astype(self._dtype, copy=False).ravel(order="K")
             self._counts.add(flat, int(times))
 
     def summary(self) -> Summary:
