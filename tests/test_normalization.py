@@ -712,3 +712,33 @@ def test_stores_that_recorded_nothing(sources: Path, tmp_path: Path) -> None:
     (out / "manifest/00000001.parquet").unlink()
     patchloom.materialize(plan, out, normalize="percentile", progress=False)
     assert contents(out) == before
+
+
+def test_numbers_of_an_older_version_are_not_mixed(tmp_path: Path) -> None:
+    """A begun store without a record goes on only where the numbers are exact, so the same."""
+    for dtype, exact in (("uint16", True), ("float32", False)):
+        pixels = np.random.default_rng(0).normal(500, 90, (352, 352)).astype(dtype)
+        zarr.create_array(tmp_path / f"{dtype}.in.zarr", data=pixels, chunks=(32, 32))
+        images = patchloom.open_images(tmp_path / f"{dtype}.in.zarr")
+        plan = patchloom.plan(
+            images, {"name": "sequential", "patch_size": [32, 32]}, rows_per_shard=16
+        )
+        out = tmp_path / f"{dtype}.zarr"
+        how: dict[str, Any] = {"normalize": "percentile", "progress": False}
+        patchloom.materialize(plan, out, **how)
+        whole = patchloom.open_patches(out)[:]
+        document = json.loads((out / "zarr.json").read_text())
+        told = document["attributes"]["patchloom"]
+        del told["normalization"], told["statistics"]
+        told["complete"] = False
+        (out / "zarr.json").write_text(json.dumps(document))
+        for part in sorted((out / "manifest").iterdir())[:3]:
+            part.unlink()
+        if exact:
+            patchloom.materialize(plan, out, **how)
+            assert (patchloom.open_patches(out)[:] == whole).all()
+        else:
+            before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+            with pytest.raises(FingerprintError, match="did not record"):
+                patchloom.materialize(plan, out, **how)
+            assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -11,6 +11,7 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
+from patchloom.errors import FingerprintError
 from patchloom.image import Reads
 from patchloom.location import Location
 from patchloom.normalization import Normalization
@@ -128,6 +129,8 @@ class Work:
             if len(done) < stage.plan.n_shards:
                 numbers, look = self._numbers(stage, numbers, *look)
             looks.append(look)
+        if there.done:
+            self._check_unrecorded({*recorded(existing)}, numbers)
         # Not earlier: what cannot be normalised leaves nothing behind.
         self._write_arrays(arrays, found)
         # Before the first shard: a resume goes by these numbers, and reads nothing for them.
@@ -203,6 +206,16 @@ class Work:
         # Rows, statistics and images: one object, last.
         self._write_group(attributes, arrays)
         return outcome, attributes
+
+    def _check_unrecorded(self, known: set[str], numbers: Mapping[str, Normalization]) -> None:
+        """Refuse to go on with shards whose numbers are not recorded and cannot be had again."""
+        if all(role in known or found.exact for role, found in numbers.items()):
+            return
+        raise FingerprintError(
+            f"a store is normalised with one set of numbers, but the version that began "
+            f"{self.target.shown!r} did not record them, and its bounded percentiles were others; "
+            "give another URL, or finish it with that version; nothing was touched"
+        )
 
     @property
     def _ndims(self) -> dict[str, int]:
