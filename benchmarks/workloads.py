@@ -249,16 +249,7 @@ class Dataset:
 
     def _link_image(self, path: Path, base: Path) -> None:
         """Give each chunk the file of the base's chunk, by a hard link where there can be one."""
-        array, drawn = self._create_image(path), zarr.open_array(base, mode="r")
-        n_chunks = drawn.cdata_shape
-        for index in np.ndindex(*array.cdata_shape):
-            of = tuple(i % n for i, n in zip(index, n_chunks, strict=True))
-            to = path / array.metadata.encode_chunk_key(index)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                to.hardlink_to(base / drawn.metadata.encode_chunk_key(of))
-            except OSError:  # no links here, or too many to one file
-                shutil.copyfile(base / drawn.metadata.encode_chunk_key(of), to)
+        link_chunks(self._create_image(path), path, base)
 
     def _write_image(self, path: Path) -> None:
         array = self._create_image(path)
@@ -365,3 +356,24 @@ LARGE = {
     )
 }
 """Large ones: 8 GB of patches each, which take the floor twenty seconds and more."""
+
+
+def link_chunks(array: zarr.Array[Any], path: Path, base: Path) -> None:
+    """Fill an array with another one, side by side, by hard links where there can be some.
+
+    Parameters
+    ----------
+    array, path
+        Whose metadata are written, and its folder.
+    base
+        Folder of an array of the same chunks and codecs, of whole chunks.
+    """
+    drawn: zarr.Array[Any] = zarr.open_array(base, mode="r")
+    for index in np.ndindex(*array.cdata_shape):
+        of = tuple(i % n for i, n in zip(index, drawn.cdata_shape, strict=True))
+        to = path / array.metadata.encode_chunk_key(index)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            to.hardlink_to(base / drawn.metadata.encode_chunk_key(of))
+        except OSError:  # no links here, or too many to one file
+            shutil.copyfile(base / drawn.metadata.encode_chunk_key(of), to)

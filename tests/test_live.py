@@ -554,7 +554,7 @@ def test_ctrl_c_leaves_a_store_that_is_gone_on_with(
     out = tmp_path / "out.zarr"
     job = tmp_path / "job.yaml"
     job.write_text(
-        f"images: {stored}\naxes: CYX\noutput: {out}\nrows_per_shard: 8\n"
+        f"images: {stored}\naxes: CYX\noutput: {out}\nrows_per_shard: 32\n"
         "patching: {name: sequential, patch_size: [32, 32], overlaps: [24, 24]}\n"
     )
     run = [sys.executable, "-m", "patchloom", "run", str(job)]
@@ -566,7 +566,7 @@ def test_ctrl_c_leaves_a_store_that_is_gone_on_with(
     plan = patchloom.plan(
         patchloom.open_images(stored, axes="CYX"),
         {"name": "sequential", "patch_size": [32, 32], "overlaps": [24, 24]},
-        rows_per_shard=8,
+        rows_per_shard=32,
     )
     with contextlib.ExitStack() as stack:
         if where == "distributed":
@@ -574,7 +574,13 @@ def test_ctrl_c_leaves_a_store_that_is_gone_on_with(
             cluster = stack.enter_context(two)
             run += ["--scheduler", cluster.scheduler_address]
         client = subprocess.Popen(
-            run, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            run,
+            env=quiet,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background jobs ignore Ctrl-C, and so do their children.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         status, said, before = interrupt(client, out)
         at_exit = committed(out)

@@ -15,6 +15,7 @@ from patchloom.grid import morton
 from patchloom.image import ChunkReader, Image, Ints, Reads
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import FETCH
+from patchloom.run.allocating import keep_pages
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.ground import Flags, Ground, Question, read_under
 from patchloom.summaries import Summary, Tally
@@ -206,6 +207,7 @@ def count(
         The summary of each cell in which a pixel counts; what was read of masks and labels, and
         of images.
     """
+    keep_pages()
     found: Found = {}
     under, reads = Reads(), Reads()
     images = held.images or (() if plan is None else plan.images)
@@ -256,9 +258,14 @@ def _count_piece(
 
 
 def _read(reader: ChunkReader, rows: Ints, together: int) -> Iterator[Pixels]:
-    """Decoded chunks, so many at a time."""
+    """Decoded chunks, so many fetched at a time."""
+    each = getattr(reader, "each", None)
     for start in range(0, len(rows), together):
-        parts = reader.read(rows[start : start + together])
+        some = rows[start : start + together]
+        if each is not None:
+            yield from each(some)
+            continue
+        parts = reader.read(some)
         parts.reverse()
         while parts:
             # One that was counted is forgotten before the next ones come.

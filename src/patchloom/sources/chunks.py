@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -196,9 +196,14 @@ class DirectReader:
 
     def read(self, chunks: Ints) -> list[Pixels]:
         """Decode chunks: int64[n, ndim] indices -> clipped arrays in stored axis order."""
+        return [*self.each(chunks)]
+
+    def each(self, chunks: Ints) -> Iterator[Pixels]:
+        """Decode chunks like `read`, each when it is asked for: its user finds it in the cache."""
         rows, fetched = self._fetch(chunks)
-        # What is decoded is forgotten as stored: a batch is never held twice.
-        return [self._finish(row, *fetched.pop()) for row in rows]
+        for row in rows:
+            # What is decoded is forgotten as stored: a batch is never held twice.
+            yield self._finish(row, *fetched.pop())
 
     def read_into(self, chunks: Ints, places: Iterable[Pixels]) -> None:
         """Decode chunks like `read`, each into its place, without a copy where that can be."""

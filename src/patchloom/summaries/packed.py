@@ -129,8 +129,7 @@ def _columns(file: pq.ParquetFile) -> tuple[Floats, Ints, Bits]:
 
 def _summary(entry: Any, values: Floats, counts: Ints, bits: Bits) -> Summary:
     """One summary; `entry` is of either version."""
-    keys = keys_of(values)
-    if (keys[1:] <= keys[:-1]).any() or counts.sum(dtype=np.float64) >= 2.0**63:
+    if not _ascend(values) or counts.sum(dtype=np.float64) >= 2.0**63:
         raise ValueError("values do not ascend, or there are too many pixels")
     if isinstance(entry, list):
         _, _, _, exact, nans, *numbers = entry
@@ -158,6 +157,14 @@ def _summary(entry: Any, values: Floats, counts: Ints, bits: Bits) -> Summary:
     if found.sums is not None and not found.sums.fit(found.count):
         raise ValueError("sums are of no pixels")
     return found
+
+
+def _ascend(values: Floats) -> bool:
+    if (values[1:] > values[:-1]).all():
+        return True
+    # -0.0, which names a bucket, comes before 0.0.
+    keys = keys_of(values)
+    return bool((keys[1:] > keys[:-1]).all())
 
 
 def _flag(value: Any) -> bool:
