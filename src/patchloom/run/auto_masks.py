@@ -70,9 +70,7 @@ def with_plain_masks(
     plain, reads = list(images), Reads()
     for k, (image, counted) in found.items():
         plain[k] = image
-        reads.chunks += counted.chunks
-        reads.requests += counted.requests
-        reads.nbytes += counted.nbytes
+        reads += counted
     return tuple(plain), reads
 
 

@@ -216,14 +216,11 @@ def count(
         roles = ("image", *held.question.roles)
         handed = {name: supplied.get((number, name)) for name in roles}
         try:
-            seen = _count_piece(counts, held.question, plan, handed)
+            more, seen = _count_piece(counts, held.question, plan, handed)
         except (ChunkError, SourceChangedError) as error:
             raise type(error)(f"{error} (image {images[piece.image].id!r})") from error
         counts.settle()
-        for total, more in zip((under, reads), seen, strict=True):
-            total.chunks += more.chunks
-            total.requests += more.requests
-            total.nbytes += more.nbytes
+        under, reads = under + more, reads + seen
     return found, under, reads
 
 

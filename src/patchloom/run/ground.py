@@ -113,12 +113,7 @@ class Ground:
     @property
     def reads(self) -> Reads:
         """What was read of masks and labels so far."""
-        found = Reads()
-        for walk in self._walks.values():
-            found.chunks += walk.reads.chunks
-            found.requests += walk.reads.requests
-            found.nbytes += walk.reads.nbytes
-        return found
+        return sum((walk.reads for walk in self._walks.values()), Reads())
 
     def samples(self, step: int) -> Ints:
         """The samples of a block."""

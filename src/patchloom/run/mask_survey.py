@@ -133,9 +133,7 @@ def survey_masks(
         parts.setdefault(piece.index, []).append(cells)
         rejected.update(out)
         if fresh is not None:
-            reads.chunks += counted.chunks
-            reads.requests += counted.requests
-            reads.nbytes += counted.nbytes
+            reads += counted
     return [_whole(image, parts[index]) for index, image in enumerate(images)], rejected, reads
 
 

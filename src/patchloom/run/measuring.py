@@ -14,9 +14,9 @@ from patchloom.planning.plans import Plan
 from patchloom.run.ground import Question
 from patchloom.run.passes import look
 from patchloom.run.surveying import refined
-from patchloom.store.statistics_view import check_percentiles
 from patchloom.store.summed import Found
 from patchloom.summaries import METHODS, Summary, targets
+from patchloom.summaries.asked import check_percentiles
 from patchloom.summaries.subjects import Cell
 from patchloom.summaries.table import EACH, OVER
 

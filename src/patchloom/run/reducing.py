@@ -56,12 +56,9 @@ def added(parts: Sequence[Counted]) -> Counted:
     """The sum of several results."""
     found: Found = {}
     under, reads = Reads(), Reads()
-    for some, *seen in parts:
+    for some, more, seen in parts:
         for cell, summary in some.items():
             before = found.get(cell)
             found[cell] = summary if before is None else before + summary
-        for total, more in zip((under, reads), seen, strict=True):
-            total.chunks += more.chunks
-            total.requests += more.requests
-            total.nbytes += more.nbytes
+        under, reads = under + more, reads + seen
     return found, under, reads

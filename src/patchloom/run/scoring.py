@@ -242,9 +242,7 @@ def survey_contents(
     reads, found = Reads(), dict[int, bytes]()
     for some, counted in execute(graph, progress=progress, label="survey"):
         found |= some
-        reads.chunks += counted.chunks
-        reads.requests += counted.requests
-        reads.nbytes += counted.nbytes
+        reads += counted
     return Survey(laid, order, reads, pieces, found, None if folder is None else (folder, names))
 
 

@@ -74,12 +74,7 @@ class Selection:
         walks = {name: Walk(image, getattr(image, name)) for name in self.reads(image)}
         parts = self._parts(index, image, curve, walks, rejected)
         cells = Cells.collect(parts, high - low, n_cells)
-        reads = Reads()
-        for walk in walks.values():
-            reads.chunks += walk.reads.chunks
-            reads.requests += walk.reads.requests
-            reads.nbytes += walk.reads.nbytes
-        return cells, rejected, reads
+        return cells, rejected, sum((walk.reads for walk in walks.values()), Reads())
 
     def _parts(
         self,

@@ -206,7 +206,7 @@ def surveyed(
         found, more = refined(
             question, images, plan, found, q, method=method, by=by, since=begun, progress=progress
         )
-        reads = _sum(reads, more)
+        reads += more
     table = Statistics(found, subjects, tuple(channels), over=question.over, each=each)
     return table, reads
 
@@ -265,7 +265,7 @@ def refined(
             for cell, wanted in asked.items()
         }
         found = {**found, **finer}
-        reads = _sum(reads, seen)
+        reads += seen
     return found, reads
 
 
@@ -398,7 +398,3 @@ def channel_names(images: Sequence[Image]) -> list[str]:
     first = images[0].channels
     same = first and len(set(first)) == n and all(image.channels == first for image in images)
     return list(first) if same else [str(k) for k in range(n)]
-
-
-def _sum(a: Reads, b: Reads) -> Reads:
-    return Reads(a.chunks + b.chunks, a.requests + b.requests, a.nbytes + b.nbytes)

@@ -69,6 +69,11 @@ def _layers(
     each: str, low: Ints, high: Ints, extent: Sequence[int]
 ) -> Iterator[tuple[Flags, list[Ints], int]]:
     """Which cells of a grid count how often, and the edges of the cells on each axis."""
+    whole = np.asarray(extent)
+    if each == "once" and ((low == 0) & (high == whole)).all(-1).any():
+        # Where one box is the block, no other matters.
+        yield np.ones((1,) * len(extent), np.bool_), [np.array([0, n]) for n in extent], 1
+        return
     counts, edges = _counted(low, high, extent)
     if each == "once":
         counts = np.minimum(counts, 1)

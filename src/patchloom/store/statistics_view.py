@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchloom.summaries import RELATIVE_WIDTH, Summary, percentiles
-from patchloom.summaries.asked import check_percentiles, quantiles_of
+from patchloom.summaries.asked import quantiles_of
 from patchloom.summaries.bars import MOST, Bars
 from patchloom.summaries.subjects import Subject, provenance
 from patchloom.summaries.tabulated import COUNTS, NUMBERS, assembled, exactness, numbers_of
@@ -17,7 +17,7 @@ from patchloom.summaries.tabulated import COUNTS, NUMBERS, assembled, exactness,
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["bars_of", "check_percentiles", "dataset", "document", "from_document", "joined"]
+__all__ = ["bars_of", "document", "from_document", "joined"]
 
 _ALL_BARS = 65_536
 """Bars of all images and channels of a store together, as long as each has 16."""
@@ -151,17 +151,6 @@ def bars_of(found: Mapping[str, Any]) -> dict[tuple[int, int], Bars]:
         for c, bars in enumerate(row)
         if bars is not None
     }
-
-
-def dataset(
-    summaries: Mapping[tuple[int, int], Summary],
-    images: Sequence[str],
-    channels: Sequence[str],
-    q: Sequence[float],
-    over: str,
-) -> xarray.Dataset:
-    """The Dataset of some summaries."""
-    return from_document(document(summaries, images, channels, q, over))
 
 
 def _bars_each(n_cells: int) -> int:
