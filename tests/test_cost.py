@@ -36,7 +36,7 @@ from patchloom.run import objects, pricing, stored
 from patchloom.run.pricing import price
 from patchloom.run.reports import RunReport
 from patchloom.run.sharing import unshared
-from patchloom.sources.chunks import GAP
+from patchloom.sources.fetching import GAP
 from tests import truth
 from tests.servers.s3 import S3Server
 from tests.truth import ArrayTruth

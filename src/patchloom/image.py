@@ -35,6 +35,7 @@ _HOMES = {
     "array": ("patchloom.sources.arrays", "ArraySource"),
     "auto": ("patchloom.sources.automatic", "AutoSource"),
     "derived": ("patchloom.sources.derived", "DerivedSource"),
+    "file": ("patchloom.sources.files", "FileSource"),
     "outlines": ("patchloom.sources.outlines", "OutlineSource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
 }
@@ -52,7 +53,8 @@ class Reads:
     nbytes: int = 0
     """Bytes that came back."""
     codecs: str = "none"
-    """Who decodes: ``"direct"`` (our calls of numcodecs), ``"zarr"`` (zarr-python), ``"dask"``."""
+    """Who decodes: ``"direct"`` (our calls of numcodecs), ``"zarr"`` (zarr-python), ``"dask"``,
+    ``"file"`` (the package of a file format)."""
 
     def __add__(self, other: Reads) -> Reads:
         return Reads(

@@ -213,6 +213,38 @@ class Location:
         except IsADirectoryError:
             return None
 
+    def head(self, n: int) -> bytes:
+        """The first bytes of the object that stands here, at most so many.
+
+        Raises
+        ------
+        OSError
+            If there is none (`FileNotFoundError`), or it cannot be read (`AccessError`).
+        """
+        fs, path = self.open()
+
+        def get() -> bytes:
+            [answer] = ask(fs, [(path, 0, n)])
+            if isinstance(answer, Exception):
+                raise answer
+            if answer is None:
+                raise FileNotFoundError(self.shown)
+            return bytes(answer.data)
+
+        return self.ask(get)
+
+    def size(self) -> int:
+        """Bytes of the object that stands here; -1 if the store does not tell.
+
+        Raises
+        ------
+        OSError
+            If there is none, or it cannot be asked for.
+        """
+        fs, path = self.open()
+        found = self.ask(lambda: fs.info(path)).get("size")
+        return -1 if found is None else int(found)
+
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write one whole object, without a name the location itself: entirely or not at all.
 

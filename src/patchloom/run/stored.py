@@ -14,7 +14,8 @@ from patchloom.planning.traffic import Traffic
 from patchloom.run.asked import Asked, Reading
 from patchloom.run.blocks import stored_chunks
 from patchloom.run.objects import Objects, object_sizes
-from patchloom.sources.chunks import GAP, DirectReader
+from patchloom.sources.chunks import DirectReader
+from patchloom.sources.fetching import GAP
 from patchloom.sources.zarrs import ZarrSource
 
 __all__ = ["Stored", "decoded_bytes", "joined", "n_shards", "stored"]

@@ -13,7 +13,7 @@ from patchloom.run.auto_masks import with_plain_masks
 from patchloom.run.counting import Found, check_classes
 from patchloom.run.ground import Question
 from patchloom.run.passes import look
-from patchloom.sources.zarrs import reading_since
+from patchloom.sources.lazily import reading_since
 from patchloom.summaries import Summary, pooled, targets
 from patchloom.summaries.asked import check_method, check_percentiles
 from patchloom.summaries.subjects import Cell, Subject, groups_of

@@ -26,7 +26,7 @@ from patchloom.run.reports import TaskReport
 from patchloom.run.scaling import Scaling, record, recorded
 from patchloom.run.standing import Standing, record_sizes
 from patchloom.run.surveying import channel_names
-from patchloom.sources.zarrs import reading_since
+from patchloom.sources.lazily import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import skipped_bytes
 from patchloom.store.patch_store import read_attributes

@@ -21,20 +21,18 @@ import numpy as np
 import numpy.typing as npt
 from fsspec.implementations.local import LocalFileSystem
 
-from patchloom.answers import Answer, ask
 from patchloom.errors import ChunkError, SourceChangedError
 from patchloom.grid import ChunkGrid
 from patchloom.image import ChunkReader, Ints, Reads
 from patchloom.location import Location
 from patchloom.retrying import RETRYING
+from patchloom.sources.fetching import Fetching
 
-__all__ = ["GAP", "ArrayMetadata", "DirectReader", "bare", "reader_for"]
+__all__ = ["ArrayMetadata", "DirectReader", "bare", "reader_for"]
 
 Pixels = npt.NDArray[Any]
 Bytes = bytes | memoryview
 _ABSENT = np.uint64(2**64 - 1)
-GAP = 64 * 1024
-"""Ranges of one object that lie closer than this are fetched as one."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +177,10 @@ class DirectReader:
         since: float | None = None,
     ) -> None:
         self.reads = Reads(codecs="direct")
-        self._since = since
-        self._tags: dict[str, str] = {}
         self._shown = location.shown
-        self._fs, self._root = location.open()
+        # A shard is read bit by bit: its index and all its chunks are of one object.
+        in_parts = sharding is not None
+        self._fetching = Fetching(location, self.reads, since, in_parts=in_parts)
         self._parsed = parsed
         self._decode = decode
         self._sharding = sharding
@@ -227,10 +225,7 @@ class DirectReader:
         """
         rows = [tuple(row) for row in np.asarray(chunks).tolist()]
         if self._sharding is None:
-            paths = [
-                self._location.inside(self._root, self._parsed.encode_chunk_key(row))
-                for row in rows
-            ]
+            paths = [self._fetching.path(self._parsed.encode_chunk_key(row)) for row in rows]
             with ThreadPoolExecutor(8) as pool:
                 return np.array(list(pool.map(self._size, paths)), np.int64)
         shards, slots = self._split(rows)
@@ -244,7 +239,7 @@ class DirectReader:
 
     def _size(self, path: str) -> int:
         try:
-            size = self._fs.info(path).get("size")
+            size = self._fetching.fs.info(path).get("size")
         except (FileNotFoundError, NotADirectoryError):
             return 0
         except Exception:  # each file system has errors of its own
@@ -303,7 +298,7 @@ class DirectReader:
         if self._verified:
             return
         name = "zarr.json" if self._metadata.format == 3 else ".zarray"
-        [data] = self._get([(name, None, None)], same=False)
+        [data] = self._fetching.get([(name, None, None)], same=False)
         found = None if data is None else bare(json.loads(bytes(data)))
         # As text: a fill value of NaN equals itself.
         if json.dumps(found, sort_keys=True) != json.dumps(self._metadata.document, sort_keys=True):
@@ -317,32 +312,22 @@ class DirectReader:
 
     def _fetch_plain(self, rows: Sequence[tuple[int, ...]]) -> list[tuple[Bytes | None, str]]:
         keys = [self._parsed.encode_chunk_key(row) for row in rows]
-        return list(zip(self._get([(key, None, None) for key in keys]), keys, strict=True))
+        return list(zip(self._fetching.get([(key, None, None) for key in keys]), keys, strict=True))
 
     def _fetch_shards(self, rows: Sequence[tuple[int, ...]]) -> list[tuple[Bytes | None, str]]:
         shards, inner = self._split(rows)
         keys = [self._parsed.encode_chunk_key(shard) for shard in shards]
         self._load_indices(dict(zip(shards, keys, strict=True)))
-        wanted: dict[str, list[tuple[int, int, int]]] = {}
+        spans, positions = [], []
         for position, (shard, slot, key) in enumerate(zip(shards, inner, keys, strict=True)):
             index = self._indices[shard]
             if index is not None and index[slot, 0] != _ABSENT:
                 offset, length = int(index[slot, 0]), int(index[slot, 1])
-                wanted.setdefault(key, []).append((offset, offset + length, position))
+                spans.append((key, offset, offset + length))
+                positions.append(position)
         found: list[Bytes | None] = [None] * len(rows)
-        ranges, members = [], []
-        for key, spans in wanted.items():
-            for start, stop, parts in _merged(sorted(spans)):
-                ranges.append((key, start, stop))
-                members.append((start, parts))
-        for data, (start, parts), (key, _, _) in zip(
-            self._get(ranges), members, ranges, strict=True
-        ):
-            if data is None:
-                raise self._changed(key, "vanished while it was read")
-            view = memoryview(data)
-            for a, b, position in parts:
-                found[position] = view[a - start : b - start]
+        for position, data in zip(positions, self._fetching.spans(spans), strict=True):
+            found[position] = data
         return list(zip(found, keys, strict=True))
 
     def indices_of(self, shards: Sequence[tuple[int, ...]]) -> list[npt.NDArray[np.uint64] | None]:
@@ -360,7 +345,7 @@ class DirectReader:
         n = sharding.nbytes
         span = (-n, None) if sharding.at_end else (0, n)
         for (shard, key), data in zip(
-            new.items(), self._get([(key, *span) for key in new.values()]), strict=True
+            new.items(), self._fetching.get([(key, *span) for key in new.values()]), strict=True
         ):
             self._indices[shard] = self._index(key, data, span)
 
@@ -380,61 +365,8 @@ class DirectReader:
                         f"every shard that a patch needs must be whole, but {key} of {self._shown} "
                         f"is not: {error}; restore that object from its source"
                     ) from error
-            [data] = self._get([(key, *span)])
+            [data] = self._fetching.get([(key, *span)])
         return None
-
-    def _get(
-        self, ranges: Sequence[tuple[str, int | None, int | None]], same: bool = True
-    ) -> list[Bytes | None]:
-        """One batch of reads; None where the object does not exist.
-
-        Parameters
-        ----------
-        ranges
-            Object below the array, first byte and last byte + 1 of each.
-        same
-            Whether an object that was written since the run began is refused.
-        """
-
-        def fetch(items: list[Any]) -> Sequence[Any]:
-            self.reads.requests += len(items)
-            return ask(self._fs, items)
-
-        asked = [(self._location.inside(self._root, key), a, b) for key, a, b in ranges]
-        answers = RETRYING.each(fetch, asked)
-        keys = [key for key, _, _ in ranges]
-        found = [self._checked(*pair, same) for pair in zip(answers, keys, strict=True)]
-        self.reads.nbytes += sum(len(data) for data in found if data is not None)
-        return found
-
-    def _checked(self, answer: Answer | Exception | None, key: str, same: bool) -> Bytes | None:
-        if isinstance(answer, Exception):
-            raise ChunkError(
-                f"every chunk that a patch needs must be readable, but {key} of {self._shown} is "
-                f"not: {self._location.describe(answer)}; mend the access and run the same call "
-                "again"
-            ) from answer
-        if answer is None:
-            return None
-        if same:
-            self._check_same(key, answer)
-        return answer.data
-
-    def _check_same(self, key: str, answer: Answer) -> None:
-        tag, written = answer.tag, answer.written
-        # A shard is read bit by bit: its index and all its chunks are of one object.
-        if self._sharding and tag and self._tags.setdefault(key, tag) != tag:
-            raise self._changed(key, "became another object while it was read")
-        if self._since is not None and written is not None and written > self._since:
-            late = written - self._since
-            raise self._changed(key, f"was written {late:.1f} s after the run began")
-
-    def _changed(self, key: str, how: str) -> SourceChangedError:
-        return SourceChangedError(
-            f"an image stays as it is while it is read, but {key} of {self._shown} {how}; let "
-            "its writer finish, then run the same call again, or into a new store if shards that "
-            "are finished show what was there before"
-        )
 
 
 class ZarrReader:
@@ -488,20 +420,6 @@ def _counting(location: Location, reads: Reads) -> Any:
     store = FsspecStore.from_url(location.url, storage_options=location.tried_once, read_only=True)
     location.leave_retries(store.fs)
     return Counting(store)
-
-
-def _merged(
-    spans: Sequence[tuple[int, int, int]],
-) -> list[tuple[int, int, list[tuple[int, int, int]]]]:
-    """Join spans of one object that lie close together."""
-    found: list[tuple[int, int, list[tuple[int, int, int]]]] = []
-    for span in spans:
-        if found and span[0] - found[-1][1] <= GAP:
-            start, stop, parts = found[-1]
-            found[-1] = (start, max(stop, span[1]), [*parts, span])
-        else:
-            found.append((span[0], span[1], [span]))
-    return found
 
 
 def _decoder_v2(document: Mapping[str, Any], parsed: Any) -> tuple[Decode, None]:

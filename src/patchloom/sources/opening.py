@@ -22,6 +22,7 @@ from patchloom.errors import (
 from patchloom.image import Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
+from patchloom.sources.files import Wanted, format_of, open_file, sniffed
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
@@ -55,7 +56,8 @@ def open_images(
     urls
         A path or URL (``file://``, ``s3://``, ``gs://``, ``http(s)://``, ``memory://``, any
         fsspec protocol), a glob of them, a NumPy, Dask or xarray array, or a list of these.
-        What stands at a URL is a Zarr array (v2 or v3, sharded or not) or an OME-Zarr image.
+        What stands at a URL is a Zarr array (v2 or v3, sharded or not), an OME-Zarr image or a
+        file of a known format (docs/formats).
     mask, labels, target
         Arrays over the same field: an array, a URL, a pattern with ``{stem}``, the name of an
         OME-Zarr label group, one of these per image in a list, or per image id in a mapping.
@@ -183,7 +185,22 @@ def _open(
         own = getattr(item, "name", None) if hasattr(item, "dims") else None
         return _from_array(item, axes, name or str(own or f"image-{position}"))
     location = Location.of(item, options)
-    return _from_node(open_node(location), axes, level, name or location.stem)
+    return _from_url(location, Wanted(name or location.stem, axes, level))
+
+
+def _from_url(location: Location, wanted: Wanted) -> Image:
+    """What stands at a URL: a file of a known format, or a Zarr array or group."""
+    kind = format_of(location)
+    if kind is None:
+        try:
+            node = open_node(location)
+        except NotAnArrayError:
+            kind = sniffed(location)
+            if kind is None:
+                raise
+        else:
+            return _from_node(node, wanted.axes, wanted.level, wanted.name)
+    return open_file(kind, location, wanted)
 
 
 def _from_array(array: Any, axes: str | None, name: str) -> Image:
@@ -362,7 +379,11 @@ def _open_role(item: Any, image: Image, level: int | str, options: Mapping[str, 
     group = _label_group(item, image)
     if group is not None:
         return _matching_level(group, image, level)
-    node = open_node(Location.of(item, options))
+    location = Location.of(item, options)
+    kind = format_of(location)
+    if kind is not None:
+        return open_file(kind, location, Wanted(image.id, role_of=image))
+    node = open_node(location)
     if node.array is None and levels_of(node):
         return _matching_level(node, image, level)
     if node.array is not None and not node.array.document.get("dimension_names"):

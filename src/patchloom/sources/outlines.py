@@ -20,9 +20,9 @@ from patchloom.location import Location
 from patchloom.mask_config import BoxesMask, PolygonsMask
 from patchloom.polygons import Polygons
 from patchloom.sources.geojson import LARGEST, matches, polygons_of
+from patchloom.sources.lazily import Sliceable
 from patchloom.sources.points import read_points
 from patchloom.sources.tables import open_table
-from patchloom.sources.zarrs import Sliceable
 
 __all__ = ["OutlineSource", "Outlines", "outlined", "read_outlines", "stored_outlines"]
 

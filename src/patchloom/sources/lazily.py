@@ -1,0 +1,81 @@
+"""Lazily: arrays of images for Dask, and images whose objects are watched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.image import Image
+
+__all__ = ["Sliceable", "reading_since"]
+
+
+def reading_since(image: Image, moment: float) -> Image:
+    """An image whose objects are refused if they are written after a moment.
+
+    Parameters
+    ----------
+    image
+        With what is cut along with it: labels and target.
+    moment
+        In seconds since 1970.
+    """
+    for name in ("labels", "target"):
+        role = getattr(image, name)
+        if role is not None:
+            image = image.with_role(name, replace(role, image=reading_since(role.image, moment)))
+    if not hasattr(image.source, "since"):
+        return image
+    watched = replace(image.source, since=moment)  # type: ignore[type-var]
+    return replace(image, source=watched)
+
+
+@dataclass(frozen=True)
+class Sliceable:
+    """What Dask needs of an array, answered by `Image.read`."""
+
+    image: Image
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents, in stored order."""
+        return self.image.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Pixel type."""
+        return self.image.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Stored dimensions."""
+        return self.image.ndim
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        image = self.image
+        identity = getattr(image.source, "identity", None)
+        made = "" if identity is None else json.dumps(identity(), sort_keys=True)
+        return ("patchloom", image.uri, image.id, image.level, image.shape, str(image.dtype), made)
+
+    def __getitem__(self, where: Any) -> npt.NDArray[Any]:
+        # Dask merges a user's slices and integers into its own: basic indexing, all axes.
+        start: list[int] = []
+        stop: list[int] = []
+        rest: list[Any] = []
+        for item, n in zip(where, self.shape, strict=True):
+            inside = range(n)[item]
+            if isinstance(inside, int):
+                start.append(inside)
+                stop.append(inside + 1)
+                rest.append(0)
+                continue
+            low, high = (min(inside), max(inside) + 1) if inside else (0, 0)
+            start.append(low)
+            stop.append(high)
+            rest.append(slice(None, None, inside.step) if inside else slice(0, 0))
+        pixels: npt.NDArray[Any] = self.image.read(start, stop)[tuple(rest)]
+        return pixels
