@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from patchloom import vault
 from patchloom.answers import Answer, ask
 from patchloom.errors import AccessError, PatchloomError, SourceMissingError, WriteError
 from patchloom.retrying import RETRYING
@@ -35,15 +36,34 @@ Found = TypeVar("Found")
 
 
 class StorageOptions(dict[str, Any]):
-    """Options for a file system; they work like a dict and never print their values."""
+    """Options for a file system: a dict that never prints its values, nor pickles them.
+
+    What is pickled is a name in the :mod:`patchloom.vault`.
+    """
+
+    lost = False
+    """Whether they came from another process, and are not to be had here."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self:
+            vault.keep(dict(self))
 
     def __repr__(self) -> str:
         return f"StorageOptions({', '.join(f'{k}=...' for k in sorted(self))})"
 
     __str__ = __repr__
 
-    def __reduce__(self) -> tuple[type[StorageOptions], tuple[dict[str, Any]]]:
-        return StorageOptions, (dict(self),)
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self:
+            return StorageOptions, ()
+        return _options, (vault.lend(vault.keep(dict(self))),)
+
+
+def _options(name: str) -> StorageOptions:
+    found = StorageOptions(vault.borrow(name) or {})
+    found.lost = not found
+    return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +90,13 @@ class Location:
         object.__setattr__(self, "url", url.rstrip("/") or "/")
         if not isinstance(self.options, StorageOptions):
             object.__setattr__(self, "options", StorageOptions(self.options or {}))
+        if self.url != self.shown:
+            vault.keep(self.url)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.url == self.shown:
+            return Location, (self.url, self.options)
+        return _location, (self.shown, vault.lend(vault.keep(self.url)), self.options)
 
     @classmethod
     def of(cls, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Location:
@@ -133,6 +160,12 @@ class Location:
 
     def open(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system and the path in it. fsspec keeps one instance a process."""
+        if self.options.lost:
+            raise AccessError(
+                "credentials stay with the process that they were given to, and those of "
+                f"{self.shown!r} are not here; give storage_options= again in this process, or "
+                "let every process find them by itself (environment, configuration, role)"
+            )
         try:
             fs, path = fsspec.core.url_to_fs(self.url, **self.tried_once)
             self.leave_retries(fs)
@@ -311,6 +344,14 @@ class Location:
             with contextlib.suppress(FileNotFoundError):  # tried again, or another client's work
                 self.ask(partial(fs.call_s3, "abort_multipart_upload", **one))
         return len(stale)
+
+
+def _location(shown: str, name: str, options: StorageOptions) -> Location:
+    url = vault.borrow(name)
+    if url is None:
+        options = StorageOptions()
+        options.lost = True
+    return Location(shown if url is None else url, options)
 
 
 def _texts(value: Any) -> list[str]:

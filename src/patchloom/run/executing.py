@@ -55,7 +55,9 @@ def execute(graph: Graph, *, progress: bool, label: str, n_patches: int = 0) -> 
     client = getattr(get, "__self__", None)
     with Progress(label, len(graph.keys), n_patches, settings) as shown:
         if client is not None and hasattr(client, "scheduler_info"):
-            with naming_the_lost(client):
+            from patchloom.run.lending import lending
+
+            with naming_the_lost(client), lending(client):
                 return _on_cluster(client, graph, settings, shown.step)
         return _here(get, graph, settings, shown.step)
 
