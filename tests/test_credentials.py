@@ -61,10 +61,10 @@ def pickles(value: Any) -> list[bytes]:
 @pytest.mark.parametrize(
     "value",
     [
-        StorageOptions(secret=SECRET),
+        StorageOptions({"secret": SECRET}),
         Location(URL),
-        Location("s3://bucket/a.zarr", StorageOptions(client_kwargs={"token": SECRET})),
-        Location("gs://bucket/a.zarr", StorageOptions(token=(SECRET,))),
+        Location("s3://bucket/a.zarr", StorageOptions({"client_kwargs": {"token": SECRET}})),
+        Location("gs://bucket/a.zarr", StorageOptions({"token": (SECRET,)})),
     ],
     ids=["options", "url", "nested", "no JSON"],
 )
@@ -221,7 +221,7 @@ def test_the_folder_goes_with_its_process() -> None:
         "import os, pickle, pathlib\n"
         "from patchloom.location import StorageOptions\n"
         "from patchloom import vault\n"
-        "pickle.dumps(StorageOptions(a='b'))\n"
+        "pickle.dumps(StorageOptions({'a': 'b'}))\n"
         "if os.fork() == 0:\n"
         "    raise SystemExit\n"
         "os.wait()\n"

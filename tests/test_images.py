@@ -366,4 +366,4 @@ def test_locations_never_show_secrets() -> None:
     assert location.shown == "s3://bucket/a.zarr"
     for text in (repr(location.options), str(location.options), repr({"o": location.options})):
         assert "hunter2" not in text
-    assert dict(pickle.loads(pickle.dumps(StorageOptions(key="k")))) == {"key": "k"}
+    assert dict(pickle.loads(pickle.dumps(StorageOptions({"key": "k"})))) == {"key": "k"}

@@ -44,8 +44,8 @@ class StorageOptions(dict[str, Any]):
     lost = False
     """Whether they came from another process, and are not to be had here."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(options or {})
         if self:
             vault.keep(dict(self))
 
