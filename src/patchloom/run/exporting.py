@@ -6,8 +6,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from patchloom.run.graph import Graph, Key
 from patchloom.run.reports import TaskReport
 from patchloom.store.additions import n_shards_of, rows_of_shard
 from patchloom.store.exports.contents import Contents, Held, Part
-from patchloom.store.exports.format import Body, Format
+from patchloom.store.exports.format import Body, Format, Objects
 from patchloom.store.exports.formats import format_of
 from patchloom.store.exports.reading import ShardReader, read_part
 from patchloom.store.exports.selection import Selection
@@ -165,6 +166,7 @@ def export(
     counting = _Counting(source, selection, column)
     values, counts = _counted(counting, opened, parts_there, progress=progress)
     n_patches = int(counts.sum())
+    _check_columns(opened, parts_there)
     if not n_patches:
         why = " with ".join(filter(None, [str(selection), column and f"a value of {column!r}"]))
         raise ConfigError(
@@ -174,15 +176,7 @@ def export(
         )
     rows_per_part = form.rows(rows, int(opened.attributes["rows_per_shard"]), n_patches)
     contents = Contents(
-        tuple(
-            Held(
-                name,
-                spec.patch_shape,
-                np.dtype(np.float32) if name == "images" and scaling else spec.dtype,
-                spec.axes,
-            )
-            for name, spec in specs.items()
-        ),
+        tuple(_held(spec, opened, scaling) for spec in specs.values()),
         Contents.cut(values, counts.sum(1).tolist(), rows_per_part),
         rows_per_part,
         tuple(opened.attributes["channels"]),
@@ -195,10 +189,10 @@ def export(
     found = target.list()
     complete = _check_header(target, header, found)
     missing = _missing(work, found)
+    opening = form.opening(contents)
     tasks: list[Any] = []
-    if missing or not complete:
+    if missing or not complete or not {*opening, *form.last} <= {*found}:
         target.remove([name for name in found if PARTIAL.search(name)])
-        opening = form.opening(contents)
         target.write(HEADER, as_json({**header, "complete": False}))
         for name, data in opening.items():
             target.write(name, data)
@@ -269,12 +263,31 @@ def _specs(
     return made
 
 
+def _held(spec: ArraySpec, store: PatchStore, scaling: Normalization | None) -> Held:
+    """An array as it is exported."""
+    mine = scaling if spec.name == "images" else None
+    dtype = spec.dtype if mine is None else np.dtype(np.float32)
+    applied = mine or store.applied.get(spec.name)
+    shares = applied is not None and applied.clip
+    return Held(spec.name, spec.patch_shape, dtype, spec.axes, shares)
+
+
 def _manifest_parts(store: PatchStore) -> dict[int, str]:
     """The objects of the store's manifest, by shard."""
     end = n_shards_of(store.attributes)
     names = [f"manifest/{name}" for name in part_names(store.location.list("manifest"))]
     found = {shard_of(name): name for name in names}
     return {shard: name for shard, name in sorted(found.items()) if shard is not None and shard < end}
+
+
+def _check_columns(store: PatchStore, parts: Mapping[int, str]) -> None:
+    """Refuse metadata that are called like what an export adds."""
+    for name in [*parts.values()][:1]:
+        if taken := sorted({"file", "store_row"} & {*read_part(store.location, name).column_names}):
+            raise ConfigError(
+                f"an export adds the columns 'file' and 'store_row' to the manifest, but "
+                f"{store.url!r} has metadata of the name {taken}; rename them in the job of the store"
+            )
 
 
 # -- how many rows of which shard are meant ------------------------------------------------
@@ -570,7 +583,7 @@ def _part(work: _Work, recipe: _Recipe, reader: ShardReader) -> Part:
     return Part(recipe.number, section, first, table, pixels)
 
 
-def _written(target: Location, objects: Iterable[tuple[str, Body]]) -> Iterator[int]:
+def _written(target: Location, objects: Objects) -> Iterator[int]:
     """Write objects, some at once where that saves waiting; the size of each."""
 
     def write(item: tuple[str, Body]) -> int:
@@ -582,7 +595,8 @@ def _written(target: Location, objects: Iterable[tuple[str, Body]]) -> Iterator[
         target.write(name, body)
         return len(body)
 
-    with ThreadPoolExecutor(8) as pool:
+    # Closed: a format may hold a temporary folder.
+    with ThreadPoolExecutor(8) as pool, closing(objects):
         together: list[tuple[str, Body]] = []
         for item in objects:
             if isinstance(item[1], Path):

@@ -29,6 +29,8 @@ class Held:
     dtype: np.dtype[Any]
     axes: str
     """Axes of a patch, for example ``"czyx"``."""
+    shares: bool = False
+    """Whether the values were scaled to [0, 1]."""
 
     @property
     def patch_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,10 +14,12 @@ from patchloom.location import Location
 from patchloom.store.exports.contents import Contents, Part
 from patchloom.store.patch_store import PatchStore
 
-__all__ = ["Body", "Format"]
+__all__ = ["Body", "Format", "Objects"]
 
 Body = bytes | Path
 """What an object holds: bytes, or a local file that is read when it is written elsewhere."""
+Objects = Generator[tuple[str, Body], None, None]
+"""Names and what they hold, one after the other."""
 
 
 class Format(Strict, ABC):
@@ -29,6 +31,8 @@ class Format(Strict, ABC):
     """Name of the option with the column that tells sections apart."""
     arrays: ClassVar[tuple[str, ...]] = ("images", "labels", "targets")
     """What it holds unless something else is asked for, where the store has it."""
+    last: ClassVar[tuple[str, ...]] = ()
+    """Names of the objects that are written last."""
 
     def rows(self, asked: int | None, given: int, n_patches: int) -> int:
         """Rows of a part.
@@ -66,7 +70,7 @@ class Format(Strict, ABC):
         """The part that an object belongs to; None if to none."""
 
     @abstractmethod
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, Body]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """The objects of a part, the same bytes each time. A file may be gone after the next."""
 
     def columns(self, contents: Contents, part: Part) -> Mapping[str, pa.Array]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from patchloom.errors import SourceMissingError
 from patchloom.store.exports.contents import Contents, Part
-from patchloom.store.exports.format import Format
+from patchloom.store.exports.format import Format, Objects
 
 __all__ = ["Hdf5Format"]
 
@@ -58,7 +58,7 @@ class Hdf5Format(Format):
         found = _OBJECT.fullmatch(name)
         return None if found is None else int(found[1])
 
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, Path]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """A file, made in a temporary folder: HDF5 writes here and there."""
         with tempfile.TemporaryDirectory(prefix="patchloom-") as folder:
             path = Path(folder) / "part.h5"

@@ -14,8 +14,9 @@ import numpy as np
 
 from patchloom.errors import SourceMissingError
 from patchloom.location import Location
+from patchloom.randomness import digest
 from patchloom.store.exports.contents import Contents, Part
-from patchloom.store.exports.format import Format
+from patchloom.store.exports.format import Format, Objects
 from patchloom.store.exports.webdataset import record
 from patchloom.store.patch_store import PatchStore
 
@@ -32,6 +33,7 @@ class LitdataFormat(Format):
     """
 
     called: ClassVar[str] = "litdata"
+    last: ClassVar[tuple[str, ...]] = ("index.json",)
 
     def check(self, contents: Contents) -> None:
         """Its writer is there."""
@@ -46,7 +48,7 @@ class LitdataFormat(Format):
         found = _OBJECT.fullmatch(name)
         return None if found is None else int(found[1] or found[2])
 
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, bytes | Path]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """What its writer leaves in a temporary folder."""
         rows = part.table.to_pylist()
         with tempfile.TemporaryDirectory(prefix="patchloom-") as folder:
@@ -71,12 +73,11 @@ class LitdataFormat(Format):
         names = [f"parts/{k}.json" for k in range(contents.n_parts)]
         with ThreadPoolExecutor(8) as pool:
             told = [json.loads(data or b"") for data in pool.map(target.read, names)]
-        whole = {
-            "chunks": [chunk for one in told for chunk in one["chunks"]],
-            "config": told[0]["config"],
-            # Not the time: the same bytes each time. Its reader takes any text.
-            "updated_at": "0",
-        }
+        chunks = [chunk for one in told for chunk in one["chunks"]]
+        whole = {"chunks": chunks, "config": told[0]["config"]}
+        # Its reader keeps what it has fetched below this text. Not the time: the same each time.
+        parts = (json.dumps(whole, sort_keys=True), *sorted(target.list("manifest").items()))
+        whole["updated_at"] = digest(*parts).hex()
         yield "index.json", json.dumps(whole, sort_keys=True).encode()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from patchloom.errors import ConfigError, SourceMissingError
 from patchloom.location import Location
 from patchloom.store.exports.contents import Contents, Held, Part
-from patchloom.store.exports.format import Format
+from patchloom.store.exports.format import Format, Objects
 from patchloom.store.exports.webdataset import record
 from patchloom.store.patch_store import PatchStore
 
@@ -33,6 +33,7 @@ class MdsFormat(Format):
     """
 
     called: ClassVar[str] = "mds"
+    last: ClassVar[tuple[str, ...]] = ("index.json",)
 
     def check(self, contents: Contents) -> None:
         """A shard is less than 4 GiB, and its writer is there."""
@@ -53,7 +54,7 @@ class MdsFormat(Format):
         found = _OBJECT.fullmatch(name)
         return None if found is None else int(found[1])
 
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, Path]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """What its writer leaves in a temporary folder."""
         columns = {held.name: _encoding(held) for held in contents.arrays} | {"row": "json"}
         rows = part.table.to_pylist()

@@ -17,7 +17,7 @@ from pyarrow import csv
 from patchloom.errors import ConfigError
 from patchloom.location import Location
 from patchloom.store.exports.contents import Contents, Held, Part
-from patchloom.store.exports.format import Format
+from patchloom.store.exports.format import Format, Objects
 from patchloom.store.exports.names import safe_name
 from patchloom.store.exports.reading import read_part
 from patchloom.store.manifest import RESERVED
@@ -39,6 +39,7 @@ class NpyFormat(Format):
     """
 
     called: ClassVar[str] = "npy"
+    last: ClassVar[tuple[str, ...]] = ("patches.csv", "stats.csv")
 
     sample_key: str = "sample"
     """Column that names the image, as the loader is told."""
@@ -68,7 +69,7 @@ class NpyFormat(Format):
         """The files."""
         return {"file": pa.array(_files(part), pa.string())}
 
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, bytes]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """One file after another."""
         files = _files(part)
         for k, patch in part.patches(*contents.arrays):

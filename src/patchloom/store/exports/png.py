@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from patchloom.errors import ConfigError
 from patchloom.store.exports.contents import Contents, Part
-from patchloom.store.exports.format import Format
+from patchloom.store.exports.format import Format, Objects
 from patchloom.store.exports.names import safe_name
 
 __all__ = ["PngFormat", "check_png", "file_stems", "png_bytes"]
@@ -50,7 +50,7 @@ class PngFormat(Format):
         """The files, without the folder."""
         return {"file": pa.array([f"{stem}.png" for stem in file_stems(part)], pa.string())}
 
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, bytes]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """One file after another."""
         stems = file_stems(part)
         for k, patch in part.patches(*contents.arrays):
@@ -81,9 +81,9 @@ def check_png(contents: Contents, called: str) -> None:
     """
     for held in contents.arrays:
         name = held.dtype.name
-        if name not in _KINDS and not (held.name == "images" and name == "float32"):
+        if name not in _KINDS and not held.shares:
             raise ConfigError(
-                f"{called} holds {', '.join(_KINDS)}, but {held.name} are {name}; export with "
+                f"{called} holds {', '.join(_KINDS)}, but {held.name} are {name}; export images with "
                 "normalize='percentile', leave them out with arrays=, or take tiff or zarr"
             )
 

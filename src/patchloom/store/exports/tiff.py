@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from patchloom.errors import ConfigError, SourceMissingError
 from patchloom.store.exports.contents import Contents, Held, Part
-from patchloom.store.exports.format import Format
+from patchloom.store.exports.format import Format, Objects
 from patchloom.store.exports.png import file_stems, part_of
 
 __all__ = ["TiffFormat"]
@@ -56,7 +56,7 @@ class TiffFormat(Format):
         """The files, without the folder."""
         return {"file": pa.array([f"{stem}.ome.tif" for stem in file_stems(part)], pa.string())}
 
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, bytes]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """One file after another."""
         tifffile, stems = _tifffile(), file_stems(part)
         ids = part.table["patch_id"].to_pylist()

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from patchloom.errors import ConfigError
 from patchloom.store.exports.contents import Contents, Part
-from patchloom.store.exports.format import Format
+from patchloom.store.exports.format import Format, Objects
 from patchloom.store.exports.names import safe_name
 from patchloom.store.exports.npy import npy_bytes
 from patchloom.store.exports.png import check_png, png_bytes
@@ -50,7 +50,7 @@ class WebdatasetFormat(Format):
         found = _OBJECT.fullmatch(name)
         return None if found is None else int(found[1])
 
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, bytes]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """A tar file."""
         body = io.BytesIO()
         rows = part.table.to_pylist()

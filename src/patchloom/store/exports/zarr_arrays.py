@@ -15,7 +15,7 @@ from zarr.storage import MemoryStore
 
 from patchloom.errors import ConfigError
 from patchloom.store.exports.contents import Contents, Held, Part
-from patchloom.store.exports.format import Format
+from patchloom.store.exports.format import Format, Objects
 from patchloom.store.schema import CODECS, Codec, as_json
 
 __all__ = ["ZarrFormat"]
@@ -167,7 +167,7 @@ class ZarrFormat(Format):
                     return section.first_part + row // contents.rows_per_part if inside else None
         return None
 
-    def objects(self, contents: Contents, part: Part) -> Iterator[tuple[str, bytes]]:
+    def objects(self, contents: Contents, part: Part) -> Objects:
         """Each object, encoded by zarr-python as of an array that begins with it."""
         unit = self._unit(contents)
         for start in range(0, len(part), unit):
