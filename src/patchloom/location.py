@@ -257,8 +257,8 @@ class Location:
         except Exception as error:  # each file system has errors of its own
             raise WriteError(
                 f"every object must be writable, but {self.shown}/{name} "
-                f"({os.path.getsize(path):,} bytes) was refused: {self.describe(error)}; free space "
-                "or mend the permission, then run the same call again"
+                f"({os.path.getsize(path):,} bytes) was refused: {self.describe(error)}; free "
+                "space or mend the permission, then run the same call again"
             ) from error
 
     def list(self, name: str = "") -> dict[str, int]:

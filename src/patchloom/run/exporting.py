@@ -129,9 +129,9 @@ def export(
     >>> import numpy as np, patchloom, zarr
     >>> images = patchloom.open_images(np.arange(64, dtype="uint8").reshape(8, 8))
     >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [4, 4]})
-    >>> _ = patchloom.materialize(plan, "memory://to-export.zarr", progress=False)
+    >>> _ = patchloom.materialize(plan, "memory://whole.zarr", progress=False)
     >>> report = patchloom.export(
-    ...     "memory://to-export.zarr", to="zarr", output="memory://plain.zarr", chunk=2, progress=False
+    ...     "memory://whole.zarr", to="zarr", output="memory://plain.zarr", chunk=2, progress=False
     ... )
     >>> report.n_patches
     4
@@ -239,9 +239,7 @@ def _scaling(
     return store.normalization(normalize, per, percentiles=percentiles)
 
 
-def _specs(
-    store: PatchStore, arrays: Sequence[str] | None, form: Format
-) -> dict[str, ArraySpec]:
+def _specs(store: PatchStore, arrays: Sequence[str] | None, form: Format) -> dict[str, ArraySpec]:
     """The arrays that are exported."""
     told = store.attributes
     has = [name for name in ("images", "labels", "targets") if name in told["arrays"]]
@@ -277,7 +275,9 @@ def _manifest_parts(store: PatchStore) -> dict[int, str]:
     end = n_shards_of(store.attributes)
     names = [f"manifest/{name}" for name in part_names(store.location.list("manifest"))]
     found = {shard_of(name): name for name in names}
-    return {shard: name for shard, name in sorted(found.items()) if shard is not None and shard < end}
+    return {
+        shard: name for shard, name in sorted(found.items()) if shard is not None and shard < end
+    }
 
 
 def _check_columns(store: PatchStore, parts: Mapping[int, str]) -> None:
@@ -286,7 +286,7 @@ def _check_columns(store: PatchStore, parts: Mapping[int, str]) -> None:
         if taken := sorted({"file", "store_row"} & {*read_part(store.location, name).column_names}):
             raise ConfigError(
                 f"an export adds the columns 'file' and 'store_row' to the manifest, but "
-                f"{store.url!r} has metadata of the name {taken}; rename them in the job of the store"
+                f"{store.url!r} has metadata of the name {taken}; rename them in its job"
             )
 
 
@@ -418,9 +418,7 @@ def _header(work: _Work, counts: Ints, store: PatchStore) -> dict[str, Any]:
     }
 
 
-def _check_header(
-    target: Location, header: Mapping[str, Any], found: Mapping[str, int]
-) -> bool:
+def _check_header(target: Location, header: Mapping[str, Any], found: Mapping[str, int]) -> bool:
     """Whether this very export is complete there.
 
     Raises
@@ -447,9 +445,7 @@ def _check_header(
         ) from None
     mine = json.loads(as_json(header))
     if differ := sorted(
-        key
-        for key in {*there, *mine} - {"patchloom_version"}
-        if there.get(key) != mine.get(key)
+        key for key in {*there, *mine} - {"patchloom_version"} if there.get(key) != mine.get(key)
     ):
         raise FingerprintError(
             f"an export is of one store and one set of options, but that at {target.shown!r} has "
@@ -511,7 +507,8 @@ def _graph(work: _Work, there: Mapping[int, str], counts: Ints, missing: Sequenc
         section, first, stop = work.contents.rows_of(part)
         end = ends[section]
         takes = []
-        for k in range(*np.searchsorted(end, [first, stop - 1], side="right") + [0, 1]):
+        begins, ends_in = np.searchsorted(end, [first, stop - 1], side="right").tolist()
+        for k in range(begins, ends_in + 1):
             begin = int(end[k] - counts[section, k])
             skip = max(0, first - begin)
             take = min(stop, int(end[k])) - begin - skip

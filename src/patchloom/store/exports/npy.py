@@ -84,7 +84,10 @@ class NpyFormat(Format):
         names = [f"manifest/{k:08d}.parquet" for k in range(contents.n_parts)]
         with ThreadPoolExecutor(8) as pool:
             tables = list(pool.map(lambda name: read_part(target, name), names))
-        yield "patches.csv", self._patches(contents, pa.concat_tables(tables, promote_options="permissive"))
+        yield (
+            "patches.csv",
+            self._patches(contents, pa.concat_tables(tables, promote_options="permissive")),
+        )
         yield "stats.csv", _stats(contents, store)
 
     def _patches(self, contents: Contents, table: pa.Table) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -83,8 +83,8 @@ def check_png(contents: Contents, called: str) -> None:
         name = held.dtype.name
         if name not in _KINDS and not held.shares:
             raise ConfigError(
-                f"{called} holds {', '.join(_KINDS)}, but {held.name} are {name}; export images with "
-                "normalize='percentile', leave them out with arrays=, or take tiff or zarr"
+                f"{called} holds {', '.join(_KINDS)}, but {held.name} are {name}; export images "
+                "with normalize='percentile', leave them out with arrays=, or take tiff or zarr"
             )
 
 

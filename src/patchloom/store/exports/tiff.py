@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,9 +17,7 @@ from patchloom.store.exports.png import file_stems, part_of
 
 __all__ = ["TiffFormat"]
 
-_KINDS = (
-    ("bool", "uint8", "uint16", "uint32", "int8", "int16", "int32", "float32", "float64")
-)
+_KINDS = ("bool", "uint8", "uint16", "uint32", "int8", "int16", "int32", "float32", "float64")
 
 
 class TiffFormat(Format):

@@ -11,7 +11,6 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from patchloom.errors import ConfigError
