@@ -126,7 +126,7 @@ def export(store: Any, to: str, output: Any, **more: Any) -> patchloom.ExportRep
 
 def read_zarr(folder: Path) -> Read:
     group = zarr.open_group(folder, mode="r")
-    return {name: list(array[:]) for name, array in sorted(group.arrays())}
+    return {name: list(np.asarray(array[:])) for name, array in sorted(group.arrays())}
 
 
 def read_hdf5(folder: Path) -> Read:
@@ -263,7 +263,7 @@ def assert_same(found: Read, want: Read) -> None:
             assert np.array_equal(got, patch), name
 
 
-OPTIONS = {"classes": {"by": "dose"}}
+OPTIONS: dict[str, dict[str, Any]] = {"classes": {"by": "dose"}}
 
 
 @pytest.mark.parametrize("to", HERE)

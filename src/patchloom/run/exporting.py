@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from patchloom.errors import ConfigError, ExistsError, FingerprintError, StoreError
 from patchloom.location import Location
 from patchloom.normalization import Normalization
-from patchloom.randomness import digest
+from patchloom.randomness import digest_of
 from patchloom.run.executing import execute
 from patchloom.run.export_report import ExportReport
 from patchloom.run.graph import Graph, Key
@@ -193,6 +193,8 @@ def export(
     tasks: list[Any] = []
     if missing or not complete or not {*opening, *form.last} <= {*found}:
         target.remove([name for name in found if PARTIAL.search(name)])
+        if found:
+            target.abort_uploads()
         target.write(HEADER, as_json({**header, "complete": False}))
         for name, data in opening.items():
             target.write(name, data)
@@ -412,7 +414,7 @@ def _header(work: _Work, counts: Ints, store: PatchStore) -> dict[str, Any]:
         "store": {
             "fingerprint": store.fingerprint,
             "normalize": told["job"]["normalize"],
-            "rows": digest(*counts.ravel().tolist()).hex(),
+            "rows": digest_of(counts).hex(),
         },
         "patchloom_version": __version__,
     }
@@ -458,8 +460,9 @@ def _missing(work: _Work, found: Mapping[str, int]) -> list[int]:
     """The parts that are not there whole."""
     contents, form = work.contents, work.form
     there = np.zeros(contents.n_parts, np.int64)
+    part_of = form.part_of(contents)
     for name, size in found.items():
-        part = form.part_of(contents, name) if size else None
+        part = part_of(name) if size else None
         if part is not None and part < contents.n_parts:
             there[part] += 1
     return [

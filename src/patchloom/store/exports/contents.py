@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,11 +91,7 @@ class Contents:
 
     def rows_of(self, part: int) -> tuple[int, int, int]:
         """The section of a part, its first row there, and the row after its last one."""
-        [index] = [
-            k
-            for k, section in enumerate(self.sections)
-            if section.first_part <= part < section.first_part + section.n_parts
-        ]
+        index = bisect_right(self.sections, part, key=lambda section: section.first_part) - 1
         section = self.sections[index]
         first = (part - section.first_part) * self.rows_per_part
         return index, first, min(first + self.rows_per_part, section.n_patches)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,9 +15,9 @@ from patchloom.location import Location
 from patchloom.store.exports.contents import Contents, Part
 from patchloom.store.patch_store import PatchStore
 
-__all__ = ["Body", "Format", "Objects"]
+__all__ = ["Body", "Format", "Objects", "numbered"]
 
-Body = bytes | Path
+Body = bytes | memoryview | Path
 """What an object holds: bytes, or a local file that is read when it is written elsewhere."""
 Objects = Generator[tuple[str, Body], None, None]
 """Names and what they hold, one after the other."""
@@ -66,8 +67,8 @@ class Format(Strict, ABC):
         """How many objects a part becomes."""
 
     @abstractmethod
-    def part_of(self, contents: Contents, name: str) -> int | None:
-        """The part that an object belongs to; None if to none."""
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
+        """Gives the part that an object of some name belongs to; None if to none."""
 
     @abstractmethod
     def objects(self, contents: Contents, part: Part) -> Objects:
@@ -82,3 +83,13 @@ class Format(Strict, ABC):
     ) -> Iterator[tuple[str, bytes]]:
         """Objects that are written last, when all parts are there."""
         yield from ()
+
+
+def numbered(pattern: re.Pattern[str], rows: int = 1) -> Callable[[str], int | None]:
+    """Gives the part of a name by a number in it, which counts parts, or rows of so many a part."""
+
+    def part_of(name: str) -> int | None:
+        found = pattern.fullmatch(name)
+        return None if found is None else int(found[1]) // rows
+
+    return part_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from patchloom.errors import SourceMissingError
 from patchloom.store.exports.contents import Contents, Part
-from patchloom.store.exports.format import Format, Objects
+from patchloom.store.exports.format import Format, Objects, numbered
 
 __all__ = ["Hdf5Format"]
 
@@ -50,12 +51,11 @@ class Hdf5Format(Format):
         """One."""
         return 1
 
-    def part_of(self, contents: Contents, name: str) -> int | None:
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
         """By its number."""
         if self.one_file:
-            return 0 if name == self._name(0) else None
-        found = _OBJECT.fullmatch(name)
-        return None if found is None else int(found[1])
+            return {self._name(0): 0}.get
+        return numbered(_OBJECT)
 
     def objects(self, contents: Contents, part: Part) -> Objects:
         """A file, made in a temporary folder: HDF5 writes here and there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,13 +16,13 @@ from patchloom.errors import SourceMissingError
 from patchloom.location import Location
 from patchloom.randomness import digest
 from patchloom.store.exports.contents import Contents, Part
-from patchloom.store.exports.format import Format, Objects
+from patchloom.store.exports.format import Format, Objects, numbered
 from patchloom.store.exports.webdataset import record
 from patchloom.store.patch_store import PatchStore
 
 __all__ = ["LitdataFormat"]
 
-_OBJECT = re.compile(r"(?:chunk-(\d+)-0\.bin|parts/(\d+)\.json)$")
+_OBJECT = re.compile(r"(?:chunk-|parts/)(\d+)(?:-0\.bin|\.json)$")
 
 
 class LitdataFormat(Format):
@@ -43,10 +43,9 @@ class LitdataFormat(Format):
         """The chunk, and what its index says of it."""
         return 2
 
-    def part_of(self, contents: Contents, name: str) -> int | None:
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
         """By its number."""
-        found = _OBJECT.fullmatch(name)
-        return None if found is None else int(found[1] or found[2])
+        return numbered(_OBJECT)
 
     def objects(self, contents: Contents, part: Part) -> Objects:
         """What its writer leaves in a temporary folder."""

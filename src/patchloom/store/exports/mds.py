@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import numpy as np
 from patchloom.errors import ConfigError, SourceMissingError
 from patchloom.location import Location
 from patchloom.store.exports.contents import Contents, Held, Part
-from patchloom.store.exports.format import Format, Objects
+from patchloom.store.exports.format import Format, Objects, numbered
 from patchloom.store.exports.webdataset import record
 from patchloom.store.patch_store import PatchStore
 
@@ -49,10 +49,9 @@ class MdsFormat(Format):
         """The shard and its index."""
         return 2
 
-    def part_of(self, contents: Contents, name: str) -> int | None:
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
         """By the folder."""
-        found = _OBJECT.fullmatch(name)
-        return None if found is None else int(found[1])
+        return numbered(_OBJECT)
 
     def objects(self, contents: Contents, part: Part) -> Objects:
         """What its writer leaves in a temporary folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from pyarrow import csv
 from patchloom.errors import ConfigError
 from patchloom.location import Location
 from patchloom.store.exports.contents import Contents, Held, Part
-from patchloom.store.exports.format import Format, Objects
+from patchloom.store.exports.format import Format, Objects, numbered
 from patchloom.store.exports.names import safe_name
 from patchloom.store.exports.reading import read_part
 from patchloom.store.manifest import RESERVED
@@ -60,10 +60,9 @@ class NpyFormat(Format):
         _, first, stop = contents.rows_of(part)
         return (stop - first) * len(contents.arrays)
 
-    def part_of(self, contents: Contents, name: str) -> int | None:
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
         """By the row at its end."""
-        found = _OBJECT.match(name)
-        return None if found is None else int(found[1]) // contents.rows_per_part
+        return numbered(_OBJECT, contents.rows_per_part)
 
     def columns(self, contents: Contents, part: Part) -> Mapping[str, pa.Array]:
         """The files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from patchloom.errors import ConfigError
 from patchloom.store.exports.contents import Contents, Part
-from patchloom.store.exports.format import Format, Objects
+from patchloom.store.exports.format import Format, Objects, numbered
 from patchloom.store.exports.names import safe_name
 
 __all__ = ["PngFormat", "check_png", "file_stems", "png_bytes"]
 
-_OBJECT = re.compile(r"(?:images|labels|targets)/[^/]+_(\d+)\.(?:png|ome\.tif)$")
+_OBJECT = re.compile(r"(?:images|labels|targets)/[^/]+_(\d+)\.png$")
 _KINDS = ("bool", "uint8", "uint16")
 
 
@@ -42,9 +42,9 @@ class PngFormat(Format):
         _, first, stop = contents.rows_of(part)
         return (stop - first) * len(contents.arrays)
 
-    def part_of(self, contents: Contents, name: str) -> int | None:
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
         """By the row at its end."""
-        return part_of(contents, name)
+        return numbered(_OBJECT, contents.rows_per_part)
 
     def columns(self, contents: Contents, part: Part) -> Mapping[str, pa.Array]:
         """The files, without the folder."""
@@ -56,12 +56,6 @@ class PngFormat(Format):
         for k, patch in part.patches(*contents.arrays):
             for held in contents.arrays:
                 yield f"{held.name}/{stems[k]}.png", png_bytes(patch[held.name])
-
-
-def part_of(contents: Contents, name: str) -> int | None:
-    """The part of a file that is named after its row."""
-    found = _OBJECT.match(name)
-    return None if found is None else int(found[1]) // contents.rows_per_part
 
 
 def file_stems(part: Part) -> list[str]:

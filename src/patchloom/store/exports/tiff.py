@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,11 +13,12 @@ import pyarrow as pa
 
 from patchloom.errors import ConfigError, SourceMissingError
 from patchloom.store.exports.contents import Contents, Held, Part
-from patchloom.store.exports.format import Format, Objects
-from patchloom.store.exports.png import file_stems, part_of
+from patchloom.store.exports.format import Format, Objects, numbered
+from patchloom.store.exports.png import file_stems
 
 __all__ = ["TiffFormat"]
 
+_OBJECT = re.compile(r"(?:images|labels|targets)/[^/]+_(\d+)\.ome\.tif$")
 _KINDS = ("bool", "uint8", "uint16", "uint32", "int8", "int16", "int32", "float32", "float64")
 
 
@@ -46,9 +48,9 @@ class TiffFormat(Format):
         _, first, stop = contents.rows_of(part)
         return (stop - first) * len(contents.arrays)
 
-    def part_of(self, contents: Contents, name: str) -> int | None:
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
         """By the row at its end."""
-        return part_of(contents, name)
+        return numbered(_OBJECT, contents.rows_per_part)
 
     def columns(self, contents: Contents, part: Part) -> Mapping[str, pa.Array]:
         """The files, without the folder."""

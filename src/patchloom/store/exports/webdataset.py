@@ -11,11 +11,12 @@ import json
 import math
 import re
 import tarfile
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from patchloom.errors import ConfigError
 from patchloom.store.exports.contents import Contents, Part
-from patchloom.store.exports.format import Format, Objects
+from patchloom.store.exports.format import Format, Objects, numbered
 from patchloom.store.exports.names import safe_name
 from patchloom.store.exports.npy import npy_bytes
 from patchloom.store.exports.png import check_png, png_bytes
@@ -44,10 +45,9 @@ class WebdatasetFormat(Format):
         """One."""
         return 1
 
-    def part_of(self, contents: Contents, name: str) -> int | None:
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
         """By its number."""
-        found = _OBJECT.fullmatch(name)
-        return None if found is None else int(found[1])
+        return numbered(_OBJECT)
 
     def objects(self, contents: Contents, part: Part) -> Objects:
         """A tar file."""
@@ -61,7 +61,7 @@ class WebdatasetFormat(Format):
                     data = npy_bytes(pixels) if self.pixels == "npy" else png_bytes(pixels)
                     _add(tar, f"{key}.{held.name}.{self.pixels}", data)
                 _add(tar, f"{key}.json", record(rows[k]).encode())
-        yield f"patches-{part.number:06d}.tar", body.getvalue()
+        yield f"patches-{part.number:06d}.tar", body.getbuffer()
 
 
 def record(row: dict[str, Any]) -> str:

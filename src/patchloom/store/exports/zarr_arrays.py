@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numcodecs
@@ -154,18 +154,25 @@ class ZarrFormat(Format):
         _, first, stop = contents.rows_of(part)
         return len(contents.arrays) * -(-(stop - first) // self._unit(contents))
 
-    def part_of(self, contents: Contents, name: str) -> int | None:
+    def part_of(self, contents: Contents) -> Callable[[str], int | None]:
         """By the number of the object and the name of its array."""
-        found = _OBJECT.match(name)
-        if found is None:
-            return None
-        row = int(found[2]) * self._unit(contents)
-        for k, section in enumerate(contents.sections):
-            for held in contents.arrays:
-                if self.path(contents, k, held) == found[1]:
-                    inside = row < section.n_patches
-                    return section.first_part + row // contents.rows_per_part if inside else None
-        return None
+        unit = self._unit(contents)
+        sections = {
+            self.path(contents, k, held): section
+            for k, section in enumerate(contents.sections)
+            for held in contents.arrays
+        }
+
+        def part_of(name: str) -> int | None:
+            found = _OBJECT.match(name)
+            section = None if found is None else sections.get(found[1])
+            if found is None or section is None:
+                return None
+            row = int(found[2]) * unit
+            inside = row < section.n_patches
+            return section.first_part + row // contents.rows_per_part if inside else None
+
+        return part_of
 
     def objects(self, contents: Contents, part: Part) -> Objects:
         """Each object, encoded by zarr-python as of an array that begins with it."""
