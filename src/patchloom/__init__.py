@@ -4,6 +4,7 @@ The walk, each arrow one value::
 
     open_images -> [Image] -> plan -> Plan -> materialize -> RunReport + store
     open_patches -> PatchStore
+    export -> ExportReport + what another trainer reads
     verify -> VerifyReport
 
 This face re-exports nouns and verbs lazily and defines nothing: ``import patchloom`` imports
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from patchloom.points import Points as Points
     from patchloom.run.aligning import alternatives as alternatives
     from patchloom.run.drafting import plan as plan
+    from patchloom.run.export_report import ExportReport as ExportReport
+    from patchloom.run.exporting import export as export
     from patchloom.run.materializing import materialize as materialize
     from patchloom.run.pricing import price as price
     from patchloom.run.reports import RunReport as RunReport
@@ -45,6 +48,7 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _HOME = {
+    "ExportReport": "patchloom.run.export_report",
     "Image": "patchloom.image",
     "PatchStore": "patchloom.store.patch_store",
     "PatchloomError": "patchloom.errors",
@@ -54,6 +58,7 @@ _HOME = {
     "Statistics": "patchloom.summaries.table",
     "VerifyReport": "patchloom.run.verify_report",
     "alternatives": "patchloom.run.aligning",
+    "export": "patchloom.run.exporting",
     "materialize": "patchloom.run.materializing",
     "open_images": "patchloom.sources.opening",
     "open_patches": "patchloom.store.patch_store",

@@ -33,7 +33,7 @@ SCHEDULERS = ("threads", "synchronous", "processes")
 _DAMAGED, _WRONG, _INTERRUPTED = 1, 2, 130
 _ROWS = 200
 """Rows of statistics that are printed."""
-_RESUMABLE = {"run", "demo"}
+_RESUMABLE = {"run", "demo", "export"}
 
 
 class _Commands(click.Group):
@@ -228,6 +228,101 @@ def verify_command(
         click.echo("The next run of its job makes them again: patchloom run JOB.yaml")
     if not report.ok:
         sys.exit(_DAMAGED)
+
+
+@main.command("export")
+@click.argument("store")
+@click.argument("url")
+@click.option(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    help="zarr, hdf5, npy (phenocoder's layout), webdataset, litdata, mds, tiff, png, or classes.",
+)
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Only patches with this value in the manifest; again for more columns or values.",
+)
+@click.option("--arrays", metavar="NAME,NAME", help="Some of images, labels, targets.")
+@click.option("--normalize", metavar="KIND", help="percentile, min-max or mean-std.")
+@click.option(
+    "--per",
+    default="image",
+    show_default=True,
+    metavar="WHAT",
+    help="Whose numbers: image, channel, all, or a metadata column.",
+)
+@click.option("--percentiles", metavar="P,P", help="For --normalize percentile.")
+@click.option("--rows", type=click.IntRange(1), metavar="N", help="Patches that are made together.")
+@click.option("--partial", is_flag=True, help="Export what there is of a store that lacks patches.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the format, such as chunk=16; see docs/export.md.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask cluster (tcp://host:8786), or threads (default), processes or synchronous.",
+)
+@_json
+def export_command(
+    store: str,
+    url: str,
+    where: Sequence[str],
+    arrays: str | None,
+    percentiles: str | None,
+    options: Sequence[str],
+    scheduler: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Write the patches of STORE to URL in a format that another trainer reads.
+
+    Run it again to finish what was interrupted.
+    """
+    import yaml
+
+    chosen: dict[str, list[str]] = {}
+    for name, value in _pairs("--where", where):
+        chosen.setdefault(name, []).append(value)
+    of_format: Mapping[str, Any] = {
+        name: yaml.safe_load(value) for name, value in _pairs("--option", options)
+    }
+    if clash := sorted({*of_format} & {*asked, "store", "output", "where", "arrays"}):
+        raise ConfigError(f"--option is of the format, got {clash}; give --{clash[0]}")
+    _check_scheduler(scheduler)
+    from patchloom.run.exporting import export
+    from patchloom.summaries.asked import check_percentiles
+
+    ends: Sequence[Any] | None = None if percentiles is None else percentiles.split(",")
+    with _scheduler(scheduler):
+        report = export(
+            store,
+            output=url,
+            where=chosen or None,
+            arrays=None if arrays is None else arrays.split(","),
+            percentiles=None if ends is None else check_percentiles(ends),
+            progress=not as_json,
+            **asked,
+            **of_format,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+    else:
+        _table("Export", report.rows())
+
+
+def _pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and values of an option that takes NAME=VALUE."""
+    for text in given:
+        if "=" not in text:
+            raise ConfigError(f"{option} takes NAME=VALUE, got {text!r}")
+    return [(name, value) for name, _, value in (text.partition("=") for text in given)]
 
 
 @main.command()

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
@@ -304,6 +304,28 @@ class Location:
                 "mend the permission, then run the same call again: finished shards are kept"
             ) from error
 
+    def upload(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Write a local file as one whole object: entirely or not at all; it is never held whole.
+
+        Raises
+        ------
+        WriteError
+            If the target refuses; what stood there stays.
+        """
+        fs, root = self.open()
+        there = self.inside(root, name)
+        try:
+            if isinstance(fs, LocalFileSystem):
+                _write_local(there, _Pieces(path))
+            else:
+                RETRYING.call(lambda: fs.put_file(os.fspath(path), there))
+        except Exception as error:  # each file system has errors of its own
+            raise WriteError(
+                f"every object must be writable, but {self.shown}/{name} "
+                f"({os.path.getsize(path):,} bytes) was refused: {self.describe(error)}; free "
+                "space or mend the permission, then run the same call again"
+            ) from error
+
     def list(self, name: str = "") -> dict[str, int]:
         """Objects below a folder: path relative to it -> size in bytes. One listing."""
         fs, root = self.open()
@@ -363,6 +385,17 @@ def _texts(value: Any) -> list[str]:
     return [text for v in value for text in _texts(v)] if isinstance(value, list | tuple) else []
 
 
+@dataclass(frozen=True)
+class _Pieces:
+    """The bytes of a local file, some at a time, from its beginning whenever they are asked for."""
+
+    path: str | os.PathLike[str]
+
+    def __iter__(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            yield from iter(partial(file.read, 2**22), b"")
+
+
 def _write_remote(fs: fsspec.AbstractFileSystem, path: str, body: bytes) -> None:
     # A whole object under one name: written twice is written once.
     for attempt in range(_ATTEMPTS):
@@ -376,7 +409,7 @@ def _write_remote(fs: fsspec.AbstractFileSystem, path: str, body: bytes) -> None
             return
 
 
-def _write_local(path: str, parts: Sequence[bytes | memoryview]) -> None:
+def _write_local(path: str, parts: Iterable[bytes | memoryview]) -> None:
     # A rename is atomic where a write is not: a killed process leaves a ".part" file,
     # which the next run removes, and never half an object under the final name.
     for attempt in range(_ATTEMPTS):

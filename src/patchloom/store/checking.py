@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import google_crc32c
-import numcodecs
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -28,7 +27,7 @@ from patchloom.store.schema import (
     shard_name,
     summary_name,
 )
-from patchloom.store.shards import seal
+from patchloom.store.shards import decoder, seal
 from patchloom.summaries.packed import read_summaries
 
 __all__ = ["Checked", "Damage", "check_metadata", "check_shard", "specs_of"]
@@ -257,7 +256,7 @@ def _pixels(
         raise _DamagedError(
             f"holds {len(slots)} patches, other ones than the {len(present)} of the manifest"
         )
-    decode, bad, held = _decoder(spec), [], {}
+    decode, bad, held = decoder(spec), [], {}
     for slot, (start, length) in zip(slots.tolist(), index[slots].tolist(), strict=True):
         try:
             pixels = decode(data[start : start + length])
@@ -273,17 +272,3 @@ def _pixels(
     if written is not None and [len(data), seal(data, n)] != written:
         raise _DamagedError("is not the object that was written, its patches are other ones")
     return held
-
-
-def _decoder(spec: ArraySpec) -> Callable[[bytes], Pixels]:
-    """A function from the bytes of one patch to its pixels: the inverse of `encoder`."""
-    config, stored = spec.codec.config, spec.dtype.newbyteorder("<")
-    decompress = bytes if config is None else numcodecs.get_codec(config).decode
-
-    def decode(data: bytes) -> Pixels:
-        body = data[:-4]
-        if google_crc32c.value(body) != int.from_bytes(data[-4:], "little"):
-            raise ValueError("its checksum does not match")
-        return np.frombuffer(decompress(body), stored).reshape(spec.patch_shape)
-
-    return decode

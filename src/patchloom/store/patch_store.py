@@ -123,6 +123,11 @@ class PatchStore:
         return self._location.shown
 
     @property
+    def location(self) -> Location:
+        """Where it is, and how to reach it."""
+        return self._location
+
+    @property
     def complete(self) -> bool:
         """Whether every shard was written."""
         return bool(self.attributes["complete"])

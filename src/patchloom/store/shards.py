@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from patchloom.store.schema import ArraySpec
 
-__all__ = ["ShardBuilder", "encoder", "seal"]
+__all__ = ["ShardBuilder", "decoder", "encoder", "seal"]
 
 Bytes = bytes | memoryview
 Encode = Callable[[npt.NDArray[Any]], Bytes]
@@ -31,6 +31,20 @@ def encoder(spec: ArraySpec) -> Encode:
         return body
 
     return encode
+
+
+def decoder(spec: ArraySpec) -> Callable[[bytes], npt.NDArray[Any]]:
+    """A function from the bytes of one patch, its checksum included, to its pixels."""
+    config, stored = spec.codec.config, spec.dtype.newbyteorder("<")
+    decompress = bytes if config is None else numcodecs.get_codec(config).decode
+
+    def decode(data: bytes) -> npt.NDArray[Any]:
+        body = data[:-4]
+        if google_crc32c.value(body) != int.from_bytes(data[-4:], "little"):
+            raise ValueError("its checksum does not match")
+        return np.frombuffer(decompress(body), stored).reshape(spec.patch_shape)
+
+    return decode
 
 
 def seal(data: bytes, rows_per_shard: int) -> int:
