@@ -69,6 +69,11 @@ class _Known:
 
 _FORMATS = {
     "npy": _Known("patchloom.sources.npy", (".npy",), (b"\x93NUMPY",)),
+    "tiff": _Known(
+        "patchloom.sources.tiff",
+        (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".lsm"),
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    ),
 }
 """Formats by name. A saved plan names the format of each source: no other module is loaded."""
 
