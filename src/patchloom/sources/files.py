@@ -162,7 +162,7 @@ def open_file(kind: str, location: Location, wanted: Wanted) -> Image:
     """
     fs, path = location.open()
     try:
-        exists = location.ask(partial(fs.isfile, path))
+        exists = location.ask(partial(_is_file, fs, path))
     except OSError:
         exists = False
     if not exists:
@@ -203,6 +203,13 @@ def package(name: str, extra: str, location: Location) -> Any:
             f"{location.shown!r} is read with {name}, which is not installed ({error}); "
             f"pip install 'patchloom[{extra}]'"
         ) from None
+
+
+def _is_file(fs: Any, path: str) -> bool:
+    """Whether a file is there; HTTP's own way to tell asks for all of it."""
+    if "http" in fs.protocol:
+        return bool(fs.info(path)["type"] == "file")
+    return bool(fs.isfile(path))
 
 
 def _module(kind: str) -> Format:

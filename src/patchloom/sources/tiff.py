@@ -129,6 +129,8 @@ def _check_files(tif: Any, location: Location) -> None:
 
 def _number(series: Sequence[Any], inside: str | None, shown: str) -> int:
     """Which of the images in a file is opened."""
+    if not series:
+        raise NotAnArrayError(f"{shown!r} is a TIFF file without an image; copy it again")
     if inside is not None:
         name = inside.strip("/")
         chosen = [k for k, one in enumerate(series) if name in (str(k), one.name)]
@@ -173,6 +175,12 @@ def _image(
         raise NotAnArrayError(
             f"an image lies in one file, but planes of that in {shown!r} are in several; convert "
             "them to one OME-TIFF or OME-Zarr"
+        )
+    if series.keyframe.dtype is None:
+        raise NotAnArrayError(
+            f"pixels are integers or floats of usual sizes, but {shown!r} has "
+            f"{series.keyframe.bitspersample} bits of sample format {series.keyframe.sampleformat}"
+            "; convert it first"
         )
     dtype = check_numeric(series.dtype, repr(shown))
     raw = _raw(tif, series, size, shown)

@@ -103,6 +103,11 @@ def shelf_of(series: Any, what: str) -> Shelf:
         If its pixels cannot be found tile by tile, or the tables of the file contradict its shape.
     """
     first = series.keyframe
+    if 0 in first.shaped:
+        raise NotAnArrayError(
+            f"every axis of an image has at least one pixel, got {first.shape} ({first.axes}) in "
+            f"{what}; leave it out"
+        )
     dtype = np.dtype(series.dtype)
     page = tuple(int(n) for n in first.shaped)
     sequence = [
@@ -194,8 +199,8 @@ def opened(fetching: Fetching, size: int) -> Iterator[Any]:
         raise
     except Exception as error:  # whatever a broken file makes of its parser
         raise NotAnArrayError(
-            f"{location.shown!r} cannot be read as TIFF: {location.describe(error)}; copy it again, "
-            "or name it by what it is"
+            f"{location.shown!r} cannot be read as TIFF: {location.describe(error)}; copy it "
+            "again, or name it by what it is"
         ) from None
 
 
@@ -308,7 +313,10 @@ class PageReader:
                 if pixels.shape != into.shape or not np.can_cast(pixels.dtype, out.dtype, "safe"):
                     raise ValueError(f"it holds {pixels.shape} of {pixels.dtype}")
             except Exception as error:  # codecs have errors of their own
-                raise self._broken(page, number, self._source.location.describe(error)) from error
+                why = self._source.location.describe(error) + self._cut(pages, page, number)
+                raise self._broken(page, number, why) from error
+            if self._cut(pages, page, number):
+                raise self._broken(page, number, self._cut(pages, page, number))
             into[...] = pixels
         return out
 
@@ -322,9 +330,17 @@ class PageReader:
         start, length = int(offsets[number]), int(nbytes[number])
         if length == 0 or start == 0:
             return None
-        if length < 0 or start < 0 or start + length > pages.size:
-            raise self._broken(page, number, f"the file ends before byte {start + length:,}")
-        return "", start, start + length
+        if length < 0 or not 0 <= start < pages.size:
+            raise self._broken(page, number, self._cut(pages, page, number))
+        return "", start, min(start + length, pages.size)
+
+    def _cut(self, pages: _Pages, page: int, number: int) -> str:
+        """What to say of a tile or strip that lies beyond the end of the file; else ``""``.
+
+        Decoders fill up what is missing: nothing may be made of it.
+        """
+        stop = int(pages.offsets[page][number]) + int(pages.nbytes[page][number])
+        return f" (the file ends before byte {stop:,})" if stop > pages.size else ""
 
     def _broken(self, page: int, number: int, why: str) -> ChunkError:
         return ChunkError(

@@ -121,7 +121,7 @@ def _of_geotiff(page: Any) -> Space:
     scale = [float(v) for v in page.tags.valueof(_PIXEL_SCALE) or ()][:2]
     tie = [float(v) for v in page.tags.valueof(_TIE_POINT) or ()]
     matrix = [float(v) for v in page.tags.valueof(_MATRIX) or ()]
-    if len(matrix) == 16 and not len(scale) == 2:
+    if len(matrix) == 16 and len(scale) != 2:
         # Turned or mirrored maps have no spacing on the axes of their pixels.
         if matrix[1] or matrix[4] or not (matrix[0] > 0 > matrix[5]):
             return Space()
