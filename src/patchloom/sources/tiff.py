@@ -31,8 +31,8 @@ from patchloom.sources.tiff_space import Space, space_of
 
 __all__ = ["TiffPyramid", "open_file", "reader"]
 
-_BESIDE = {"Thumbnail", "Label", "Macro", "Map", "Probability", "Overview"}
-"""What tifffile calls the pictures that slide scanners store beside the slide."""
+_BESIDE = {"thumbnail", "label", "macro", "map", "overview"}
+"""What pictures are called that slide scanners store beside the slide, maybe with "image"."""
 
 
 def open_file(location: Location, wanted: Wanted) -> Image:
@@ -249,9 +249,10 @@ def _axes(letters: str, ndim: int, wanted: Wanted, shown: str) -> Axes:
     """
     named = letters.lower()
     if "c" in named and "s" in named and wanted.axes is None:
+        swapped = letters.translate({ord("C"): "S", ord("S"): "C"})
         raise AxesError(
-            f"an image has one channel axis, but {shown!r} has channels and colours of a pixel "
-            f"({letters}); say which are samples: axes={letters.replace('C', 'T')!r} with C for S"
+            f"an image has one channel axis, but {shown!r} has channels (C) and colours of each "
+            f"pixel (S): {letters}; take one of them for samples, axes={swapped!r}"
         )
     named = named.replace("s", "c")
     unknown = [a for a in named if a in "iq"]
