@@ -37,8 +37,8 @@ TIFFS = truth.all_truths(containers={"tiff"})
 PATCHING = {"name": "sequential", "patch_size": [96, 96]}
 
 
-def opened(path: Path | str, **options: Any) -> patchloom.Image:
-    """The one image at a path."""
+def opened(path: Any, **options: Any) -> patchloom.Image:
+    """The one image at a path, or in an array."""
     [image] = patchloom.open_images(path, **options)
     return image
 
@@ -436,9 +436,10 @@ def test_levels_of_a_pyramid(tmp_path: Path, subifds: bool) -> None:
         for role in coarser:
             np.testing.assert_array_equal(whole(role.image), arrays[role.image.level])
             assert [float(s) for s in role.alignment.scale] == [2 ** (role.image.level - level)] * 2
-    for level in (3, -1, "1", True):
+    wrong: list[Any] = [3, -1, "1", True]
+    for asked in wrong:
         with pytest.raises(SourceError, match=r"from 0 \(finest\) to 2"):
-            opened(path, level=level)
+            opened(path, level=asked)
 
 
 def slide(path: Path) -> list[Array]:
@@ -610,6 +611,7 @@ def test_the_whole_job(scheduler: str, data_set: Callable[[str], Path], tmp_path
     for row in store.manifest.to_pylist():
         y, x = row["start_y"], row["start_x"]
         for stored, arrays in ((store.images, known), (store.labels, marked)):
+            assert stored is not None
             part = arrays[row["image_id"]][y : y + 96, x : x + 96]
             found = np.asarray(stored[row["row"]]).reshape(96, 96)[: part.shape[0], : part.shape[1]]
             np.testing.assert_array_equal(found, part)
@@ -733,7 +735,8 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, what: str) 
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     """When it is opened, or when what is missing is read; never filled."""
     path = tmp_path / "a.tif"
-    for options in ({}, {"tile": (64, 64), "compression": "jpeg"}):
+    layouts: list[dict[str, Any]] = [{}, {"tile": (64, 64), "compression": "jpeg"}]
+    for options in layouts:
         tifffile.imwrite(path, pixels((200, 200), "u1"), **options)
         content = path.read_bytes()
         for cut in (100, 3000, len(content) - 1):

@@ -153,7 +153,8 @@ def _number(series: Sequence[Any], inside: str | None, shown: str) -> int:
 def _is_beside(series: Any) -> bool:
     """Whether pages belong to another image: a mask, a thumbnail, a label."""
     page = series.keyframe
-    return bool(page.is_mask or page.is_reduced or page.is_subifd or series.name.title() in _BESIDE)
+    name = series.name.lower().removesuffix(" image")
+    return bool(page.is_mask or page.is_reduced or page.is_subifd or name in _BESIDE)
 
 
 def _listed(series: Sequence[Any]) -> str:
@@ -183,21 +184,7 @@ def _image(
             "; convert it first"
         )
     dtype = check_numeric(series.dtype, repr(shown))
-    raw = _raw(tif, series, size, shown)
-    if raw is None:
-        shelf = shelf_of(series, repr(shown))
-        letters, layout = (
-            shelf.axes,
-            {
-                "series": number,
-                "level": index,
-                "shape": list(shelf.shape),
-                "chunks": list(shelf.chunks),
-                "dtype": shelf.dtype.str,
-            },
-        )
-    else:
-        letters, layout = raw
+    letters, layout = _raw(tif, series, size, shown) or _tiled(series, number, index, shown)
     axes = _axes(letters, len(layout["shape"]), wanted, shown)
     space = space_of(tif, whole, number)
     image = image_of(
@@ -238,6 +225,18 @@ def _raw(tif: Any, series: Any, size: int, shown: str) -> tuple[str, dict[str, A
         "shape": list(shape),
         "order": "C",
         "chunks": list(rows_of(shape, dtype.itemsize)),
+    }
+
+
+def _tiled(series: Any, number: int, index: int, shown: str) -> tuple[str, dict[str, Any]]:
+    """Axes and layout of pixels in tiles or strips."""
+    shelf = shelf_of(series, repr(shown))
+    return shelf.axes, {
+        "series": number,
+        "level": index,
+        "shape": list(shelf.shape),
+        "chunks": list(shelf.chunks),
+        "dtype": shelf.dtype.str,
     }
 
 
@@ -282,7 +281,7 @@ def _placed(image: Image, space: Space, letters: str, whole: Any) -> Image:
     """An image with its physical scale: that of the finest level, by the ratio of the shapes."""
     base = dict(zip(whole.get_axes(False), whole.get_shape(False), strict=True))
     ratio = {
-        a: base[letter] / n
+        a: base.get(letter, n) / n
         for a, letter, n in zip(image.axes.names, letters, image.shape, strict=True)
     }
     spacing, origin = {}, {}

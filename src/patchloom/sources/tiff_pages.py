@@ -275,7 +275,8 @@ class PageReader:
         """Read chunks: int64[n, ndim] indices -> arrays in stored axis order."""
         pages = self._pages
         wanted = [pages.shelf.places(row) for row in np.asarray(chunks).tolist()]
-        spans, where = [], []
+        spans: list[tuple[str, int, int]] = []
+        where: list[int | None] = []
         for page, numbers in wanted:
             for number in numbers:
                 span = self._span(pages, page, number)
