@@ -39,7 +39,10 @@ _HOMES = {
     "outlines": ("patchloom.sources.outlines", "OutlineSource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
 }
-_PYRAMIDS = {"zarr": ("patchloom.sources.pyramids", "ZarrPyramid")}
+_PYRAMIDS = {
+    "tiff": ("patchloom.sources.tiff", "TiffPyramid"),
+    "zarr": ("patchloom.sources.pyramids", "ZarrPyramid"),
+}
 
 
 @dataclass

@@ -69,6 +69,11 @@ class _Known:
 
 _FORMATS = {
     "npy": _Known("patchloom.sources.npy", (".npy",), (b"\x93NUMPY",)),
+    "tiff": _Known(
+        "patchloom.sources.tiff",
+        (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".lsm"),
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    ),
 }
 """Formats by name. A saved plan names the format of each source: no other module is loaded."""
 
@@ -157,7 +162,7 @@ def open_file(kind: str, location: Location, wanted: Wanted) -> Image:
     """
     fs, path = location.open()
     try:
-        exists = location.ask(partial(fs.isfile, path))
+        exists = location.ask(partial(_is_file, fs, path))
     except OSError:
         exists = False
     if not exists:
@@ -198,6 +203,13 @@ def package(name: str, extra: str, location: Location) -> Any:
             f"{location.shown!r} is read with {name}, which is not installed ({error}); "
             f"pip install 'patchloom[{extra}]'"
         ) from None
+
+
+def _is_file(fs: Any, path: str) -> bool:
+    """Whether a file is there; HTTP's own way to tell asks for all of it."""
+    if "http" in fs.protocol:
+        return bool(fs.info(path)["type"] == "file")
+    return bool(fs.isfile(path))
 
 
 def _module(kind: str) -> Format:
