@@ -107,6 +107,24 @@ class Fetching:
                 found[position] = view[a - start : b - start]
         return found
 
+    def state(self, key: str) -> str:
+        """What tells one state of an object from another; ``""`` if the store does not.
+
+        Its first byte is read: whatever is read after it must be of the same state.
+
+        Raises
+        ------
+        ChunkError, SourceChangedError
+            As `get`; also if there is no object.
+        """
+        self.spans([(key, 0, 1)])
+        if self._in_parts and key in self._tags:
+            return self._tags[key]
+        try:
+            return str(self.fs.checksum(self.path(key)))
+        except Exception:  # each file system has errors of its own
+            return ""
+
     def named(self, key: str) -> str:
         """An object, in an error."""
         return f"{key} of {self.location.shown}" if key else self.location.shown

@@ -68,6 +68,9 @@ class _Known:
 
 
 _FORMATS = {
+    "hdf5": _Known(
+        "patchloom.sources.hdf5", (".h5", ".hdf5", ".hdf", ".he5", ".ims"), (b"\x89HDF\r\n\x1a\n",)
+    ),
     "npy": _Known("patchloom.sources.npy", (".npy",), (b"\x93NUMPY",)),
 }
 """Formats by name. A saved plan names the format of each source: no other module is loaded."""
