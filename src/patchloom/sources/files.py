@@ -72,6 +72,11 @@ _FORMATS = {
         "patchloom.sources.hdf5", (".h5", ".hdf5", ".hdf", ".he5", ".ims"), (b"\x89HDF\r\n\x1a\n",)
     ),
     "npy": _Known("patchloom.sources.npy", (".npy",), (b"\x93NUMPY",)),
+    "pillow": _Known(
+        "patchloom.sources.pillow",
+        (".png", ".jpg", ".jpeg", ".bmp", ".webp"),
+        (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"),
+    ),
 }
 """Formats by name. A saved plan names the format of each source: no other module is loaded."""
 
