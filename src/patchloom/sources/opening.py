@@ -19,12 +19,13 @@ from patchloom.errors import (
     SourceError,
     SourceMissingError,
 )
-from patchloom.image import Image, Role
+from patchloom.image import ROLES, Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
 from patchloom.sources.files import Wanted, format_of, open_file, sniffed
 from patchloom.sources.folders import images_in, in_order
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
+from patchloom.sources.image_tables import image_table
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
 from patchloom.sources.ome_zarr import Level, label_names, levels_of
@@ -62,6 +63,10 @@ def open_images(
         What stands at a URL is a Zarr array (v2 or v3, sharded or not), an OME-Zarr image, a
         file of a known format (docs/formats), or a folder of these. What a glob or folder gives
         is in the order in which people count: plane2 before plane10.
+        Or a table with a row an image: a DataFrame, a pyarrow Table or the URL of a ``.csv``,
+        ``.tsv`` or ``.parquet`` file, with the column ``image`` (or ``url``), if wanted ``mask``,
+        ``labels``, ``target`` and ``id``, and metadata in all others. Paths in a file are relative
+        to it.
     mask, labels, target
         Arrays over the same field: an array, a URL, a pattern with ``{stem}``, the name of an
         OME-Zarr label group, one of these per image in a list, or per image id in a mapping.
@@ -116,6 +121,28 @@ def open_images(
     ((3, 512, 512), 'CYX', ('c', 'y', 'x'))
     """
     options = dict(storage_options or {})
+    table = image_table(urls, options)
+    if table is not None:
+        given = {"mask": mask, "labels": labels, "target": target, "ids": ids}
+        named = {"ids": table.ids} | {name: table.roles.get(name) for name in ROLES}
+        twice = [n for n in given if given[n] is not None and named[n] is not None]
+        if twice:
+            raise SourceError(
+                f"a role or name is given once, but {twice} stand in {table.what} and are given "
+                "besides; leave one of both out"
+            )
+        roles: dict[str, Any] = {n: named[n] if given[n] is None else given[n] for n in given}
+        rest = {"axes": axes, "level": level, "sample": sample, "nodata": nodata, "stack": stack}
+        opened = open_images(table.urls, **roles, **rest, storage_options=options)
+        if len(opened) != len(table.urls):
+            raise IdentityError(
+                f"a row of a table is one image, but {len(table.urls)} rows of {table.what} name "
+                f"{len(opened)} images; name each one, or open folders with stack="
+            )
+        return [
+            replace(image, metadata={**row, **image.metadata})
+            for image, row in zip(opened, table.metadata, strict=True)
+        ]
     items = _expand(urls, options, folders=stack is None)
     if stack is not None:
         items = list(stacks(items, stack, options))
