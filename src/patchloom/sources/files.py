@@ -71,6 +71,7 @@ _FORMATS = {
     "hdf5": _Known(
         "patchloom.sources.hdf5", (".h5", ".hdf5", ".hdf", ".he5", ".ims"), (b"\x89HDF\r\n\x1a\n",)
     ),
+    "nifti": _Known("patchloom.sources.nifti", (".nii", ".nii.gz")),
     "npy": _Known("patchloom.sources.npy", (".npy",), (b"\x93NUMPY",)),
     "pillow": _Known(
         "patchloom.sources.pillow",
