@@ -46,6 +46,8 @@ _HOMES = {
     "auto": ("patchloom.sources.automatic", "AutoSource"),
     "derived": ("patchloom.sources.derived", "DerivedSource"),
     "file": ("patchloom.sources.files", "FileSource"),
+    "function": ("patchloom.sources.functions", "FunctionSource"),
+    "loader": ("patchloom.sources.functions", "LoaderSource"),
     "outlines": ("patchloom.sources.outlines", "OutlineSource"),
     "stack": ("patchloom.sources.stacks", "StackSource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),

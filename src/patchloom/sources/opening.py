@@ -24,6 +24,7 @@ from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
 from patchloom.sources.files import Wanted, format_of, open_file, sniffed
 from patchloom.sources.folders import images_in, in_order
+from patchloom.sources.functions import reading_of
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
 from patchloom.sources.image_tables import image_table
 from patchloom.sources.masks import MaskMaker
@@ -52,6 +53,9 @@ def open_images(
     ids: Sequence[str] | None = None,
     nodata: Any = None,
     stack: str | None = None,
+    read: Any = None,
+    read_kwargs: Mapping[str, Any] | None = None,
+    extension: str = "",
 ) -> list[Image]:
     """Open images lazily: their metadata are read, no pixel is.
 
@@ -97,6 +101,14 @@ def open_images(
         ``"img_z{z}_c{c}.png"``. Each folder is an image of its own, and so are all files that are
         given one by one or by a glob. `axes` names those of a plane. By default each file is an
         image.
+    read
+        A function that reads a file: ``read(path, **read_kwargs)`` gives its array, and `axes`
+        names the dimensions. It is called on the workers, and here once a file for the shape. Or
+        CAREamics' ``ReadFuncLoading`` or ``ImageStackLoading``.
+    read_kwargs
+        Further arguments of the function.
+    extension
+        Which files `read` gets, of folders and lists: ``".xyz"`` or ``"*_raw.xyz"``.
 
     Returns
     -------
@@ -133,6 +145,7 @@ def open_images(
             )
         roles: dict[str, Any] = {n: named[n] if given[n] is None else given[n] for n in given}
         rest = {"axes": axes, "level": level, "sample": sample, "nodata": nodata, "stack": stack}
+        rest |= {"read": read, "read_kwargs": read_kwargs, "extension": extension}
         opened = open_images(table.urls, **roles, **rest, storage_options=options)
         if len(opened) != len(table.urls):
             raise IdentityError(
@@ -143,15 +156,26 @@ def open_images(
             replace(image, metadata={**row, **image.metadata})
             for image, row in zip(opened, table.metadata, strict=True)
         ]
-    items = _expand(urls, options, folders=stack is None)
-    if stack is not None:
-        items = list(stacks(items, stack, options))
-    if ids is not None and (isinstance(ids, str) or len(ids) != len(items)):
-        raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(items)} images")
+    reading = reading_of(read, read_kwargs, extension)
+    if reading is not None and (level != 0 or stack is not None):
+        raise SourceError("what a function reads has neither level= nor stack=; leave them out")
     images = []
-    for position, item in enumerate(items):
-        name = None if ids is None else str(ids[position])
-        images.append(_open(item, axes, level, options, name, position))
+    if reading is not None and reading.is_loader:
+        images = reading.stacks(urls, axes, ids)
+    else:
+        items = _expand(urls, options, folders=stack is None and reading is None)
+        if stack is not None:
+            items = list(stacks(items, stack, options))
+        if reading is not None:
+            items = list(reading.files(items, options))
+        if ids is not None and (isinstance(ids, str) or len(ids) != len(items)):
+            raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(items)} images")
+        for position, item in enumerate(items):
+            name = None if ids is None else str(ids[position])
+            if reading is not None:
+                images.append(reading.image(item, axes, name or item.stem))
+            else:
+                images.append(_open(item, axes, level, options, name, position))
     _check_ids(images)
     images = with_nodata(nodata, _with_samples(images, sample))
 
