@@ -108,6 +108,7 @@ level: 1
 sample: {a: {donor: 1}, b: {donor: 2}}
 ids: [a, b]
 nodata: {a: nan, b: 0}
+stack: z{z}.png
 storage_options: {anon: true, client_kwargs: {region_name: here}}
 patching: {name: random, patch_size: [32, 32], n_patches: 10}
 min_coverage: 1

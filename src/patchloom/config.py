@@ -134,6 +134,9 @@ class Job(BaseModel):
     """The value of pixels that tell nothing (a number or `nan`), which statistics leave out; one of
     these for all, per image in a list, or per image id in a mapping. By default what the metadata
     say."""
+    stack: str | None = None
+    """Makes one image of files that are its planes: an axis (`z`, `c`, `t`, `sample`) along which
+    they lie in order, or a pattern of their names such as `img_z{z}_c{c}.png`."""
     storage_options: Options = Field(default_factory=StorageOptions, exclude=True)
     """Options of the images' file system (fsspec); never shown, saved or written to a store."""
 

@@ -22,7 +22,17 @@ from patchloom.table import html_table
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["ROLES", "ChunkReader", "Image", "Layout", "Pyramid", "Reads", "Role", "Source"]
+__all__ = [
+    "ROLES",
+    "ChunkReader",
+    "Image",
+    "Layout",
+    "Pyramid",
+    "Reads",
+    "Role",
+    "Source",
+    "source_of",
+]
 
 Ints = npt.NDArray[np.int64]
 
@@ -36,7 +46,10 @@ _HOMES = {
     "auto": ("patchloom.sources.automatic", "AutoSource"),
     "derived": ("patchloom.sources.derived", "DerivedSource"),
     "file": ("patchloom.sources.files", "FileSource"),
+    "function": ("patchloom.sources.functions", "FunctionSource"),
+    "loader": ("patchloom.sources.functions", "LoaderSource"),
     "outlines": ("patchloom.sources.outlines", "OutlineSource"),
+    "stack": ("patchloom.sources.stacks", "StackSource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
 }
 _PYRAMIDS = {
@@ -411,7 +424,7 @@ class Image:
             shape=tuple(document["shape"]),
             dtype=np.dtype(document["dtype"]),
             grid=ChunkGrid(tuple(document["shape"]), tuple(document["chunks"])),
-            source=_restored(_HOMES, document["source"], options),
+            source=source_of(document["source"], options),
             shards=None if shards is None else tuple(shards),
             level=document["level"],
             spacing=document["spacing"],
@@ -448,6 +461,17 @@ class Image:
             "uri": self.uri or "in memory",
         }
         return html_table(f"Image {self.id}", rows)
+
+
+def source_of(document: Mapping[str, Any], options: Mapping[str, Any] | None) -> Any:
+    """The source of a document that its `to_document` made; its kind is one that is known.
+
+    Raises
+    ------
+    SourceError
+        If it is not.
+    """
+    return _restored(_HOMES, document, options)
 
 
 def _restored(

@@ -72,8 +72,8 @@ class Location:
 
     >>> Location("s3://key:secret@bucket/a06.ome.zarr").shown
     's3://bucket/a06.ome.zarr'
-    >>> Location("data/a06.ome.zarr/").stem, Location("slide.001.zarr").stem
-    ('a06', 'slide.001')
+    >>> [Location(p).stem for p in ("data/a06.ome.zarr/", "slide.001.zarr", "t1.nii.gz")]
+    ['a06', 'slide.001', 't1']
     """
 
     url: str
@@ -131,8 +131,9 @@ class Location:
 
     @property
     def stem(self) -> str:
-        """The last name of the path without its suffix, and without ``.ome`` before that."""
-        return PurePosixPath(self.shown).stem.removesuffix(".ome") or PurePosixPath(self.shown).name
+        """The last name of the path without its suffix, ``.gz`` behind and ``.ome`` before it."""
+        path = PurePosixPath(self.shown.removesuffix(".gz"))
+        return path.stem.removesuffix(".ome") or path.name
 
     @property
     def scheme(self) -> str:

@@ -11,6 +11,9 @@ from patchloom.image import ROLES, Image
 
 __all__ = ["identity_of", "with_pixels"]
 
+_GIVEN = ("array", "function", "loader")
+"""Kinds of sources that a saved plan does not hold: arrays in memory, and what functions read."""
+
 
 def identity_of(image: Image) -> dict[str, Any]:
     """What an image is to a plan: no path, no credential."""
@@ -46,8 +49,9 @@ def with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) 
     def check(what: str, saved: Image, own: Image | None) -> None:
         if own is None or own.shape != saved.shape or own.dtype != saved.dtype:
             raise SourceError(
-                f"{what} ({saved.shape}, {saved.dtype}) was an array in memory, which a saved plan "
-                "does not hold; pass the image with it: Plan.load(url, images=[...])"
+                f"{what} ({saved.shape}, {saved.dtype}) was an array in memory or is read by a "
+                "function, which a saved plan does not hold; pass the image with it: "
+                "Plan.load(url, images=[...])"
             )
 
     roles = document["roles"]
@@ -57,17 +61,17 @@ def with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) 
             continue
         own = None if given is None else getattr(given, name)
         source = roles[name]["image"]["source"]
-        if source["kind"] == "array":
+        if source["kind"] in _GIVEN:
             check(f"the {name} of {image.id!r}", role.image, None if own is None else own.image)
             image = image.with_role(name, own)
-        elif source.get("image", {}).get("source", {}).get("kind") == "array":
+        elif source.get("image", {}).get("source", {}).get("kind") in _GIVEN:
             # A mask is made of it anew, by the rule that was saved.
             own_image = None if own is None else getattr(own.image.source, "image", None)
             check(f"what the {name} of {image.id!r} is made of", role.image.source.image, own_image)
             assert own_image is not None
             filled = role.image.source.filled(own_image.source)
             image = image.with_role(name, replace(role, image=replace(role.image, source=filled)))
-    if document["source"]["kind"] == "array":
+    if document["source"]["kind"] in _GIVEN:
         check(f"{image.id!r}", image, given)
         assert given is not None
         image = replace(image, source=given.source)

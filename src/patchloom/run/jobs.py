@@ -29,6 +29,7 @@ def images_of(job: Job) -> list[Image]:
         storage_options=job.storage_options,
         ids=job.ids,
         nodata=job.nodata,
+        stack=job.stack,
     )
 
 

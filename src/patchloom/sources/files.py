@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from patchloom.axes import Axes
@@ -24,6 +25,10 @@ from patchloom.sources.lazily import Sliceable
 from patchloom.sources.roles import role_axes
 
 __all__ = ["FileSource", "Wanted", "format_of", "open_file", "package", "sniffed", "without_levels"]
+
+
+GROUP = "patchloom.formats"
+"""The entry points by which other packages bring formats."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,16 @@ class _Known:
 
 
 _FORMATS = {
+    "hdf5": _Known(
+        "patchloom.sources.hdf5", (".h5", ".hdf5", ".hdf", ".he5", ".ims"), (b"\x89HDF\r\n\x1a\n",)
+    ),
+    "nifti": _Known("patchloom.sources.nifti", (".nii", ".nii.gz")),
     "npy": _Known("patchloom.sources.npy", (".npy",), (b"\x93NUMPY",)),
+    "pillow": _Known(
+        "patchloom.sources.pillow",
+        (".png", ".jpg", ".jpeg", ".bmp", ".webp"),
+        (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"),
+    ),
     "tiff": _Known(
         "patchloom.sources.tiff",
         (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".lsm"),
@@ -133,9 +147,17 @@ class FileSource:
 
 
 def format_of(location: Location) -> str | None:
-    """The format that the suffix of a name stands for; None if it is no file's that is known."""
+    """The format that the suffix of a name stands for; None if it is no file's that is known.
+
+    Our own formats come first: packages that bring others are loaded if none of them fits.
+    """
     name = location.shown.lower()
-    suffixes = ((s, kind) for kind, known in _FORMATS.items() for s in known.suffixes)
+    found = _by_suffix(name, _FORMATS)
+    return _by_suffix(name, _plugins()[0]) if found is None and ".zarr" not in name else found
+
+
+def _by_suffix(name: str, formats: Mapping[str, _Known]) -> str | None:
+    suffixes = ((s, kind) for kind, known in formats.items() for s in known.suffixes)
     found = max((pair for pair in suffixes if name.endswith(pair[0])), default=None, key=_length)
     return None if found is None else found[1]
 
@@ -146,8 +168,16 @@ def sniffed(location: Location) -> str | None:
         head = location.head(16)
     except (OSError, ValueError):  # a folder, or nothing
         return None
-    kinds = (kind for kind, known in _FORMATS.items() if head.startswith(known.magic))
-    return next(kinds, None)
+    formats, broken = _plugins()
+    known_formats = {**formats, **_FORMATS}
+    kinds = (kind for kind, known in known_formats.items() if head.startswith(known.magic))
+    found = next(kinds, None)
+    if found is None and broken:
+        raise SourceError(
+            f"{location.shown!r} is of no known format, and packages that bring more cannot be "
+            f"used: {'; '.join(broken)}; mend or uninstall them"
+        )
+    return found
 
 
 def open_file(kind: str, location: Location, wanted: Wanted) -> Image:
@@ -218,9 +248,44 @@ def _module(kind: str) -> Format:
 
 
 def _known(kind: str) -> _Known:
-    if kind not in _FORMATS:
-        raise SourceError(f"the format of a file is one of {sorted(_FORMATS)}, got {kind!r}")
-    return _FORMATS[kind]
+    if kind in _FORMATS:
+        return _FORMATS[kind]
+    formats, broken = _plugins()
+    if kind not in formats:
+        more = f" ({'; '.join(broken)})" if broken else ""
+        raise SourceError(
+            f"the format of a file is one of {sorted({*_FORMATS, *formats})}, got {kind!r}{more}; "
+            "install the package that brings it"
+        )
+    return formats[kind]
+
+
+@lru_cache(maxsize=1)
+def _plugins() -> tuple[dict[str, _Known], list[str]]:
+    """Formats of installed packages, and what is wrong with others.
+
+    They are the entry points of the group ``patchloom.formats``: a name, and a module with
+    ``SUFFIXES``, ``MAGIC``, ``open_file`` and ``reader``.
+    """
+    found: dict[str, _Known] = {}
+    broken = []
+    for point in entry_points(group=GROUP):
+        try:
+            module = point.load()
+            suffixes, magic = tuple(module.SUFFIXES), tuple(getattr(module, "MAGIC", ()))
+            if not all(callable(getattr(module, name)) for name in ("open_file", "reader")):
+                raise TypeError("open_file and reader are functions")
+            if not all(isinstance(s, str) and s.startswith(".") for s in suffixes):
+                raise TypeError(f"SUFFIXES are texts that begin with a dot, got {suffixes}")
+            if not all(isinstance(m, bytes) and m for m in magic):
+                raise TypeError(f"MAGIC are bytes, got {magic}")
+            if point.name in found or point.name in _FORMATS:
+                raise ValueError("another format has this name")
+        except Exception as error:  # it is another package's
+            broken.append(f"{point.name} ({point.value}): {type(error).__name__}: {error}")
+            continue
+        found[point.name] = _Known(module.__name__, tuple(s.lower() for s in suffixes), magic)
+    return found, broken
 
 
 def _length(pair: tuple[str, str]) -> int:

@@ -152,6 +152,7 @@ def _header(location: Location) -> tuple[dict[str, Any], int]:
         header = ast.literal_eval(text)
         dtype = np.dtype(header["descr"])
         shape = [int(n) for n in header["shape"]]
+        fortran = bool(header["fortran_order"])
         if len(text) != length or min(shape, default=0) < 0:
             raise ValueError("its header is not whole")
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
@@ -159,4 +160,4 @@ def _header(location: Location) -> tuple[dict[str, Any], int]:
             f"the header of {location.shown!r} cannot be read: {type(error).__name__}: {error}; "
             "write the file again with numpy.save"
         ) from None
-    return {**header, "descr": dtype, "shape": shape}, offset
+    return {"descr": dtype, "shape": shape, "fortran_order": fortran}, offset

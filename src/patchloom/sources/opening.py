@@ -19,16 +19,20 @@ from patchloom.errors import (
     SourceError,
     SourceMissingError,
 )
-from patchloom.image import Image, Role
+from patchloom.image import ROLES, Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
 from patchloom.sources.files import Wanted, format_of, open_file, sniffed
+from patchloom.sources.folders import images_in, in_order
+from patchloom.sources.functions import reading_of
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
+from patchloom.sources.image_tables import image_table
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
 from patchloom.sources.ome_zarr import Level, label_names, levels_of
 from patchloom.sources.pyramids import ZarrPyramid
 from patchloom.sources.roles import align, join, named_for, per_image, role_axes
+from patchloom.sources.stacks import Stack, opened_stack, stacks
 from patchloom.sources.zarrs import Node, ZarrSource, open_node
 
 __all__ = ["open_images"]
@@ -48,6 +52,10 @@ def open_images(
     storage_options: Mapping[str, Any] | None = None,
     ids: Sequence[str] | None = None,
     nodata: Any = None,
+    stack: str | None = None,
+    read: Any = None,
+    read_kwargs: Mapping[str, Any] | None = None,
+    extension: str = "",
 ) -> list[Image]:
     """Open images lazily: their metadata are read, no pixel is.
 
@@ -56,8 +64,13 @@ def open_images(
     urls
         A path or URL (``file://``, ``s3://``, ``gs://``, ``http(s)://``, ``memory://``, any
         fsspec protocol), a glob of them, a NumPy, Dask or xarray array, or a list of these.
-        What stands at a URL is a Zarr array (v2 or v3, sharded or not), an OME-Zarr image or a
-        file of a known format (docs/formats).
+        What stands at a URL is a Zarr array (v2 or v3, sharded or not), an OME-Zarr image, a
+        file of a known format (docs/formats), or a folder of these. What a glob or folder gives
+        is in the order in which people count: plane2 before plane10.
+        Or a table with a row an image: a DataFrame, a pyarrow Table or the URL of a ``.csv``,
+        ``.tsv`` or ``.parquet`` file, with the column ``image`` (or ``url``), if wanted ``mask``,
+        ``labels``, ``target`` and ``id``, and metadata in all others. Paths in a file are relative
+        to it.
     mask, labels, target
         Arrays over the same field: an array, a URL, a pattern with ``{stem}``, the name of an
         OME-Zarr label group, one of these per image in a list, or per image id in a mapping.
@@ -82,6 +95,20 @@ def open_images(
         The value of pixels that tell nothing, a number or ``"nan"``, which statistics count apart
         and leave out; one for each image in a list, or per image id in a mapping. By default what
         an array's attributes tell (``_FillValue``, ``missing_value``), which is mostly nothing.
+    stack
+        Makes one image of files that are its planes: the axis along which they lie in order
+        (``"z"``, ``"c"``, ``"t"`` or ``"sample"``), or a pattern of their names with several,
+        ``"img_z{z}_c{c}.png"``. Each folder is an image of its own, and so are all files that are
+        given one by one or by a glob. `axes` names those of a plane. By default each file is an
+        image.
+    read
+        A function that reads a file: ``read(path, **read_kwargs)`` gives its array, and `axes`
+        names the dimensions. It is called on the workers, and here once a file for the shape. Or
+        CAREamics' ``ReadFuncLoading`` or ``ImageStackLoading``.
+    read_kwargs
+        Further arguments of the function.
+    extension
+        Which files `read` gets, of folders and lists: ``".xyz"`` or ``"*_raw.xyz"``.
 
     Returns
     -------
@@ -106,13 +133,49 @@ def open_images(
     ((3, 512, 512), 'CYX', ('c', 'y', 'x'))
     """
     options = dict(storage_options or {})
-    items = _expand(urls, options)
-    if ids is not None and (isinstance(ids, str) or len(ids) != len(items)):
-        raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(items)} images")
+    table = image_table(urls, options)
+    if table is not None:
+        given = {"mask": mask, "labels": labels, "target": target, "ids": ids}
+        named = {"ids": table.ids} | {name: table.roles.get(name) for name in ROLES}
+        twice = [n for n in given if given[n] is not None and named[n] is not None]
+        if twice:
+            raise SourceError(
+                f"a role or name is given once, but {twice} stand in {table.what} and are given "
+                "besides; leave one of both out"
+            )
+        roles: dict[str, Any] = {n: named[n] if given[n] is None else given[n] for n in given}
+        rest = {"axes": axes, "level": level, "sample": sample, "nodata": nodata, "stack": stack}
+        rest |= {"read": read, "read_kwargs": read_kwargs, "extension": extension}
+        opened = open_images(table.urls, **roles, **rest, storage_options=options)
+        if len(opened) != len(table.urls):
+            raise IdentityError(
+                f"a row of a table is one image, but {len(table.urls)} rows of {table.what} name "
+                f"{len(opened)} images; name each one, or open folders with stack="
+            )
+        return [
+            replace(image, metadata={**row, **image.metadata})
+            for image, row in zip(opened, table.metadata, strict=True)
+        ]
+    reading = reading_of(read, read_kwargs, extension)
+    if reading is not None and (level != 0 or stack is not None):
+        raise SourceError("what a function reads has neither level= nor stack=; leave them out")
     images = []
-    for position, item in enumerate(items):
-        name = None if ids is None else str(ids[position])
-        images.append(_open(item, axes, level, options, name, position))
+    if reading is not None and reading.is_loader:
+        images = reading.stacks(urls, axes, ids)
+    else:
+        items = _expand(urls, options, folders=stack is None and reading is None)
+        if stack is not None:
+            items = list(stacks(items, stack, options))
+        if reading is not None:
+            items = list(reading.files(items, options))
+        if ids is not None and (isinstance(ids, str) or len(ids) != len(items)):
+            raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(items)} images")
+        for position, item in enumerate(items):
+            name = None if ids is None else str(ids[position])
+            if reading is not None:
+                images.append(reading.image(item, axes, name or item.stem))
+            else:
+                images.append(_open(item, axes, level, options, name, position))
     _check_ids(images)
     images = with_nodata(nodata, _with_samples(images, sample))
 
@@ -130,7 +193,7 @@ def open_images(
     return images
 
 
-def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
+def _expand(urls: Any, options: Mapping[str, Any], folders: bool) -> list[Any]:
     if is_array(urls):
         return [urls]
     if isinstance(urls, str | os.PathLike):
@@ -140,11 +203,11 @@ def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
         web = text.startswith(("http://", "https://"))
         magic = _MAGIC - {"?"} if web else _MAGIC
         if not magic & set(text.partition("://")[2] or text) or os.path.exists(text):
-            return [text]
+            return _inside_folder(text, options) if folders else [text]
         location = Location.of(text, options)
         fs, path = location.open()
         try:
-            found = sorted(str(p).rstrip("/") for p in location.ask(lambda: fs.glob(path)))
+            found = in_order([str(p).rstrip("/") for p in location.ask(lambda: fs.glob(path))])
         except Exception as error:
             raise SourceMissingError(
                 f"the folder of {location.shown!r} must be readable, but it is not: "
@@ -155,17 +218,32 @@ def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
                 f"a pattern matches at least one image, but nothing matches {location.shown!r}; "
                 "check the path"
             )
-        if location.scheme == "file" and "://" not in text:
-            return found
-        return [fs.unstrip_protocol(p) for p in found]
+        if location.scheme != "file" or "://" in text:
+            found = [fs.unstrip_protocol(p) for p in found]
+        return [name for p in found for name in (_inside_folder(p, options) if folders else [p])]
     if isinstance(urls, Sequence):
-        found = [entry for item in urls for entry in _expand(item, options)]
+        found = [entry for item in urls for entry in _expand(item, options, folders)]
         if found:
             return found
     raise SourceMissingError(
         f"open_images takes paths, URLs or arrays, at least one, got {type(urls).__name__}"
         + ("" if isinstance(urls, Sequence) else f" {urls!r}")
     )
+
+
+def _inside_folder(text: str, options: Mapping[str, Any]) -> list[str]:
+    """The images in a folder; the URL itself if it is something else."""
+    location = Location.of(text, options)
+    if ".zarr" in location.shown or format_of(location) is not None:
+        return [text]
+    names = images_in(location)
+    if names == []:
+        raise NotAnArrayError(
+            f"a folder is opened as the images in it, but none of {location.shown!r} is of a known "
+            "format (docs/formats), and it has neither zarr.json nor .zarray nor .zgroup; name a "
+            "file, or an array inside"
+        )
+    return [text] if names is None else [(location / name).url for name in names]
 
 
 def _open(
@@ -184,6 +262,8 @@ def _open(
         # A Dask array's name is a hash; an xarray's is its user's.
         own = getattr(item, "name", None) if hasattr(item, "dims") else None
         return _from_array(item, axes, name or str(own or f"image-{position}"))
+    if isinstance(item, Stack):
+        return opened_stack(item, name, lambda one: _from_url(one, Wanted(one.stem, axes, level)))
     location = Location.of(item, options)
     return _from_url(location, Wanted(name or location.stem, axes, level))
 

@@ -210,7 +210,7 @@ def _bytes(location: Location) -> bytes:
         raise _unreadable(location, error) from error
     if data is None:
         raise SourceMissingError(
-            f"a table of points must exist and be readable, but no file was found at "
+            f"a table must exist and be readable, but no file was found at "
             f"{location.shown!r}; check the path, the credentials and the bucket"
         )
     return data
@@ -219,7 +219,7 @@ def _bytes(location: Location) -> bytes:
 def _unreadable(location: Location, error: BaseException) -> SourceError:
     if isinstance(error, OSError) and not isinstance(error, pa.ArrowException):
         return SourceMissingError(
-            f"a table of points must exist and be readable, but {location.shown!r} is not: "
+            f"a table must exist and be readable, but {location.shown!r} is not: "
             f"{location.describe(error)}; check the path, the credentials and the network"
         )
     return SourceError(
