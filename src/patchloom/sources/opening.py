@@ -6,29 +6,25 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from patchloom.axes import Axes
-from patchloom.errors import (
-    AxesError,
-    IdentityError,
-    NotAnArrayError,
-    SourceError,
-    SourceMissingError,
-)
+from patchloom.errors import AxesError, IdentityError, SourceError, SourceMissingError
 from patchloom.image import Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
-from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
+from patchloom.sources.collections import images_of_collection
+from patchloom.sources.containers import node_inside, only_inside, unzipped
+from patchloom.sources.datasets import described, is_dataset, variable_of
+from patchloom.sources.handles import axes_of, image_of, letters
+from patchloom.sources.inside import split_inside
+from patchloom.sources.levels import image_at, label_group, matching_level
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
-from patchloom.sources.ome_zarr import Level, label_names, levels_of
-from patchloom.sources.pyramids import ZarrPyramid
 from patchloom.sources.roles import align, join, named_for, per_image, role_axes
-from patchloom.sources.zarrs import Node, ZarrSource, open_node
+from patchloom.sources.zarrs import Node
 
 __all__ = ["open_images"]
 
@@ -43,6 +39,7 @@ def open_images(
     target: Any = None,
     axes: str | None = None,
     level: int | str = 0,
+    array: str | None = None,
     sample: Any = None,
     storage_options: Mapping[str, Any] | None = None,
     ids: Sequence[str] | None = None,
@@ -54,8 +51,10 @@ def open_images(
     ----------
     urls
         A path or URL (``file://``, ``s3://``, ``gs://``, ``http(s)://``, ``memory://``, any
-        fsspec protocol), a glob of them, a NumPy, Dask or xarray array, or a list of these.
-        What stands at a URL is a Zarr array (v2 or v3, sharded or not) or an OME-Zarr image.
+        fsspec protocol), a glob of them, a NumPy, Dask or xarray array, an xarray Dataset, or a
+        list of these. What stands at a URL is a Zarr array (v2 or v3, sharded or not), an
+        OME-Zarr image, a group that holds one of these or several (then ``URL::path/inside`` says
+        which), or a plate, a well or a collection of bioformats2raw: one image a field or series.
     mask, labels, target
         Arrays over the same field: an array, a URL, a pattern with ``{stem}``, the name of an
         OME-Zarr label group, one of these per image in a list, or per image id in a mapping.
@@ -67,6 +66,9 @@ def open_images(
         default what the metadata say, else X, YX, ZYX, CZYX, TCZYX by their number.
     level
         The one pyramid level to open: its number (0 is the finest) or its path.
+    array
+        The path of the array or image inside each container, as after ``::``; of a Dataset the
+        name of the variable.
     sample
         What a sample is. A string names axes whose every index is a sample of its own
         (for example ``"z"`` to patch a stack plane by plane); a mapping gives metadata columns
@@ -75,7 +77,9 @@ def open_images(
         For fsspec, for example credentials; never shown, saved or written to a store.
     ids
         One name an image; by default its stem: the last part of the path without its suffix, and
-        without ``.ome`` before that.
+        without ``.ome`` before that. Fields of a plate are called ``ROW/COLUMN/FIELD``, with the
+        plate's name before that where other things are opened with it; series of bioformats2raw
+        ``NAME/SERIES``.
     nodata
         The value of pixels that tell nothing, a number or ``"nan"``, which statistics count apart
         and leave out; one for each image in a list, or per image id in a mapping. By default what
@@ -105,13 +109,11 @@ def open_images(
     """
     options = dict(storage_options or {})
     items = _expand(urls, options)
-    if ids is not None and (isinstance(ids, str) or len(ids) != len(items)):
-        raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(items)} images")
     images = []
     for position, item in enumerate(items):
-        name = None if ids is None else str(ids[position])
-        images.append(_open(item, axes, level, options, name, position))
-    _check_ids(images)
+        chosen = _chosen(item, array)
+        images += _open(chosen, axes, level, options, position, alone=len(items) == 1)
+    images = _named(images, ids)
     images = with_nodata(nodata, _with_samples(images, sample))
 
     def open_role(item: Any, image: Image) -> Image:
@@ -129,16 +131,17 @@ def open_images(
 
 
 def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
-    if is_array(urls):
+    if is_array(urls) or is_dataset(urls):
         return [urls]
     if isinstance(urls, str | os.PathLike):
         text = os.fspath(urls)
         if not text:
             raise SourceMissingError("open_images takes paths, URLs or arrays, got an empty one")
+        text, inside = split_inside(text)
         web = text.startswith(("http://", "https://"))
         magic = _MAGIC - {"?"} if web else _MAGIC
         if not magic & set(text.partition("://")[2] or text) or os.path.exists(text):
-            return [text]
+            return [_joined(text, inside)]
         location = Location.of(text, options)
         fs, path = location.open()
         try:
@@ -153,9 +156,9 @@ def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
                 f"a pattern matches at least one image, but nothing matches {location.shown!r}; "
                 "check the path"
             )
-        if location.scheme == "file" and "://" not in text:
-            return found
-        return [fs.unstrip_protocol(p) for p in found]
+        if location.scheme != "file" or "://" in text:
+            found = [fs.unstrip_protocol(p) for p in found]
+        return [_joined(p, inside) for p in found]
     if isinstance(urls, Sequence):
         found = [entry for item in urls for entry in _expand(item, options)]
         if found:
@@ -166,14 +169,34 @@ def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
     )
 
 
+def _joined(url: str, inside: str | None) -> str:
+    return url if inside is None else f"{url}::{inside}"
+
+
+def _chosen(item: Any, array: str | None) -> Any:
+    """An item with the array that ``array=`` names inside it."""
+    if is_dataset(item):
+        return variable_of(item, array)
+    if array is None:
+        return item
+    if is_array(item) or split_inside(item)[1] is not None:
+        what = "an array" if is_array(item) else repr(Location.of(item).shown)
+        raise SourceError(
+            f"array= names what is opened inside a container, got {array!r} for {what}, which is "
+            "no container or says it already; leave array out, or open them apart"
+        )
+    return f"{item}::{array}"
+
+
 def _open(
     item: Any,
     axes: str | None,
     level: int | str,
     options: Mapping[str, Any],
-    name: str | None,
     position: int,
-) -> Image:
+    alone: bool,
+) -> list[Image]:
+    """The images of one item: several if it is a collection."""
     if is_array(item):
         if level != 0:
             raise SourceError(
@@ -181,9 +204,12 @@ def _open(
             )
         # A Dask array's name is a hash; an xarray's is its user's.
         own = getattr(item, "name", None) if hasattr(item, "dims") else None
-        return _from_array(item, axes, name or str(own or f"image-{position}"))
-    location = Location.of(item, options)
-    return _from_node(open_node(location), axes, level, name or location.stem)
+        return [_from_array(item, axes, str(own or f"image-{position}"))]
+    url, inside = split_inside(item)
+    location = Location.of(url, options)
+    node = node_inside(unzipped(location), inside)
+    found = images_of_collection(node, axes, level, location.stem, alone)
+    return [_from_node(node, axes, level, location.stem)] if found is None else found
 
 
 def _from_array(array: Any, axes: str | None, name: str) -> Image:
@@ -202,7 +228,7 @@ def _from_array(array: Any, axes: str | None, name: str) -> Image:
     parsed = axes_of(axes, named if len(named) == len(dims) else "", data.ndim, name)
     dtype = check_numeric(data.dtype, f"image {name!r}")
     chunks = regular_chunks(data, parsed.pick("c" if parsed.has_channel else ""))
-    return image_of(
+    image = image_of(
         name=name,
         uri="",
         axes=parsed,
@@ -212,6 +238,7 @@ def _from_array(array: Any, axes: str | None, name: str) -> Image:
         source=ArraySource(data.rechunk(chunks) if hasattr(data, "dask") else data),
         nodata=told_nodata(getattr(array, "attrs", {}) if dims else {}, dtype),
     )
+    return described(image, array) if dims else image
 
 
 def _lazy(array: Any) -> Any:
@@ -222,64 +249,21 @@ def _lazy(array: Any) -> Any:
 
 
 def _from_node(node: Node, axes: str | None, level: int | str, name: str) -> Image:
-    levels = levels_of(node) if node.array is None else []
-    if levels:
-        index = _pick_level(levels, level, node)
-        chosen = levels[index]
-        inner = open_node(node.location / chosen.path)
-        if inner.array is None:
-            raise NotAnArrayError(
-                f"level {chosen.path!r} of {node.location.shown!r} is listed in its metadata but "
-                "is no array; restore it, or open another level"
-            )
-        image = image_of_node(inner, axes, name, chosen, index)
-        coarser = ZarrPyramid(node.location) if index + 1 < len(levels) else None
-        return replace(image, pyramid=coarser)
-    if level != 0:
-        raise SourceError(
-            f"only an OME-Zarr image has levels, but {node.location.shown!r} is none, got "
-            f"level={level!r}; leave level out, or name the array itself"
-        )
-    if node.array is not None:
-        return image_of_node(node, axes, name, None, 0)
-    inside = _arrays_inside(node)
-    if len(inside) == 1:
-        return image_of_node(open_node(node.location / inside[0]), axes, name, None, 0)
-    raise NotAnArrayError(
-        f"an image is one array, but {node.location.shown!r} is a group without OME-Zarr metadata"
-        + (f" that holds {inside[:20]}" if inside else " and without arrays")
-        + "; name the array: its path below the group"
-    )
+    found = image_at(node, axes, level, name)
+    if found is None:
+        found = image_at(only_inside(node), axes, level, name)
+    assert found is not None
+    return found
 
 
-def _pick_level(levels: Sequence[Level], level: int | str, node: Node) -> int:
-    paths = [lv.path for lv in levels]
-    if isinstance(level, str) and level in paths:
-        return paths.index(level)
-    if isinstance(level, int) and not isinstance(level, bool) and 0 <= level < len(levels):
-        return level
-    raise SourceError(
-        f"level= is a number from 0 (finest) to {len(levels) - 1}, or a path out of {paths}, got "
-        f"{level!r} for {node.location.shown!r}"
-    )
-
-
-def _arrays_inside(node: Node) -> list[str]:
-    fs, root = node.location.open()
-    try:
-        found = node.location.ask(lambda: fs.ls(root, detail=True))
-        names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in found)
-    except (OSError, ValueError):
-        return []
-    return [
-        name
-        for name in names
-        if any(
-            node.location.ask(partial(fs.exists, f"{root}/{name}/{document}"))
-            for document in ("zarr.json", ".zarray")
-        )
-        if open_node(node.location / name).array is not None
-    ]
+def _named(images: Sequence[Image], ids: Sequence[str] | None) -> list[Image]:
+    """The images with the ids that are given, if they are."""
+    if ids is not None:
+        if isinstance(ids, str) or len(ids) != len(images):
+            raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(images)} images")
+        images = [replace(image, id=str(name)) for image, name in zip(images, ids, strict=True)]
+    _check_ids(images)
+    return list(images)
 
 
 def _check_ids(images: Sequence[Image]) -> None:
@@ -312,10 +296,14 @@ def _with_samples(images: Sequence[Image], sample: Any) -> list[Image]:
     return [
         replace(
             image,
-            metadata={str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()},
+            metadata={**image.metadata, **_plain(row)},
         )
         for image, row in zip(images, good, strict=True)
     ]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
 
 
 def _as_samples(image: Image, letters: str) -> Image:
@@ -359,59 +347,14 @@ def _open_role(item: Any, image: Image, level: int | str, options: Mapping[str, 
             f"a role is an array, a URL, a pattern with {{stem}} or a label group's name, got "
             f"{type(item).__name__}"
         )
-    group = _label_group(item, image)
-    if group is not None:
-        return _matching_level(group, image, level)
-    node = open_node(Location.of(item, options))
-    if node.array is None and levels_of(node):
-        return _matching_level(node, image, level)
-    if node.array is not None and not node.array.document.get("dimension_names"):
-        guessed = role_axes(image, len(node.array.document["shape"])).names
-        return _from_node(node, guessed, 0, image.id)
-    return _from_node(node, None, 0, image.id)
-
-
-def _label_group(name: str, image: Image) -> Node | None:
-    """The label image of an OME-Zarr, if `name` is the name of one."""
-    if "://" in name or "/" in name.strip("/") or not isinstance(image.source, ZarrSource):
-        return None
-    location = image.source.location
-    # The image array lies one or more names below the group that holds "labels".
-    for depth in range(1, 4):
-        parent = Location(location.url.rsplit("/", depth)[0], location.options)
-        try:
-            labels = open_node(parent / "labels")
-        except SourceError:
-            continue
-        listed = label_names(labels.attributes)
-        if name in listed:
-            return open_node(labels.location / name)
-        if not os.path.exists(name):
-            raise SourceMissingError(
-                f"{image.id!r} has the label groups {listed}, got {name!r}; name one of them, "
-                "or give a path"
-            )
-    return None
-
-
-def _matching_level(group: Node, image: Image, level: int | str) -> Image:
-    """The level of a label image on the image's own pixels, else the finest."""
-    levels = levels_of(group)
-    if not levels:
-        return _from_node(group, None, 0, image.id)
-    chosen = None
-    order = list(range(len(levels)))
-    if isinstance(level, int) and level < len(levels):
-        order = [level, *(k for k in order if k != level)]
-    for index in order:
-        candidate = _from_node(group, None, index, image.id)
-        same = all(
-            candidate.shape[candidate.axes.names.index(a)] == image.shape[image.axes.names.index(a)]
-            for a in candidate.axes.spatial
-            if a in image.axes.names
-        )
-        if same:
-            return candidate
-        chosen = chosen or candidate
-    assert chosen is not None
-    return chosen
+    group = label_group(item, image)
+    if group is None:
+        url, inside = split_inside(item)
+        group = node_inside(unzipped(Location.of(url, options)), inside)
+    found = matching_level(group, image, level)
+    if found is not None:
+        return found
+    if group.array is not None and not group.array.document.get("dimension_names"):
+        guessed = role_axes(image, len(group.array.document["shape"])).names
+        return _from_node(group, guessed, 0, image.id)
+    return _from_node(group, None, 0, image.id)
