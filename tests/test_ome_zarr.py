@@ -166,8 +166,12 @@ def test_a_plate_of_384_wells_is_opened_in_four_batches(
     version: str, tmp_path: Path, http_server: Callable[[Path], HttpServer]
 ) -> None:
     """One request for each document that stands there, and few for others, over HTTP."""
-    wells = {f"{row}/{column}": 1 for row in "ABCDEFGHIJKLMNOP" for column in range(1, 25)}
-    ome.plate(tmp_path / "plate.ome.zarr", version, wells)
+    wells = [f"{row}/{column}" for row in "ABCDEFGHIJKLMNOP" for column in range(1, 25)]
+    path = tmp_path / "plate.ome.zarr"
+    ome.plate(path, version, {"A/1": 1})
+    for well in wells[1:]:
+        shutil.copytree(path / "A/1", path / well)
+    edit(path, lambda o: o.update(plate={"wells": [{"path": well} for well in wells]}))
     server = http_server(tmp_path)
     images = patchloom.open_images(server.url("plate.ome.zarr"))
     assert len(images) == 384

@@ -9,7 +9,8 @@ from typing import Any
 
 from patchloom.errors import NotAnArrayError, PatchloomError, SourceError, SourceMissingError
 from patchloom.location import Location
-from patchloom.sources.ome_zarr import ome_of
+from patchloom.retrying import RETRYING
+from patchloom.sources.ome_zarr import SPATIALDATA, ome_of
 from patchloom.sources.zarrs import Node, open_node, open_nodes
 
 __all__ = ["candidates", "node_inside", "only_inside", "unzipped"]
@@ -52,12 +53,18 @@ def only_inside(node: Node) -> Node:
         If there is none, or several: then they are listed.
     """
     there = candidates(node)
+    if SPATIALDATA in node.attributes and len(only := [p for p in there if _is_main(p)]) == 1:
+        there = only  # of SpatialData: not the labels
     if len(there) == 1:
         return open_node(node.location / there[0])
     raise NotAnArrayError(
         f"an image is one array, but {node.location.shown!r} is a group without OME-Zarr metadata; "
         f"{_told(there)}" + (f": {node.location.shown}::{there[0]}" if there else "")
     )
+
+
+def _is_main(path: str) -> bool:
+    return path.startswith("images/")
 
 
 def _told(there: Sequence[str]) -> str:
@@ -83,7 +90,7 @@ def candidates(node: Node) -> list[str]:
         for name, child in zip(names, _nodes(node, names), strict=True):
             if child is not None and _is_image(child):
                 found.append(name)
-            else:
+            elif child is None or child.attributes.get("encoding-type") != "anndata":
                 groups.append(name)
     return sorted(found or _consolidated(node))
 
@@ -151,17 +158,21 @@ def unzipped(location: Location) -> Location:
         return location
     archive = Location(f"zip://::{location.url}", location.options)
     try:
-        [root] = open_nodes(archive, [""])
-        names = [] if root is not None else _folders(archive, "")
-        pairs = zip(names, open_nodes(archive, names), strict=True)
-        stores = [name for name, child in pairs if child is not None]
-    except SourceMissingError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SourceError(
-            f"an archive of Zarr is a .zip file, but {location.shown!r} is none that can be read: "
-            f"{location.describe(error)}; write it again"
+        RETRYING.call(archive.open)
+    except FileNotFoundError as error:  # our own are this too
+        raise SourceMissingError(
+            f"what a URL names must exist and be readable, but {location.shown!r} is not: "
+            f"{location.describe(error)}; check the path, the credentials and the bucket"
         ) from error
+    except Exception as error:  # each file system has errors of its own
+        raise SourceError(
+            f"what ends with .zip is an archive that can be read, but {location.shown!r} is not: "
+            f"{location.describe(error)}; check the access, or write it again"
+        ) from error
+    [root] = open_nodes(archive, [""])
+    names = [] if root is not None else _folders(archive, "")
+    pairs = zip(names, open_nodes(archive, names), strict=True)
+    stores = [name for name, child in pairs if child is not None]
     if root is not None:
         return archive
     if len(stores) == 1:

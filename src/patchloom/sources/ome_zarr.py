@@ -15,7 +15,10 @@ from patchloom.errors import AxesError, SourceError
 from patchloom.sources.transforms import Transform, compose
 from patchloom.sources.zarrs import Node
 
-__all__ = ["Level", "label_names", "levels_of", "multiscales_of", "ome_of"]
+__all__ = ["SPATIALDATA", "Level", "label_names", "levels_of", "multiscales_of", "ome_of"]
+
+SPATIALDATA = "spatialdata_attrs"
+"""The attribute by which SpatialData marks what it wrote."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ def multiscales_of(node: Node) -> list[list[Level]]:
     try:
         omero = ome.get("omero") or {}
         channels = tuple(str(c.get("label", k)) for k, c in enumerate(omero.get("channels") or ()))
-        found = [_levels(image, channels, f"{shown!r}") for image in ome.get("multiscales") or ()]
+        found = [
+            _levels(image, channels, f"{shown!r}", _first(node.attributes, image))
+            for image in ome.get("multiscales") or ()
+        ]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, SourceError):
             raise
@@ -86,7 +92,18 @@ def multiscales_of(node: Node) -> list[list[Level]]:
     return found
 
 
-def _levels(image: Mapping[str, Any], channels: tuple[str, ...], shown: str) -> list[Level]:
+def _first(attributes: Mapping[str, Any], image: Mapping[str, Any]) -> float:
+    """Where the centre of the first pixel lies, in pixels, before any transform.
+
+    SpatialData puts the corner of the first pixel at 0, OME-Zarr its centre.
+    """
+    versions = f"{ome_of(attributes).get('version')} {image.get('version')}"
+    return 0.5 if SPATIALDATA in attributes or "spatialdata" in versions else 0.0
+
+
+def _levels(
+    image: Mapping[str, Any], channels: tuple[str, ...], shown: str, first: float
+) -> list[Level]:
     if "coordinateSystems" in image:
         raise SourceError(
             f"OME-Zarr is read as of 0.4 and 0.5, but {shown} has the coordinate systems of a "
@@ -100,10 +117,11 @@ def _levels(image: Mapping[str, Any], channels: tuple[str, ...], shown: str) -> 
     spatial = [k for k, axis in enumerate(axes) if axis in "zyx"]
     whole = image.get("coordinateTransformations")
     common = compose(whole, axes, shown)
+    centre = Transform((1.0,) * len(axes), tuple(first if a in "zyx" else 0.0 for a in axes))
     found = []
     for dataset in image["datasets"]:
         own = dataset.get("coordinateTransformations")
-        transform = common.after(compose(own, axes, shown))
+        transform = common.after(compose(own, axes, shown)).after(centre)
         transform.check(spatial, axes, f"level {dataset['path']!r} of {shown}")
         known = transform if own or whole else Transform((), ())
         found.append(
