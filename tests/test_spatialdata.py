@@ -113,7 +113,7 @@ def test_other_positions_of_a_table_are_asked_for(store: Path) -> None:
     """Columns of obs stay what `axes` names, and a wrong key of obsm says which there are."""
     with pytest.raises(SourceError, match="names a key of obsm"):
         patchloom.read_points(store / "tables/table", positions="spatial")
-    with pytest.raises(SourceError, match="no .*'px'"):
+    with pytest.raises(SourceError, match=r"no .*'px'"):
         patchloom.read_points(store / "tables/table", axes={"y": "py", "x": "px"})
 
 
