@@ -57,7 +57,7 @@ def test_images_and_labels_open_by_name(name: str) -> None:
     assert coarse.spacing == {"y": 0.5, "x": 1.0}
     assert coarse.origin == {"y": 20.25, "x": 10.5}
     assert coarse.labels is not None
-    assert coarse.labels.alignment.offset == (0, 0)
+    assert [*coarse.labels.alignment.offset] == [0, 0]
 
 
 @pytest.mark.parametrize("name", STORES)

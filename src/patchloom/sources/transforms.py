@@ -126,9 +126,9 @@ def _one(item: Mapping[str, Any], axes: Sequence[str], shown: str) -> Transform:
             found = _one(part, axes, shown).after(found)
         return found
     if kind == "affine" and "affine" in item:
-        found = _diagonal(item, axes, shown)
-        if found is not None:
-            return found
+        straight = _diagonal(item, axes, shown)
+        if straight is not None:
+            return straight
     told = f"with the numbers at {item['path']!r}" if "path" in item else "of more than that"
     raise SourceError(
         f"the pixels of an image are scaled and moved along its axes, but {shown} has a transform "

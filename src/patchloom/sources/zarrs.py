@@ -212,7 +212,8 @@ def _nodes_v3(root: Location, paths: Sequence[str]) -> list[Node | None]:
         array = None
         if v3 is not None and v3.get("node_type") == "array":
             array = _checked(location, ArrayMetadata(3, bare(v3)))
-        found.append(v3 and Node(location, _attributes(v3.get("attributes")), array))
+        attributes = _attributes(None if v3 is None else v3.get("attributes"))
+        found.append(None if v3 is None else Node(location, attributes, array))
     return found
 
 

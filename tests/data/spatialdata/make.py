@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Write the stores in this folder, and what SpatialData itself says of them.
 
 Run it where spatialdata 0.7 is installed; the tests need neither it nor this file::
