@@ -323,3 +323,26 @@ def test_candidates_are_found_on_s3_and_over_http(
         assert str(NAMES) in str(caught.value)
         [image] = patchloom.open_images(where, array="seg", storage_options=options)
         np.testing.assert_array_equal(image.read([0, 0], RAW.shape), RAW + 1)
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    """Folders that hold themselves are looked at for a while, and what is found is listed."""
+    path = container(tmp_path / "a.zarr")
+    for k in range(5):
+        (path / f"loop{k}").symlink_to(path, target_is_directory=True)
+    with pytest.raises(NotAnArrayError, match="deep/er/a"):
+        patchloom.open_images(path)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("zip://a@b.zarr::/data/c@d.zip", "zip://a@b.zarr::/data/c@d.zip"),
+        ("zip://a.zarr::s3://key:geheim@b/c.zip?t=geheim", "zip://a.zarr::s3://b/c.zip"),
+        ("zip://::s3://key:ge::heim@b/c.zip", "zip://::s3://b/c.zip"),
+        ("s3://key:ge::heim@b/c.zarr", "s3://b/c.zarr"),
+    ],
+)
+def test_chains_show_no_secret_and_whole_paths(url: str, shown: str) -> None:
+    """A saved plan finds its archive again, and tells nobody how."""
+    assert Location(url).shown == shown

@@ -23,7 +23,7 @@ from patchloom.answers import Answer, ask
 from patchloom.errors import AccessError, PatchloomError, SourceMissingError, WriteError
 from patchloom.retrying import RETRYING
 
-__all__ = ["Location", "StorageOptions"]
+__all__ = ["CHAINED", "Location", "StorageOptions"]
 
 # A password may hold "/" and "@": with one, all up to the last "@" goes; a port is no password.
 _USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s]*|[^/@\s]+)@")
@@ -31,6 +31,11 @@ _QUERY = re.compile(r"[?#].*$")
 _QUOTED_QUERY = re.compile(r"(?<=://)([^\s?#'\"]*)[?#][^\s'\"<>]*")
 """Of a URL within a text."""
 _ARCHIVES = ("zip", "tar", "libarchive")
+CHAINED = frozenset(
+    {"blockcache", "cached", "dir", "filecache", "reference", "simplecache", *_ARCHIVES}
+    | {"async_wrapper", "asyncwrapper"}
+)
+"""Protocols of fsspec that lie over another URL, which follows after ``::``."""
 _ATTEMPTS = 3
 Found = TypeVar("Found")
 
@@ -80,7 +85,7 @@ class Location:
     @property
     def shown(self) -> str:
         """The URL without user, password, token or query: fit for logs and manifests."""
-        return _QUERY.sub("", _USERINFO.sub("", self.url)) if "://" in self.url else self.url
+        return _shown(self.url)
 
     def __repr__(self) -> str:
         return f"Location({self.shown!r})"
@@ -333,6 +338,13 @@ class Location:
             with contextlib.suppress(FileNotFoundError):  # tried again, or another client's work
                 self.ask(partial(fs.call_s3, "abort_multipart_upload", **one))
         return len(stale)
+
+
+def _shown(url: str) -> str:
+    link, mark, rest = url.partition("::")
+    if mark and link.partition("://")[0] in CHAINED:  # else of a password
+        return f"{link}::{_shown(rest)}"
+    return _QUERY.sub("", _USERINFO.sub("", url)) if "://" in url else url
 
 
 def _texts(value: Any) -> list[str]:

@@ -18,7 +18,7 @@ __all__ = ["candidates", "node_inside", "only_inside", "unzipped"]
 _DEPTH = 6
 """So many names below a group are looked at."""
 _MANY = 1000
-"""Candidates are listed up to this many."""
+"""So many folders are looked at of each depth: links in a circle and chunks in folders end."""
 _SHOWN = 20
 
 
@@ -83,8 +83,8 @@ def candidates(node: Node) -> list[str]:
     found: list[str] = []
     groups = [""]
     for _ in range(_DEPTH):
-        names = [name for group in groups for name in _folders(node.location, group)]
-        if not groups or len(found) > _MANY:
+        names = [name for group in groups for name in _folders(node.location, group)][:_MANY]
+        if not names or len(found) > _MANY:
             break
         groups = []
         for name, child in zip(names, _nodes(node, names), strict=True):

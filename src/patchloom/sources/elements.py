@@ -36,6 +36,8 @@ _INDEX = "instance_id"
 """The column with the names of shapes."""
 _BATCH = 16
 """Chunks of labels that are read together."""
+_FEW = 2**22
+"""Labels below it are counted in a table, others sorted."""
 _FILES = (".csv", ".tsv", ".gz", ".parquet", ".pq", ".npy", ".h5ad", ".h5", ".hdf5")
 
 
@@ -203,11 +205,18 @@ def _centroids(image: Image) -> tuple[Any, Floats]:
         for chunk, pixels in zip(batch, reader.read(batch), strict=True):
             start, _ = image.grid.box(chunk.tolist())
             where = np.nonzero(pixels)
-            found, inverse = np.unique(pixels[where], return_inverse=True)
+            own = pixels[where].astype(np.int64)
+            if own.size and own.min() >= 0 and own.max() < _FEW:
+                n = np.bincount(own)
+                found, inverse = np.flatnonzero(n), own
+                pick = found
+            else:
+                found, inverse, n = np.unique(own, return_inverse=True, return_counts=True)
+                pick = np.arange(len(found))
             values.append(found)
-            counts.append(np.bincount(inverse, minlength=len(found)))
+            counts.append(n[pick])
             places = [w + s for w, s in zip(where, start, strict=True)]
-            sums.append(np.stack([np.bincount(inverse, p, len(found)) for p in places], -1))
+            sums.append(np.stack([np.bincount(inverse, p, len(n))[pick] for p in places], -1))
     ids, inverse = np.unique(np.concatenate(values), return_inverse=True)
     n = np.bincount(inverse, np.concatenate(counts), len(ids))
     total = np.concatenate(sums)

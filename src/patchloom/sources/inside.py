@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from patchloom.errors import SourceError
-from patchloom.location import Location
+from patchloom.location import CHAINED, Location
 
 __all__ = ["split_inside"]
-
-_LINKS = frozenset(
-    {"blockcache", "cached", "dir", "filecache", "libarchive", "reference", "simplecache"}
-    | {"async_wrapper", "asyncwrapper", "tar", "zip"}
-)
-"""Protocols of fsspec that lie over another URL, which follows after ``::``."""
 
 
 def split_inside(url: str) -> tuple[str, str | None]:
@@ -46,7 +40,7 @@ def split_inside(url: str) -> tuple[str, str | None]:
     ('zip://a06.zarr::all.zip', 'labels')
     """
     head, mark, tail = url.rpartition("::")
-    if not mark or "://" in tail or head.rpartition("::")[2].partition("://")[0] in _LINKS:
+    if not mark or "://" in tail or head.rpartition("::")[2].partition("://")[0] in CHAINED:
         return url, None
     inside = tail.strip("/")
     if not head or not inside or {"..", "."} & {*inside.replace("\\", "/").split("/")}:

@@ -73,6 +73,7 @@ def open_images(
         What a sample is. A string names axes whose every index is a sample of its own
         (for example ``"z"`` to patch a stack plane by plane); a mapping gives metadata columns
         for all images; a list of mappings, or a mapping from image id to a mapping, for each.
+        Fields of a plate keep the columns that they have besides.
     storage_options
         For fsspec, for example credentials; never shown, saved or written to a store.
     ids
