@@ -105,6 +105,7 @@ labels: [l.zarr, null]
 target: targets/{stem}.zarr
 axes: cyx
 level: 1
+array: raw
 sample: {a: {donor: 1}, b: {donor: 2}}
 ids: [a, b]
 nodata: {a: nan, b: 0}
@@ -162,7 +163,7 @@ codec: zstd
             ["line 6: 'edge' should be 'drop', 'shift', 'pad' or 'shrink', got 'shfit'"],
         ),
         ("overlap: [1]\n", ["line 6: unknown key 'overlap'; did you mean 'overlaps' under"]),
-        ("zzz: 1\n", ["line 6: unknown key 'zzz'; the keys are align, axes, balance,"]),
+        ("zzz: 1\n", ["line 6: unknown key 'zzz'; the keys are align, array, axes, balance,"]),
         ("seed: yes\n", ["line 6: 'seed' should be a whole number, got True"]),
         ("percentiles: [1, 101]\n", ["line 6: 'percentiles[1]' should be less than or equal to"]),
         ("memory: 0\n", ["line 6: 'memory' should be greater than or equal to 1, got 0"]),

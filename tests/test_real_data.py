@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import uuid
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import patchloom
+from patchloom.errors import NotAnArrayError, SourceMissingError
 from patchloom.run.sharing import unshared
 from patchloom.summaries import Summary, percentiles, summarize
 from tests import truth
@@ -110,6 +112,60 @@ def extra(root: Path) -> dict[str, Any]:
     """What a set's truth says beside its arrays."""
     found: dict[str, Any] = json.loads((root / "truth.json").read_text()).get("_extra", {})
     return found
+
+
+def test_text_and_objects_are_refused_by_their_type() -> None:
+    """What the truth has no numbers for is no image, and the error says what it is."""
+    found = 0
+    for root in truth.data_roots():
+        document = root / "zarr_adversarial" / "truth.json"
+        entries = json.loads(document.read_text()) if document.exists() else {}
+        for key, entry in entries.items():
+            if not entry.get("truth"):
+                told = entry["metadata"].get("dtype") or entry["metadata"]["data_type"]
+                name = {"|O": "json2|StringDType|object|O", "string": "StringDType|T"}.get(told)
+                with pytest.raises(NotAnArrayError, match=name or re.escape(told)):
+                    patchloom.open_images(document.parent / key)
+                found += 1
+    assert found >= 13
+
+
+def test_groups_list_their_arrays_and_a_zip_file_of_one_opens(
+    data_set: Callable[[str], Path],
+) -> None:
+    """Each array of a group by its path inside, and the same from the archive."""
+    root = data_set("zarr_adversarial")
+    archive = root / "zarrita/v3/data.zipped_from_parent.zarr.zip"
+    containers = [archive] if archive.exists() else []
+    for container in [root / "zarrita/v3/data.zarr", root / "zarrita/v2/data.zarr", *containers]:
+        group = root / "zarrita" / container.parent.name / "data.zarr"
+        with pytest.raises(NotAnArrayError, match=r"1d\.chunked\.i2"):
+            patchloom.open_images(container)
+        arrays = [t for t in ZARRS if t.path.parent == group]
+        assert arrays
+        for one in arrays:
+            [image] = patchloom.open_images(f"{container}::{one.path.name}")
+            assert one.entry.matches(image.read([0] * image.ndim, image.shape))
+
+
+def test_hierarchies_without_arrays_say_what_is_missing(data_set: Callable[[str], Path]) -> None:
+    """Real metadata of plates, series and images: the first thing that is not there is named."""
+    folder = data_set("zarr_adversarial") / "ome_metadata_only/v05"
+    if not folder.exists():
+        pytest.skip("hierarchies without arrays are only in $PATCHLOOM_TEST_DATA")
+    for path in sorted(folder.iterdir()):
+        told = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]
+        if "plate" in told:
+            words = rf"lacks \d+ of {len(told['plate']['wells'])}: \['[A-Z]/\d+'"
+        elif "multiscales" in told:
+            words = f"level '{told['multiscales'][0]['datasets'][0]['path']}'.*is not there"
+        else:
+            words = "lists its series under OME, or has images 0, 1"
+        with pytest.raises(SourceMissingError, match=words):
+            patchloom.open_images(path)
+    well = folder / "76-45.ome.zarr/A/1"
+    with pytest.raises(SourceMissingError, match=r"array.*lacks 1 of 1: \['0/0'\]"):
+        patchloom.open_images(well)
 
 
 @pytest.mark.parametrize("well", ["A06", "G04"])

@@ -126,6 +126,8 @@ class Job(BaseModel):
     say."""
     level: str | Whole = 0
     """The pyramid level to open: its number (0 is the finest) or its path."""
+    array: str | None = None
+    """The path of the array or image inside each container, as after `::` in a URL."""
     sample: str | dict[str, Scalar | dict[str, Scalar]] | list[dict[str, Scalar]] | None = None
     """Axes whose every index is a sample of its own (text), or metadata columns of the images."""
     ids: list[str] | None = None

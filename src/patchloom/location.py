@@ -24,13 +24,19 @@ from patchloom.answers import Answer, ask
 from patchloom.errors import AccessError, PatchloomError, SourceMissingError, WriteError
 from patchloom.retrying import RETRYING
 
-__all__ = ["Location", "StorageOptions"]
+__all__ = ["CHAINED", "Location", "StorageOptions"]
 
 # A password may hold "/" and "@": with one, all up to the last "@" goes; a port is no password.
 _USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s]*|[^/@\s]+)@")
 _QUERY = re.compile(r"[?#].*$")
 _QUOTED_QUERY = re.compile(r"(?<=://)([^\s?#'\"]*)[?#][^\s'\"<>]*")
 """Of a URL within a text."""
+_ARCHIVES = ("zip", "tar", "libarchive")
+CHAINED = frozenset(
+    {"blockcache", "cached", "dir", "filecache", "reference", "simplecache", *_ARCHIVES}
+    | {"async_wrapper", "asyncwrapper"}
+)
+"""Protocols of fsspec that lie over another URL, which follows after ``::``."""
 _ATTEMPTS = 3
 Found = TypeVar("Found")
 
@@ -106,7 +112,7 @@ class Location:
     @property
     def shown(self) -> str:
         """The URL without user, password, token or query: fit for logs and manifests."""
-        return _QUERY.sub("", _USERINFO.sub("", self.url)) if "://" in self.url else self.url
+        return _shown(self.url)
 
     def __repr__(self) -> str:
         return f"Location({self.shown!r})"
@@ -132,7 +138,8 @@ class Location:
     @property
     def stem(self) -> str:
         """The last name of the path without its suffix, ``.gz`` behind and ``.ome`` before it."""
-        path = PurePosixPath(self.shown.removesuffix(".gz"))
+        links = [link for link in self.shown.split("::") if link.partition("://")[2]]
+        path = PurePosixPath((links[0] if links else self.shown).removesuffix(".gz"))
         return path.stem.removesuffix(".ome") or path.name
 
     @property
@@ -159,6 +166,15 @@ class Location:
         if self.tried_once != self.options:
             fs.retries = 1  # of s3fs
 
+    @property
+    def _by_protocol(self) -> dict[str, Any]:
+        """The options as fsspec takes them: what lies in an archive is reached by the archive's."""
+        links = [link.partition("://")[0] for link in self.url.split("::") if "://" in link]
+        options = self.tried_once
+        if not options or not links or links[0] not in _ARCHIVES or set(links) & set(options):
+            return options
+        return {links[-1] if len(links) > 1 else "file": options}
+
     def open(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system and the path in it. fsspec keeps one instance a process."""
         if self.options.lost:
@@ -168,7 +184,7 @@ class Location:
                 "let every process find them by itself (environment, configuration, role)"
             )
         try:
-            fs, path = fsspec.core.url_to_fs(self.url, **self.tried_once)
+            fs, path = fsspec.core.url_to_fs(self.url, **self._by_protocol)
             self.leave_retries(fs)
         except ImportError as error:
             extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure"}
@@ -185,12 +201,32 @@ class Location:
         return fs, path.rstrip("/") if path != "/" else path
 
     def __truediv__(self, name: str) -> Location:
-        return Location(self.inside(self.url, name), self.options)
+        before, path, after = self._link
+        return Location(before + self.inside(path, name) + after, self.options)
+
+    @property
+    def parent(self) -> Location:
+        """The folder that it lies in."""
+        before, path, after = self._link
+        return Location(before + path.rstrip("/").rsplit("/", 1)[0] + after, self.options)
+
+    @property
+    def _link(self) -> tuple[str, str, str]:
+        """Of a chain of protocols: what stands before, in and after the link with the path."""
+        links = self.url.split("::")
+        named = [k for k, link in enumerate(links) if "://" in link]
+        k = named[0] if named else len(links) - 1
+        return (
+            "".join(f"{link}::" for link in links[:k]),
+            links[k],
+            "".join(f"::{link}" for link in links[k + 1 :]),
+        )
 
     def inside(self, path: str, name: str) -> str:
         """The path of an object below a path of this location; a query stays at the end."""
         head, mark, tail = path.partition("?") if "://" in self.url else (path, "", "")
-        return f"{head.rstrip('/')}/{name}{mark}{tail}"
+        between = "" if head.endswith("://") else "/"  # of an archive: all of it
+        return f"{head if not between else head.rstrip('/')}{between}{name}{mark}{tail}"
 
     def beside(self, suffix: str) -> Location:
         """The location with `suffix` added to its last name."""
@@ -218,12 +254,34 @@ class Location:
         except PatchloomError:
             raise
         except Exception as error:  # each file system has errors of its own
-            shown = f"{self.shown}/{what}" if what else self.shown
-            raise AccessError(
-                f"what a URL names must be within reach, but {shown} is not: "
-                f"{self.describe(error)}; mend the network or the credentials, then run the same "
-                "call again: nothing that was finished is lost"
-            ) from error
+            raise self._refused(error, what) from error
+
+    def _refused(self, error: Exception, what: str) -> AccessError:
+        shown = f"{self.shown}/{what}" if what else self.shown
+        return AccessError(
+            f"what a URL names must be within reach, but {shown} is not: "
+            f"{self.describe(error)}; mend the network or the credentials, then run the same "
+            "call again: nothing that was finished is lost"
+        )
+
+    def read_all(self, names: Sequence[str]) -> list[bytes | None]:
+        """Several whole objects below here, asked for together; None where one does not exist.
+
+        Raises
+        ------
+        AccessError
+            If one cannot be read.
+        """
+        fs, root = self.open()
+        asked = [(self.inside(root, name), None, None) for name in names]
+        found: list[bytes | None] = []
+        for name, answer in zip(
+            names, RETRYING.each(lambda items: ask(fs, items), asked), strict=True
+        ):
+            if isinstance(answer, Exception) and not isinstance(answer, IsADirectoryError):
+                raise self._refused(answer, name) from answer
+            found.append(bytes(answer.data) if isinstance(answer, Answer) else None)
+        return found
 
     def read(self, name: str = "") -> bytes | None:
         """The whole object, or None if it does not exist.
@@ -375,6 +433,13 @@ def _location(shown: str, name: str, options: StorageOptions) -> Location:
         options = StorageOptions()
         options.lost = True
     return Location(shown if url is None else url, options)
+
+
+def _shown(url: str) -> str:
+    link, mark, rest = url.partition("::")
+    if mark and link.partition("://")[0] in CHAINED:  # else of a password
+        return f"{link}::{_shown(rest)}"
+    return _QUERY.sub("", _USERINFO.sub("", url)) if "://" in url else url
 
 
 def _texts(value: Any) -> list[str]:

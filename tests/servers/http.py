@@ -53,6 +53,10 @@ class HttpServer:
         return f"{self.endpoint}/{urllib.parse.quote(path)}"
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256  # clients connect many at a time; those beyond it wait for seconds
+
+
 @contextmanager
 def serve_http(folder: Path) -> Iterator[HttpServer]:
     """Serve a folder, read-only, from a thread of this process; stop with the block."""
@@ -62,7 +66,7 @@ def serve_http(folder: Path) -> Iterator[HttpServer]:
         root = folder.resolve()
         log = requests
 
-    server = ThreadingHTTPServer((HOST, 0), Handler)
+    server = _Server((HOST, 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

@@ -25,6 +25,7 @@ def images_of(job: Job) -> list[Image]:
         target=job.target,
         axes=job.axes,
         level=job.level,
+        array=job.array,
         sample=job.sample,
         storage_options=job.storage_options,
         ids=job.ids,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,32 +11,27 @@ from typing import Any
 import numpy as np
 
 from patchloom.axes import Axes
-from patchloom.errors import (
-    AxesError,
-    IdentityError,
-    NotAnArrayError,
-    SourceError,
-    SourceMissingError,
-)
+from patchloom.errors import AxesError, IdentityError, NotAnArrayError, SourceError
 from patchloom.image import ROLES, Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
+from patchloom.sources.collections import images_of_collection
+from patchloom.sources.containers import node_inside, only_inside, unzipped
+from patchloom.sources.datasets import described
 from patchloom.sources.files import Wanted, format_of, open_file, sniffed
-from patchloom.sources.folders import images_in, in_order
 from patchloom.sources.functions import reading_of
-from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
-from patchloom.sources.image_tables import image_table
+from patchloom.sources.handles import axes_of, image_of, letters
+from patchloom.sources.image_tables import ImageTable, image_table
+from patchloom.sources.inside import split_inside
+from patchloom.sources.items import expanded, with_array
+from patchloom.sources.levels import image_at, label_group, matching_level
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
-from patchloom.sources.ome_zarr import Level, label_names, levels_of
-from patchloom.sources.pyramids import ZarrPyramid
 from patchloom.sources.roles import align, join, named_for, per_image, role_axes
 from patchloom.sources.stacks import Stack, opened_stack, stacks
-from patchloom.sources.zarrs import Node, ZarrSource, open_node
+from patchloom.sources.zarrs import Node
 
 __all__ = ["open_images"]
-
-_MAGIC = set("*?[")
 
 
 def open_images(
@@ -48,6 +42,7 @@ def open_images(
     target: Any = None,
     axes: str | None = None,
     level: int | str = 0,
+    array: str | None = None,
     sample: Any = None,
     storage_options: Mapping[str, Any] | None = None,
     ids: Sequence[str] | None = None,
@@ -63,10 +58,12 @@ def open_images(
     ----------
     urls
         A path or URL (``file://``, ``s3://``, ``gs://``, ``http(s)://``, ``memory://``, any
-        fsspec protocol), a glob of them, a NumPy, Dask or xarray array, or a list of these.
-        What stands at a URL is a Zarr array (v2 or v3, sharded or not), an OME-Zarr image, a
-        file of a known format (docs/formats), or a folder of these. What a glob or folder gives
-        is in the order in which people count: plane2 before plane10.
+        fsspec protocol), a glob of them, a NumPy, Dask or xarray array, an xarray Dataset, or a
+        list of these. What stands at a URL is a Zarr array (v2 or v3, sharded or not), an
+        OME-Zarr image, a file of a known format (docs/formats), a container that holds one of
+        these or several (then ``URL::path/inside`` says which), a plate, a well or a collection of
+        bioformats2raw (one image a field or series), or a folder of all these. What a glob or
+        folder gives is in the order in which people count: plane2 before plane10.
         Or a table with a row an image: a DataFrame, a pyarrow Table or the URL of a ``.csv``,
         ``.tsv`` or ``.parquet`` file, with the column ``image`` (or ``url``), if wanted ``mask``,
         ``labels``, ``target`` and ``id``, and metadata in all others. Paths in a file are relative
@@ -82,15 +79,21 @@ def open_images(
         default what the metadata say, else X, YX, ZYX, CZYX, TCZYX by their number.
     level
         The one pyramid level to open: its number (0 is the finest) or its path.
+    array
+        The path of the array or image inside each container, as after ``::``; of a Dataset the
+        name of the variable.
     sample
         What a sample is. A string names axes whose every index is a sample of its own
         (for example ``"z"`` to patch a stack plane by plane); a mapping gives metadata columns
         for all images; a list of mappings, or a mapping from image id to a mapping, for each.
+        Fields of a plate keep the columns that they have besides.
     storage_options
         For fsspec, for example credentials; never shown, saved or written to a store.
     ids
         One name an image; by default its stem: the last part of the path without its suffix, and
-        without ``.ome`` before that.
+        without ``.ome`` before that. Fields of a plate are called ``ROW/COLUMN/FIELD``, with the
+        plate's name before that where other things are opened with it; series of bioformats2raw
+        ``NAME/SERIES``.
     nodata
         The value of pixels that tell nothing, a number or ``"nan"``, which statistics count apart
         and leave out; one for each image in a list, or per image id in a mapping. By default what
@@ -136,47 +139,30 @@ def open_images(
     table = image_table(urls, options)
     if table is not None:
         given = {"mask": mask, "labels": labels, "target": target, "ids": ids}
-        named = {"ids": table.ids} | {name: table.roles.get(name) for name in ROLES}
-        twice = [n for n in given if given[n] is not None and named[n] is not None]
-        if twice:
-            raise SourceError(
-                f"a role or name is given once, but {twice} stand in {table.what} and are given "
-                "besides; leave one of both out"
-            )
-        roles: dict[str, Any] = {n: named[n] if given[n] is None else given[n] for n in given}
         rest = {"axes": axes, "level": level, "sample": sample, "nodata": nodata, "stack": stack}
-        rest |= {"read": read, "read_kwargs": read_kwargs, "extension": extension}
-        opened = open_images(table.urls, **roles, **rest, storage_options=options)
-        if len(opened) != len(table.urls):
-            raise IdentityError(
-                f"a row of a table is one image, but {len(table.urls)} rows of {table.what} name "
-                f"{len(opened)} images; name each one, or open folders with stack="
-            )
-        return [
-            replace(image, metadata={**row, **image.metadata})
-            for image, row in zip(opened, table.metadata, strict=True)
-        ]
+        rest |= {"array": array, "read": read, "read_kwargs": read_kwargs, "extension": extension}
+        return _of_table(table, given, {**rest, "storage_options": options})
     reading = reading_of(read, read_kwargs, extension)
-    if reading is not None and (level != 0 or stack is not None):
-        raise SourceError("what a function reads has neither level= nor stack=; leave them out")
-    images = []
+    if reading is not None and (level != 0 or stack is not None or array is not None):
+        raise SourceError(
+            "what a function reads has neither level=, stack= nor array=; leave them out"
+        )
     if reading is not None and reading.is_loader:
         images = reading.stacks(urls, axes, ids)
     else:
-        items = _expand(urls, options, folders=stack is None and reading is None)
-        if stack is not None:
-            items = list(stacks(items, stack, options))
+        items = expanded(urls, options, folders=stack is None and reading is None)
         if reading is not None:
-            items = list(reading.files(items, options))
-        if ids is not None and (isinstance(ids, str) or len(ids) != len(items)):
-            raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(items)} images")
-        for position, item in enumerate(items):
-            name = None if ids is None else str(ids[position])
-            if reading is not None:
-                images.append(reading.image(item, axes, name or item.stem))
-            else:
-                images.append(_open(item, axes, level, options, name, position))
-    _check_ids(images)
+            files = reading.files(items, options)
+            images = [reading.image(one, axes, one.stem) for one in files]
+        else:
+            found = items if stack is None else stacks(items, stack, options)
+            opening = partial(_open, axes=axes, level=level, options=options, alone=len(found) == 1)
+            images = [
+                image
+                for position, item in enumerate(found)
+                for image in opening(with_array(item, array), position=position)
+            ]
+    images = _named(images, ids)
     images = with_nodata(nodata, _with_samples(images, sample))
 
     def open_role(item: Any, image: Image) -> Image:
@@ -193,57 +179,26 @@ def open_images(
     return images
 
 
-def _expand(urls: Any, options: Mapping[str, Any], folders: bool) -> list[Any]:
-    if is_array(urls):
-        return [urls]
-    if isinstance(urls, str | os.PathLike):
-        text = os.fspath(urls)
-        if not text:
-            raise SourceMissingError("open_images takes paths, URLs or arrays, got an empty one")
-        web = text.startswith(("http://", "https://"))
-        magic = _MAGIC - {"?"} if web else _MAGIC
-        if not magic & set(text.partition("://")[2] or text) or os.path.exists(text):
-            return _inside_folder(text, options) if folders else [text]
-        location = Location.of(text, options)
-        fs, path = location.open()
-        try:
-            found = in_order([str(p).rstrip("/") for p in location.ask(lambda: fs.glob(path))])
-        except Exception as error:
-            raise SourceMissingError(
-                f"the folder of {location.shown!r} must be readable, but it is not: "
-                f"{location.describe(error)}; check the path and the credentials"
-            ) from error
-        if not found:
-            raise SourceMissingError(
-                f"a pattern matches at least one image, but nothing matches {location.shown!r}; "
-                "check the path"
-            )
-        if location.scheme != "file" or "://" in text:
-            found = [fs.unstrip_protocol(p) for p in found]
-        return [name for p in found for name in (_inside_folder(p, options) if folders else [p])]
-    if isinstance(urls, Sequence):
-        found = [entry for item in urls for entry in _expand(item, options, folders)]
-        if found:
-            return found
-    raise SourceMissingError(
-        f"open_images takes paths, URLs or arrays, at least one, got {type(urls).__name__}"
-        + ("" if isinstance(urls, Sequence) else f" {urls!r}")
-    )
-
-
-def _inside_folder(text: str, options: Mapping[str, Any]) -> list[str]:
-    """The images in a folder; the URL itself if it is something else."""
-    location = Location.of(text, options)
-    if ".zarr" in location.shown or format_of(location) is not None:
-        return [text]
-    names = images_in(location)
-    if names == []:
-        raise NotAnArrayError(
-            f"a folder is opened as the images in it, but none of {location.shown!r} is of a known "
-            "format (docs/formats), and it has neither zarr.json nor .zarray nor .zgroup; name a "
-            "file, or an array inside"
+def _of_table(table: ImageTable, given: Mapping[str, Any], rest: Mapping[str, Any]) -> list[Image]:
+    """The images of a table, one a row."""
+    named = {"ids": table.ids} | {name: table.roles.get(name) for name in ROLES}
+    twice = [n for n in given if given[n] is not None and named[n] is not None]
+    if twice:
+        raise SourceError(
+            f"a role or name is given once, but {twice} stand in {table.what} and are given "
+            "besides; leave one of both out"
         )
-    return [text] if names is None else [(location / name).url for name in names]
+    roles: dict[str, Any] = {n: named[n] if given[n] is None else given[n] for n in given}
+    opened = open_images(table.urls, **roles, **rest)
+    if len(opened) != len(table.urls):
+        raise IdentityError(
+            f"a row of a table is one image, but {len(table.urls)} rows of {table.what} name "
+            f"{len(opened)} images; name each one, or open folders with stack="
+        )
+    return [
+        replace(image, metadata={**row, **image.metadata})
+        for image, row in zip(opened, table.metadata, strict=True)
+    ]
 
 
 def _open(
@@ -251,9 +206,10 @@ def _open(
     axes: str | None,
     level: int | str,
     options: Mapping[str, Any],
-    name: str | None,
     position: int,
-) -> Image:
+    alone: bool,
+) -> list[Image]:
+    """The images of one item: several if it is a collection."""
     if is_array(item):
         if level != 0:
             raise SourceError(
@@ -261,26 +217,42 @@ def _open(
             )
         # A Dask array's name is a hash; an xarray's is its user's.
         own = getattr(item, "name", None) if hasattr(item, "dims") else None
-        return _from_array(item, axes, name or str(own or f"image-{position}"))
+        return [_from_array(item, axes, str(own or f"image-{position}"))]
     if isinstance(item, Stack):
-        return opened_stack(item, name, lambda one: _from_url(one, Wanted(one.stem, axes, level)))
-    location = Location.of(item, options)
-    return _from_url(location, Wanted(name or location.stem, axes, level))
+
+        def plane(location: Location) -> Image:
+            return _only(_from_url(location, Wanted(location.stem, axes, level), alone=True))
+
+        return [opened_stack(item, None, plane)]
+    url, inside = split_inside(item)
+    location = Location.of(url, options)
+    return _from_url(location, Wanted(location.stem, axes, level, inside), alone)
 
 
-def _from_url(location: Location, wanted: Wanted) -> Image:
-    """What stands at a URL: a file of a known format, or a Zarr array or group."""
+def _from_url(location: Location, wanted: Wanted, alone: bool) -> list[Image]:
+    """What stands at a URL: a file of a known format, or Zarr: an image, or a collection."""
     kind = format_of(location)
     if kind is None:
         try:
-            node = open_node(location)
+            node = node_inside(unzipped(location), wanted.inside)
         except NotAnArrayError:
             kind = sniffed(location)
             if kind is None:
                 raise
         else:
-            return _from_node(node, wanted.axes, wanted.level, wanted.name)
-    return open_file(kind, location, wanted)
+            axes, level = wanted.axes, wanted.level
+            found = images_of_collection(node, axes, level, wanted.name, alone)
+            return [_from_node(node, axes, level, wanted.name)] if found is None else found
+    return [open_file(kind, location, wanted)]
+
+
+def _only(images: Sequence[Image]) -> Image:
+    if len(images) != 1:
+        raise NotAnArrayError(
+            f"a plane of a stack is one image, but {images[0].uri!r} is one of {len(images)} of a "
+            "collection; name the one that is meant"
+        )
+    return images[0]
 
 
 def _from_array(array: Any, axes: str | None, name: str) -> Image:
@@ -299,7 +271,7 @@ def _from_array(array: Any, axes: str | None, name: str) -> Image:
     parsed = axes_of(axes, named if len(named) == len(dims) else "", data.ndim, name)
     dtype = check_numeric(data.dtype, f"image {name!r}")
     chunks = regular_chunks(data, parsed.pick("c" if parsed.has_channel else ""))
-    return image_of(
+    image = image_of(
         name=name,
         uri="",
         axes=parsed,
@@ -309,6 +281,7 @@ def _from_array(array: Any, axes: str | None, name: str) -> Image:
         source=ArraySource(data.rechunk(chunks) if hasattr(data, "dask") else data),
         nodata=told_nodata(getattr(array, "attrs", {}) if dims else {}, dtype),
     )
+    return described(image, array) if dims else image
 
 
 def _lazy(array: Any) -> Any:
@@ -319,64 +292,21 @@ def _lazy(array: Any) -> Any:
 
 
 def _from_node(node: Node, axes: str | None, level: int | str, name: str) -> Image:
-    levels = levels_of(node) if node.array is None else []
-    if levels:
-        index = _pick_level(levels, level, node)
-        chosen = levels[index]
-        inner = open_node(node.location / chosen.path)
-        if inner.array is None:
-            raise NotAnArrayError(
-                f"level {chosen.path!r} of {node.location.shown!r} is listed in its metadata but "
-                "is no array; restore it, or open another level"
-            )
-        image = image_of_node(inner, axes, name, chosen, index)
-        coarser = ZarrPyramid(node.location) if index + 1 < len(levels) else None
-        return replace(image, pyramid=coarser)
-    if level != 0:
-        raise SourceError(
-            f"only an OME-Zarr image has levels, but {node.location.shown!r} is none, got "
-            f"level={level!r}; leave level out, or name the array itself"
-        )
-    if node.array is not None:
-        return image_of_node(node, axes, name, None, 0)
-    inside = _arrays_inside(node)
-    if len(inside) == 1:
-        return image_of_node(open_node(node.location / inside[0]), axes, name, None, 0)
-    raise NotAnArrayError(
-        f"an image is one array, but {node.location.shown!r} is a group without OME-Zarr metadata"
-        + (f" that holds {inside[:20]}" if inside else " and without arrays")
-        + "; name the array: its path below the group"
-    )
+    found = image_at(node, axes, level, name)
+    if found is None:
+        found = image_at(only_inside(node), axes, level, name)
+    assert found is not None
+    return found
 
 
-def _pick_level(levels: Sequence[Level], level: int | str, node: Node) -> int:
-    paths = [lv.path for lv in levels]
-    if isinstance(level, str) and level in paths:
-        return paths.index(level)
-    if isinstance(level, int) and not isinstance(level, bool) and 0 <= level < len(levels):
-        return level
-    raise SourceError(
-        f"level= is a number from 0 (finest) to {len(levels) - 1}, or a path out of {paths}, got "
-        f"{level!r} for {node.location.shown!r}"
-    )
-
-
-def _arrays_inside(node: Node) -> list[str]:
-    fs, root = node.location.open()
-    try:
-        found = node.location.ask(lambda: fs.ls(root, detail=True))
-        names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in found)
-    except (OSError, ValueError):
-        return []
-    return [
-        name
-        for name in names
-        if any(
-            node.location.ask(partial(fs.exists, f"{root}/{name}/{document}"))
-            for document in ("zarr.json", ".zarray")
-        )
-        if open_node(node.location / name).array is not None
-    ]
+def _named(images: Sequence[Image], ids: Sequence[str] | None) -> list[Image]:
+    """The images with the ids that are given, if they are."""
+    if ids is not None:
+        if isinstance(ids, str) or len(ids) != len(images):
+            raise IdentityError(f"ids= has one name an image, got {ids!r} for {len(images)} images")
+        images = [replace(image, id=str(name)) for image, name in zip(images, ids, strict=True)]
+    _check_ids(images)
+    return list(images)
 
 
 def _check_ids(images: Sequence[Image]) -> None:
@@ -409,10 +339,14 @@ def _with_samples(images: Sequence[Image], sample: Any) -> list[Image]:
     return [
         replace(
             image,
-            metadata={str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()},
+            metadata={**image.metadata, **_plain(row)},
         )
         for image, row in zip(images, good, strict=True)
     ]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
 
 
 def _as_samples(image: Image, letters: str) -> Image:
@@ -456,63 +390,18 @@ def _open_role(item: Any, image: Image, level: int | str, options: Mapping[str, 
             f"a role is an array, a URL, a pattern with {{stem}} or a label group's name, got "
             f"{type(item).__name__}"
         )
-    group = _label_group(item, image)
-    if group is not None:
-        return _matching_level(group, image, level)
-    location = Location.of(item, options)
-    kind = format_of(location)
-    if kind is not None:
-        return open_file(kind, location, Wanted(image.id, role_of=image))
-    node = open_node(location)
-    if node.array is None and levels_of(node):
-        return _matching_level(node, image, level)
-    if node.array is not None and not node.array.document.get("dimension_names"):
-        guessed = role_axes(image, len(node.array.document["shape"])).names
-        return _from_node(node, guessed, 0, image.id)
-    return _from_node(node, None, 0, image.id)
-
-
-def _label_group(name: str, image: Image) -> Node | None:
-    """The label image of an OME-Zarr, if `name` is the name of one."""
-    if "://" in name or "/" in name.strip("/") or not isinstance(image.source, ZarrSource):
-        return None
-    location = image.source.location
-    # The image array lies one or more names below the group that holds "labels".
-    for depth in range(1, 4):
-        parent = Location(location.url.rsplit("/", depth)[0], location.options)
-        try:
-            labels = open_node(parent / "labels")
-        except SourceError:
-            continue
-        listed = label_names(labels.attributes)
-        if name in listed:
-            return open_node(labels.location / name)
-        if not os.path.exists(name):
-            raise SourceMissingError(
-                f"{image.id!r} has the label groups {listed}, got {name!r}; name one of them, "
-                "or give a path"
-            )
-    return None
-
-
-def _matching_level(group: Node, image: Image, level: int | str) -> Image:
-    """The level of a label image on the image's own pixels, else the finest."""
-    levels = levels_of(group)
-    if not levels:
-        return _from_node(group, None, 0, image.id)
-    chosen = None
-    order = list(range(len(levels)))
-    if isinstance(level, int) and level < len(levels):
-        order = [level, *(k for k in order if k != level)]
-    for index in order:
-        candidate = _from_node(group, None, index, image.id)
-        same = all(
-            candidate.shape[candidate.axes.names.index(a)] == image.shape[image.axes.names.index(a)]
-            for a in candidate.axes.spatial
-            if a in image.axes.names
-        )
-        if same:
-            return candidate
-        chosen = chosen or candidate
-    assert chosen is not None
-    return chosen
+    group = label_group(item, image)
+    if group is None:
+        url, inside = split_inside(item)
+        location = Location.of(url, options)
+        kind = format_of(location)
+        if kind is not None:
+            return open_file(kind, location, Wanted(image.id, inside=inside, role_of=image))
+        group = node_inside(unzipped(location), inside)
+    found = matching_level(group, image, level)
+    if found is not None:
+        return found
+    if group.array is not None and not group.array.document.get("dimension_names"):
+        guessed = role_axes(image, len(group.array.document["shape"])).names
+        return _from_node(group, guessed, 0, image.id)
+    return _from_node(group, None, 0, image.id)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from patchloom.errors import AxesError, ConfigError, SourceError
 from patchloom.points import Points
+from patchloom.sources.elements import open_element
 from patchloom.sources.tables import Table, is_text, open_table
 
 __all__ = ["read_points"]
@@ -43,7 +44,8 @@ def read_points(
         mapping from names to columns, an array of numbers [n, ndim], an AnnData object, or a
         path or URL (any fsspec protocol) of a ``.csv``, ``.tsv`` (also ``.gz``), ``.parquet``
         (a file or a folder of them) or ``.npy`` file, or of an AnnData or an array in Zarr. Of a
-        SpatialData object, the table: ``sdata.tables["table"]``, stored ``x.zarr/tables/table``.
+        SpatialData object, the table: ``sdata.tables["table"]``; stored, an element:
+        ``x.zarr::tables/NAME``, ``x.zarr::points/NAME`` or ``x.zarr::shapes/NAME``.
     image
         The column with image ids, text or integers; by default all points lie in one image.
     axes
@@ -61,7 +63,8 @@ def read_points(
         default they are columns of ``obs``.
     unit
         ``"pixel"``: of the opened level, where pixel k's centre is at k. ``"physical"``: the
-        unit of the image's metadata, turned into pixels by `Points.in_pixels`.
+        unit of the image's metadata, turned into pixels by `Points.in_pixels`. Elements of
+        SpatialData tell it themselves: they are physical.
     drop_missing
         Leave out points whose position is missing or not finite, or whose image or sample is
         missing; by default they are an error.
@@ -95,7 +98,8 @@ def read_points(
     """
     if unit not in ("pixel", "physical"):
         raise ConfigError(f"unit= is 'pixel' or 'physical', got {unit!r}")
-    found = open_table(table, positions, image, storage_options)
+    found = open_element(table, positions, axes, image, storage_options)
+    found = found or open_table(table, positions, image, storage_options)
     _check_names(found)
     letters, where = _find_axes(found, axes)
     inside = [] if found.places is not None else [str(name) for name in where]
@@ -125,7 +129,7 @@ def read_points(
         image=codes,
         images=images,
         sample=None if samples is None else _counted(samples[keep], sample, found.what),
-        unit=unit,
+        unit=found.unit or unit,
     )
     for array in (points.position, points.image, points.sample):
         if array is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
@@ -16,6 +17,8 @@ from patchloom.sources.arrays import is_array
 
 __all__ = ["align", "join", "named_for", "per_image", "role_axes"]
 
+_ABREAST = 16
+"""Roles whose metadata are asked for at a time: each waits for several answers in turn."""
 _PRECISION = 4096
 """Ratios of spacings are rationals with a denominator up to this."""
 
@@ -48,8 +51,14 @@ def join(
     make
         Makes the role of one image.
     """
+    asked = [(item, image) for image, item in zip(images, items, strict=True) if item is not None]
+    if len(asked) > _ABREAST:
+        with ThreadPoolExecutor(_ABREAST) as pool:
+            roles = iter(list(pool.map(lambda pair: make(*pair), asked)))
+    else:
+        roles = iter([make(*pair) for pair in asked])
     return [
-        image if item is None else image.with_role(name, make(item, image))
+        image if item is None else image.with_role(name, next(roles))
         for image, item in zip(images, items, strict=True)
     ]
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,10 @@ from patchloom.location import Location
 from patchloom.retrying import RETRYING
 from patchloom.sources.arrays import is_array
 from patchloom.sources.chunks import ZarrReader
+from patchloom.sources.inside import split_inside
 from patchloom.sources.zarrs import Node, open_node
 
-__all__ = ["Table", "is_text", "open_table"]
+__all__ = ["Table", "is_text", "located", "open_table", "parquet_table", "stored_frame"]
 
 _TEXT_LIMIT = 2**31 - 1
 """Bytes of text that 32-bit offsets reach."""
@@ -45,6 +46,8 @@ class Table:
     """Where positions are, if not among the columns: another table, or [n, k] without names."""
     keys: tuple[str, ...] = ()
     """The keys of AnnData's obsm."""
+    unit: Literal["physical"] | None = None
+    """What positions are counted in, where the table tells it."""
 
     def read(self, names: Sequence[str]) -> dict[str, Any]:
         """Columns of text, numbers and flags, in one Arrow type each; others are left out."""
@@ -70,7 +73,7 @@ def open_table(
         For fsspec.
     """
     if isinstance(table, str | os.PathLike):
-        return _open_location(Location.of(table, options), positions, image)
+        return _open_location(located(table, options), positions, image)
     if hasattr(table, "obsm") and hasattr(table, "obs"):
         return _anndata(table, positions)
     if positions is not None:
@@ -99,6 +102,13 @@ def open_table(
         "points come from a DataFrame, a pyarrow Table, a mapping of columns, an array, an AnnData "
         f"object, a path or a URL, got {type(table).__name__}; turn it into one of these"
     )
+
+
+def located(table: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Location:
+    """Where a table is, in a container or not."""
+    url, inside = split_inside(os.fspath(table))
+    location = Location.of(url, options)
+    return location / inside if inside else location
 
 
 def _is_frame(table: Any) -> bool:
@@ -191,7 +201,7 @@ def _open_location(location: Location, positions: str | None, image: str | None)
                 f"{location.shown!r}; name the columns: axes={{'y': ..., 'x': ...}}"
             )
         if suffix in (".parquet", ".pq"):
-            return _parquet(location, image)
+            return parquet_table(location, image)
         data = _bytes(location)
         if suffix == ".npy":
             return _npy(location, data)
@@ -255,7 +265,8 @@ def _csv(location: Location, data: bytes, delimiter: str, image: str | None) -> 
     return _arrow(table, repr(location.shown))
 
 
-def _parquet(location: Location, image: str | None) -> Table:
+def parquet_table(location: Location, image: str | None) -> Table:
+    """A Parquet file, or a folder of them; the column `image` of folders stays as it is written."""
     import pyarrow.dataset as ds
 
     fs, path = location.open()
@@ -303,14 +314,14 @@ def _zarr(location: Location, positions: str | None) -> Table:
         return _matrix(_values(node), repr(location.shown))
     kind = node.attributes.get("encoding-type")
     if kind == "dataframe" and positions is None:
-        return _stored_frame(node)
+        return stored_frame(node)
     if kind != "anndata":
         raise SourceError(
             f"a Zarr group with points has AnnData's layout (encoding-type 'anndata'), got "
             f"{kind!r} in {location.shown!r}; of a SpatialData store, name a table: "
             f"{location.shown}/tables/NAME"
         )
-    obs = _stored_frame(open_node(location / "obs"))
+    obs = stored_frame(open_node(location / "obs"))
     if positions is None:
         return Table(obs.what, obs.names, obs.fetch, keys=_children(location / "obsm"))
     try:
@@ -320,7 +331,7 @@ def _zarr(location: Location, positions: str | None) -> Table:
     if places.array is not None or places.attributes.get("encoding-type") != "dataframe":
         matrix = _matrix(_values(places), repr(places.location.shown)).places
         return Table(obs.what, obs.names, obs.fetch, matrix)
-    return Table(obs.what, obs.names, obs.fetch, _stored_frame(places))
+    return Table(obs.what, obs.names, obs.fetch, stored_frame(places))
 
 
 def _children(location: Location) -> tuple[str, ...]:
@@ -333,7 +344,7 @@ def _children(location: Location) -> tuple[str, ...]:
     return tuple(sorted(n for n in found if not n.startswith(".") and n != "zarr.json"))
 
 
-def _stored_frame(node: Node) -> Table:
+def stored_frame(node: Node) -> Table:
     """AnnData's dataframe: one node a column, in the order of an attribute."""
     shown = node.location.shown
     if node.attributes.get("encoding-type") != "dataframe":

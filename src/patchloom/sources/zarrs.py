@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from patchloom.location import Location
 from patchloom.sources.chunks import ArrayMetadata, bare, reader_for
 from patchloom.sources.lazily import Sliceable
 
-__all__ = ["Node", "ZarrSource", "open_node"]
+__all__ = ["Node", "ZarrSource", "open_node", "open_nodes"]
 
 _UNSAFE = ('"pickle"', '"numcodecs.pickle"')
 """Codecs whose data are programs; older versions of numcodecs run them."""
@@ -27,6 +27,8 @@ class Node:
     attributes: Mapping[str, Any] = field(compare=False)
     array: ArrayMetadata | None
     """None for a group."""
+    format: int = 3
+    """The version of the Zarr format: 2 or 3."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +92,9 @@ def open_node(location: Location) -> Node:
     NotAnArrayError
         If what is there is no Zarr node.
     """
-    v3 = _document(location, "zarr.json")
-    if v3 is not None:
-        attributes = v3.get("attributes") or {}
-        if v3.get("node_type") == "array":
-            return Node(location, attributes, _checked(location, ArrayMetadata(3, bare(v3))))
-        return Node(location, attributes, None)
-    v2 = _document(location, ".zarray")
-    attributes = _document(location, ".zattrs") or {}
-    if v2 is not None:
-        return Node(location, attributes, _checked(location, ArrayMetadata(2, v2)))
-    if attributes or _document(location, ".zgroup") is not None:
-        return Node(location, attributes, None)
+    [found] = open_nodes(location, [""])
+    if found is not None:
+        return found
     fs, path = location.open()
     if not _exists(location, fs, path):
         raise SourceMissingError(
@@ -114,6 +107,73 @@ def open_node(location: Location) -> Node:
     )
 
 
+def open_nodes(root: Location, paths: Sequence[str], like: int = 3) -> list[Node | None]:
+    """Several Zarr nodes below a location, asked for together; None where none is.
+
+    What stands at each node counts; consolidated metadata, which may be old, are not asked.
+
+    Parameters
+    ----------
+    root
+        Where they lie.
+    paths
+        The path of each below it; ``""`` is the location itself.
+    like
+        The Zarr format that they probably have, which is asked for first.
+
+    Raises
+    ------
+    SourceMissingError
+        If one may not be read.
+    NotAnArrayError
+        If metadata cannot be used.
+    """
+    found: list[Node | None] = [None] * len(paths)
+    for version in (3, 2) if like == 3 else (2, 3):
+        left = [k for k, node in enumerate(found) if node is None]
+        make = _nodes_v3 if version == 3 else _nodes_v2
+        for k, node in zip(left, make(root, [paths[k] for k in left]), strict=True):
+            found[k] = node
+    return found
+
+
+def _nodes_v3(root: Location, paths: Sequence[str]) -> list[Node | None]:
+    found: list[Node | None] = []
+    for path, v3 in zip(paths, _documents(root, paths, "zarr.json"), strict=True):
+        location = root / path if path else root
+        array = None
+        if v3 is not None and v3.get("node_type") == "array":
+            array = _checked(location, ArrayMetadata(3, bare(v3)))
+        attributes = _attributes(None if v3 is None else v3.get("attributes"))
+        found.append(None if v3 is None else Node(location, attributes, array))
+    return found
+
+
+def _nodes_v2(root: Location, paths: Sequence[str]) -> list[Node | None]:
+    arrays = _documents(root, paths, ".zarray")
+    attributes = _documents(root, paths, ".zattrs")
+    # A group without attributes is one by its .zgroup.
+    pairs = enumerate(zip(arrays, attributes, strict=True))
+    open_ones = [k for k, told in pairs if not any(told)]
+    groups = _documents(root, [paths[k] for k in open_ones], ".zgroup")
+    is_group = {k for k, group in zip(open_ones, groups, strict=True) if group is not None}
+    found: list[Node | None] = []
+    for k, (path, v2) in enumerate(zip(paths, arrays, strict=True)):
+        location = root / path if path else root
+        if v2 is not None:
+            array = _checked(location, ArrayMetadata(2, v2))
+            found.append(Node(location, attributes[k] or {}, array, 2))
+        elif attributes[k] or k in is_group:
+            found.append(Node(location, attributes[k] or {}, None, 2))
+        else:
+            found.append(None)
+    return found
+
+
+def _attributes(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _exists(location: Location, fs: Any, path: str) -> bool:
     try:
         return location.ask(lambda: bool(fs.exists(path)))
@@ -121,26 +181,33 @@ def _exists(location: Location, fs: Any, path: str) -> bool:
         return False
 
 
-def _document(location: Location, name: str) -> dict[str, Any] | None:
+def _documents(root: Location, paths: Sequence[str], name: str) -> list[dict[str, Any] | None]:
+    """The metadata documents of one name of several nodes, asked for together."""
+    names = [f"{path}/{name}" if path else name for path in paths]
     try:
-        data = location.read(name)
+        contents = root.read_all(names)
     except Exception as error:
         raise SourceMissingError(
-            f"what a URL names must exist and be readable, but {location.shown}/{name} is not: "
-            f"{location.describe(error)}; check the path, the credentials and the network"
+            f"what a URL names must exist and be readable, but {_shown(root, names)} is not: "
+            f"{root.describe(error)}; check the path, the credentials and the network"
         ) from error
-    if data is None:
-        return None
+    return [
+        None if data is None else _document(data, f"{root.shown}/{name}")
+        for name, data in zip(names, contents, strict=True)
+    ]
+
+
+def _shown(root: Location, names: Sequence[str]) -> str:
+    return f"{root.shown}/{names[0]}" if len(names) == 1 else f"what lies below {root.shown}"
+
+
+def _document(data: bytes, shown: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
-    except ValueError as error:
-        raise NotAnArrayError(
-            f"Zarr metadata are JSON, but {location.shown}/{name} is not ({error})"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise NotAnArrayError(f"Zarr metadata are JSON, but {shown} is not ({error})") from error
     if not isinstance(document, dict):
-        raise NotAnArrayError(
-            f"Zarr metadata are a JSON object, but {location.shown}/{name} is not"
-        )
+        raise NotAnArrayError(f"Zarr metadata are a JSON object, but {shown} is not")
     return document
 
 
