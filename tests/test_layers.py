@@ -17,6 +17,8 @@ VERBS = {"plan", "materialize", "statistics", "summarize", "survey", "verify"}
 VAGUE = {"utils", "core", "common", "helpers", "types"}
 
 NEVER = {
+    "arrays": {"dask", "distributed"}
+    | {f"patchloom.{room}" for room in ("planning", "patching", "run", "store")},
     "patching": {"dask", "distributed", "zarr", "fsspec", "xarray", "pyarrow"}
     | {f"patchloom.{room}" for room in ("store", "run", "planning", "sources", "image")},
     "planning": {"dask", "distributed", "zarr"}

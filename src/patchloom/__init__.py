@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchloom import errors as errors
     from patchloom import patching as patching
+    from patchloom.arrays.array_view import ArrayView as ArrayView
+    from patchloom.arrays.array_writer import ArrayWriter as ArrayWriter
     from patchloom.errors import PatchloomError as PatchloomError
     from patchloom.image import Image as Image
     from patchloom.planning.plans import Plan as Plan
@@ -45,6 +47,8 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _HOME = {
+    "ArrayView": "patchloom.arrays.array_view",
+    "ArrayWriter": "patchloom.arrays.array_writer",
     "Image": "patchloom.image",
     "PatchStore": "patchloom.store.patch_store",
     "PatchloomError": "patchloom.errors",
