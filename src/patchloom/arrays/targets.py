@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.errors import ConfigError, ExistsError, StoreError, WriteError
+from patchloom.errors import ConfigError, ExistsError, PatchloomError, StoreError, WriteError
 from patchloom.location import Location
 
 __all__ = ["Hdf5Target", "Target", "Wanted", "ZarrTarget"]
@@ -217,6 +217,8 @@ class ZarrTarget:
 
         from patchloom.sources.chunks import ArrayMetadata
 
+        # The last object may hold rows that another writer has committed since.
+        self._check_alone()
         unit = self._wanted.unit
         shape = [start + unit, *self._wanted.element_shape]
         parsed = ArrayMetadata(self._format, {**self._document, "shape": shape}).parsed()
@@ -235,11 +237,7 @@ class ZarrTarget:
 
     def commit(self, n: int) -> None:
         """Replace the metadata document."""
-        if self._location.read(self._key) != self._stored:
-            raise StoreError(
-                f"an array has one writer at a time, but {self._location.shown!r} was changed by "
-                "another one; open it anew with append=True"
-            )
+        self._check_alone()
         for group in self._missing:
             document = {"zarr_format": self._format}
             if self._format == 3:
@@ -253,6 +251,13 @@ class ZarrTarget:
         data = _json(self._document)
         self._location.write(self._key, data)
         self._stored, self.n_committed = data, n
+
+    def _check_alone(self) -> None:
+        if self._location.read(self._key) != self._stored:
+            raise StoreError(
+                f"an array has one writer at a time, but {self._location.shown!r} was changed by "
+                "another one; open it anew with append=True"
+            )
 
     def close(self) -> None:
         """Objects beyond the end stay where they are: no reader sees them."""
@@ -285,6 +290,8 @@ class Hdf5Target:
             try:
                 with _h5py().File(self._path, "r") as file:
                     self._check(file)
+            except PatchloomError:
+                raise
             except OSError as error:
                 raise StoreError(
                     f"rows are appended to an HDF5 file, but {self._path!r} cannot be read as one: "
