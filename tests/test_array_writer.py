@@ -43,12 +43,16 @@ def opened(folder: Path, kind: str, append: bool = False, **more: Any) -> Any:
     return ArrayWriter((3, 2), "uint16", 4, url, "set/images", append=append, **options)
 
 
+def in_zarr(folder: Path) -> Any:
+    return zarr.open_group(folder / "a.zarr", mode="r")["set/images"]
+
+
 def read(folder: Path, kind: str) -> Pixels:
     """By the format's own reader."""
     if kind == "hdf5":
         with h5py.File(folder / "a.h5") as file:
             return np.asarray(file["set/images"][:])
-    return np.asarray(zarr.open_group(folder / "a.zarr", mode="r")["set/images"][...])
+    return np.asarray(in_zarr(folder)[...])
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -146,9 +150,9 @@ def test_each_object_is_written_whole_and_once(
         ["0.0.0", "1.0.0", "2.0.0"] if kind == "v2" else ["c/0/0/0", "c/1/0/0", "c/2/0/0"]
     )
     assert names[-1] in ("zarr.json", ".zarray")
-    array = zarr.open_group(tmp_path / "a.zarr", mode="r")["set/images"]
-    assert (array.shards or array.chunks) == (4, 3, 2)  # type: ignore[union-attr]
-    assert array.chunks[0] == (2 if kind == "v3-sharded" else 4)  # type: ignore[union-attr]
+    array = in_zarr(tmp_path)
+    assert (array.shards or array.chunks) == (4, 3, 2)
+    assert array.chunks[0] == (2 if kind == "v3-sharded" else 4)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

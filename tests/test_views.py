@@ -40,7 +40,8 @@ class Plain:
     def __getitem__(self, index: Any) -> Pixels:
         assert isinstance(index, slice) or all(isinstance(one, slice) for one in index)
         self.asked.append(index if isinstance(index, slice) else index[0])
-        return self._pixels[index]
+        found: Pixels = self._pixels[index]
+        return found
 
 
 def _zarr(folder: Path, **kwargs: Any) -> Any:
@@ -170,7 +171,12 @@ def test_an_index_gives_what_it_gives_of_a_numpy_array(
         pixels = PIXELS[view.order]
     assert (view.shape, len(view), view.ndim) == (pixels.shape, len(pixels), 3)
     assert view.dtype == np.uint16
-    both(view, pixels, data.draw(indices(view.shape)))
+    with pytest.MonkeyPatch.context() as patch:
+        # So few bytes at a time that everything is read in several goes.
+        together = data.draw(st.sampled_from([1, 100, 2**20]))
+        patch.setattr("patchloom.arrays.array_view.TOGETHER", together)
+        patch.setattr("patchloom.arrays.rows.TOGETHER", together)
+        both(view, pixels, data.draw(indices(view.shape)))
 
 
 @given(shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5), data=st.data())
@@ -236,6 +242,18 @@ def test_many_sources_are_one_array_with_labels(
     nested = ArrayView.concatenate([view, arrays[0]], ["a", "b"])
     assert nested.get_labels().tolist() == ["a"] * len(view) + ["b"] * lengths[0]
     np.testing.assert_array_equal(nested, np.concatenate([rows, arrays[0]]))
+
+
+@given(data=st.data())
+def test_rows_may_be_named(data: st.DataObject) -> None:
+    """In any order and more than once; windows and orders of them are of these rows."""
+    rows = data.draw(st.lists(st.integers(-23, 22), max_size=30))
+    low, high = data.draw(st.tuples(st.integers(0, 9), st.integers(5, 30)))
+    view = ArrayView(ArrayView(PIXELS, rows=rows), low, high)
+    pixels = PIXELS[np.array(rows, np.int64)][low:high]
+    both(view, pixels, data.draw(indices(view.shape)))
+    np.testing.assert_array_equal(view.order, np.array(rows, np.int64)[low:high] % 23)
+    assert sorted(view.shuffle(3).order) == sorted(view.order)
 
 
 def test_maxlen_draws_by_the_seed() -> None:
@@ -353,6 +371,26 @@ def test_a_view_of_a_huge_array_takes_what_is_asked_for() -> None:
     assert peak < 200 * 2**20
 
 
+def test_points_take_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the product of all their rows, lines and columns: that would be 64 MB here."""
+    monkeypatch.setattr("patchloom.arrays.array_view.TOGETHER", 2**20)
+    array = zarr.create_array({}, shape=(400, 512, 512), chunks=(1, 512, 512), dtype="u1")
+    array[100:110] = (np.arange(10 * 512 * 512) % 251).reshape(10, 512, 512)
+    rng = np.random.default_rng(0)
+    where = tuple(rng.integers(0, n, 600) for n in (400, 512, 512))
+    expected = array.vindex[where]
+    view = ArrayView(array)
+    tracemalloc.start()
+    try:
+        found = view[where]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, expected)
+    assert found.any()
+    assert peak < 16 * 2**20
+
+
 def test_a_view_holds_no_file_and_travels() -> None:
     view = ArrayView(np.arange(12).reshape(6, 2), 1, shuffle=2)
     again = pickle.loads(pickle.dumps(view))
@@ -411,14 +449,14 @@ def test_a_store_is_viewed_by_its_written_rows(tmp_path: Path) -> None:
     )
     patchloom.materialize(plan, tmp_path / "s.zarr", progress=False)
     store = patchloom.open_patches(tmp_path / "s.zarr")
-    view = store.view()
-    np.testing.assert_array_equal(view, store.images[:])
+    view, stored = store.view(), np.asarray(store.images[:])
+    np.testing.assert_array_equal(view, stored)
     seed = 3
     mixed, labels = view.shuffle(seed), store.view("labels").shuffle(seed)
     np.testing.assert_array_equal(mixed[:] // 16, labels)
     names = store.manifest["split"].to_numpy(zero_copy_only=False)
     for name in set(names.tolist()):
-        np.testing.assert_array_equal(store.view(split=name), store.images[:][names == name])
+        np.testing.assert_array_equal(store.view(split=name), stored[names == name])
     with pytest.raises(ConfigError, match="a split is one of"):
         store.view(split="nothing")
     with pytest.raises(ConfigError, match="has the arrays"):

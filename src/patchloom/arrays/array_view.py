@@ -67,6 +67,9 @@ class ArrayView:
     True
     """
 
+    _pieces: tuple[_Piece, ...]
+    _order: Need
+
     def __init__(
         self,
         source: Any,
@@ -76,10 +79,12 @@ class ArrayView:
         shuffle: int | None = None,
         rows: npt.ArrayLike | None = None,
     ) -> None:
-        self._pieces = (
-            source._pieces if isinstance(source, ArrayView) else (_Piece(rows_of(source)),)
-        )
-        order = source._order if isinstance(source, ArrayView) else range(self._pieces[0].n)
+        order: Need
+        if isinstance(source, ArrayView):
+            self._pieces, order = source._pieces, source._order
+        else:
+            self._pieces = (_Piece(rows_of(source)),)
+            order = range(self._pieces[0].n)
         if rows is None:
             order = order[slice(idx_min, idx_max)]
         elif idx_min is None and idx_max is None:
@@ -258,7 +263,37 @@ class ArrayView:
 
     def __getitem__(self, index: Any) -> Any:
         asked = Asked.of(index, self.shape)
-        return self._block(asked.needed, _Opened(self._pieces))[asked.pick]
+        opened = _Opened(self._pieces)
+        if math.prod(map(len, asked.needed)) * self.dtype.itemsize > TOGETHER:
+            # Points that lie apart are few of all that the product of their positions holds.
+            points = asked.points()
+            if points is not None:
+                return self._at(asked, *points, opened)
+        return self._block(asked.needed, opened)[asked.pick]
+
+    def _at(
+        self,
+        asked: Asked,
+        shape: tuple[int, ...],
+        axes: Sequence[Ints | slice],
+        opened: _Opened,
+    ) -> npt.NDArray[Any]:
+        """What an index of several arrays asks for, a group of rows at a time."""
+        rest = [
+            len(need)
+            for one, need in zip(axes, asked.needed, strict=True)
+            if isinstance(one, slice)
+        ]
+        out = np.empty((math.prod(shape), *rest), self.dtype)
+        assert not isinstance(axes[0], slice)
+        rows = np.asarray(_picked(self._order, axes[0]), np.int64)
+        by = np.argsort(rows, kind="stable")
+        first = np.flatnonzero(np.diff(rows[by], prepend=-1))
+        row_bytes = math.prod(map(len, asked.needed[1:])) * self.dtype.itemsize
+        for a, b in pairwise([*first[:: max(1, TOGETHER // row_bytes)].tolist(), len(by)]):
+            part = asked.at(axes, by[a:b])
+            out[by[a:b]] = self._block(part.needed, opened)[part.pick]
+        return out.reshape(*shape, *rest)
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
@@ -383,11 +418,14 @@ def _joined(orders: Sequence[Need]) -> Need:
     """One order after another; still a range if they follow on."""
     found = orders[0]
     for order in orders[1:]:
-        both = isinstance(found, range) and isinstance(order, range)
-        if not (both and found.step == order.step == 1 and found.stop == order.start):
-            return np.concatenate([np.asarray(order, np.int64) for order in orders])
+        if not (isinstance(found, range) and isinstance(order, range)):
+            break
+        if not found.step == order.step == 1 or found.stop != order.start:
+            break
         found = range(found.start, order.stop)
-    return found
+    else:
+        return found
+    return np.concatenate([np.asarray(order, np.int64) for order in orders])
 
 
 def _check_alike(views: Sequence[ArrayView]) -> None:

@@ -98,6 +98,48 @@ class Asked:
         # With an Ellipsis, NumPy gives an array where it gives a number without.
         return cls(tuple(needed), tuple(pick if told else pick[:-1]))
 
+    def points(self) -> tuple[tuple[int, ...], list[Ints | slice]] | None:
+        """Of arrays that speak of rows and other axes together: their shape, and what they say.
+
+        Returns
+        -------
+        tuple
+            The shape that they broadcast to, and for each axis the int64[n] positions of these n
+            points, or the slice into what is needed. None for any other index.
+
+        >>> shape, (rows, _, x) = Asked.of(([[0, 1]], slice(None), [2]), (3, 4, 5)).points()
+        >>> shape, rows.tolist(), x.tolist()
+        ((1, 2), [0, 1], [2, 2])
+        """
+        if any(one is not Ellipsis and _n_axes(one) == 0 for one in self.pick):
+            return None
+        told = any(one is Ellipsis for one in self.pick)
+        pick = self.pick if told else (*self.pick, ...)
+        each: list[Any] = []
+        for one in pick:
+            open_axes = len(self.needed) - len(pick) + 1
+            each += [slice(None)] * open_axes if one is Ellipsis else [one]
+        if not isinstance(each[0], np.ndarray):
+            return None
+        if not any(isinstance(one, np.ndarray) for one in each[1:]):
+            return None
+        found = [
+            one if isinstance(one, slice) else np.asarray(need, np.int64)[one]
+            for one, need in zip(each, self.needed, strict=True)
+        ]
+        shape = np.broadcast_shapes(*(one.shape for one in found if not isinstance(one, slice)))
+        return shape, [
+            one if isinstance(one, slice) else np.broadcast_to(one, shape).ravel() for one in found
+        ]
+
+    def at(self, axes: Sequence[Ints | slice], some: Ints) -> Asked:
+        """The part of this index that speaks of some of its `points`: int64[m] of them."""
+        needed, pick = list(self.needed), list[Any](axes)
+        for k, one in enumerate(axes):
+            if not isinstance(one, slice):
+                needed[k], pick[k] = np.unique(one[some], return_inverse=True)
+        return Asked(tuple(needed), tuple(pick))
+
 
 def _item(one: Any) -> Any:
     """One item as None, Ellipsis, slice, int, or an array of int64 or bool."""
@@ -136,7 +178,8 @@ def _columns(array: npt.NDArray[Any], extents: Sequence[int]) -> list[Ints]:
     """An array of integers or bools as positions, one array an axis that it speaks of."""
     if array.dtype != np.bool_:
         return [_inside(array, extents[0])]
-    if array.shape != tuple(extents[: array.ndim]):
+    # NumPy lets an axis of a mask pass that has no extent at all.
+    if any(n not in (0, extent) for n, extent in zip(array.shape, extents, strict=False)):
         raise IndexError(
             f"a boolean index has the extents of its axes, got {array.shape} for "
             f"{tuple(extents[: array.ndim])}"

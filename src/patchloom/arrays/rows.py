@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -146,7 +146,7 @@ class Chunked:
             flat = np.arange(begin, min(begin + together, math.prod(counts)))
             places = np.stack(np.unravel_index(flat, counts), -1)
             chunks = np.stack([axes[k][0][places[:, k]] for k in range(len(axes))], -1)
-            each: Callable[[Ints], Iterator[Pixels]] = getattr(reader, "each", reader.read)
+            each: Callable[[Ints], Iterable[Pixels]] = getattr(reader, "each", reader.read)
             for place, chunk, pixels in zip(
                 places.tolist(), chunks.tolist(), each(chunks), strict=True
             ):

@@ -113,8 +113,8 @@ class ZarrTarget:
         self._stored = self._location.read(self._key)
         self.n_committed = 0
         if self._stored is None:
-            if self._location.list():
-                self._check_leftovers()
+            if zarr_format == 2 and self._location.read(".zgroup") is not None:
+                raise ExistsError(f"a group stands at {self._location.shown!r}; give another name")
             self._new, document = self._made()
         else:
             self._new = {}
@@ -151,13 +151,6 @@ class ZarrTarget:
             at = at / part
         return missing
 
-    def _check_leftovers(self) -> None:
-        name = ".zgroup" if self._format == 2 else "zarr.json"
-        if self._location.read(name) is not None:
-            raise ExistsError(
-                f"an array stands where nothing else does, but {self._location.shown!r} is a group"
-            )
-
     def _made(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The documents of a new array without rows."""
         import zarr
@@ -186,7 +179,7 @@ class ZarrTarget:
 
         metadata = open_node(self._location).array
         if metadata is None or metadata.format != self._format:
-            raise ExistsError(f"an array of another kind stands at {self._location.shown!r}")
+            raise ExistsError(f"a group stands at {self._location.shown!r}; give another name")
         document: dict[str, Any] = json.loads(data)
         dtype = metadata.parsed().dtype.to_native_dtype()
         unit = metadata.outer[0] if metadata.outer else 1
@@ -229,8 +222,8 @@ class ZarrTarget:
             rows = whole
         objects: dict[str, Any] = {}
         # Pieces of nothing but fill value are written too: what a killed writer left is replaced.
-        config = {"write_empty_chunks": True}
-        array = AsyncArray(parsed, StorePath(MemoryStore(objects)), config)  # type: ignore[arg-type]
+        config: Any = {"write_empty_chunks": True}
+        array = AsyncArray(parsed, StorePath(MemoryStore(objects)), config)
         zarr.Array(array)[start : start + unit] = rows
         for name, buffer in objects.items():
             self._location.write(name, buffer.to_bytes())
