@@ -22,6 +22,8 @@ __all__ = ["ArrayView"]
 Ints = npt.NDArray[np.int64]
 _BATCH = 16 * 2**20
 """Bytes that iteration reads at a time, if a stored object is not more."""
+_DRAWN = 2**18
+"""Addresses that are drawn for together."""
 _LOW = 2**32 - 1
 
 
@@ -378,9 +380,14 @@ def _seed(given: Any) -> int:
 
 def _permutation(n: int, seed: int, *address: int) -> Ints:
     """An order of n things, a function of seed and address: int64[n]."""
-    place = np.arange(n)
-    high, low, *_ = philox(key_of(seed, "rows", *address), place & _LOW, place >> 32)
-    return np.argsort(high << np.uint64(32) | low, kind="stable")
+    key, half = key_of(seed, "rows", *address), np.uint64(32)
+    # Two of 64 bits from each address; equal ones, which hardly come up, stay in order.
+    words = np.empty((-(-n // 2), 2), np.uint64)
+    for low in range(0, len(words), _DRAWN):
+        place = np.arange(low, min(low + _DRAWN, len(words)))
+        a, b, c, d = philox(key, place & _LOW, place >> 32)
+        words[low : low + _DRAWN] = np.stack([a << half | b, c << half | d], 1)
+    return np.argsort(words.reshape(-1)[:n], kind="stable")
 
 
 def _rows_in(rows: npt.ArrayLike, n: int) -> Ints:

@@ -12,7 +12,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.arrays.targets import Hdf5Target, Target, Wanted, ZarrTarget
+from patchloom.arrays.hdf5_target import Hdf5Target
+from patchloom.arrays.targets import Target, Wanted
+from patchloom.arrays.zarr_target import ZarrTarget
 from patchloom.errors import ConfigError, StoreError
 from patchloom.location import Location
 
