@@ -322,6 +322,9 @@ def test_consolidated_metadata_are_not_made_wrong(tmp_path: Path) -> None:
         opened(tmp_path, "v3")
     with pytest.raises(StoreError, match="one format"):
         opened(tmp_path, "v2")
+    (tmp_path / "a.zarr/zarr.json").write_text("[")
+    with pytest.raises(StoreError, match="a JSON object"):
+        opened(tmp_path, "v3")
 
 
 @pytest.mark.parametrize(

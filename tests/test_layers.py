@@ -115,6 +115,7 @@ def test_names_of_modules() -> None:
         ("import patchloom; patchloom.patching", ["dask", "zarr", "fsspec"]),
         ("import patchloom; patchloom.Plan", ["dask", "zarr"]),
         ("import patchloom.careamics", ["dask", "zarr", "careamics", "torch", "patchloom.run"]),
+        ("import patchloom; patchloom.ArrayView; patchloom.ArrayWriter", ["dask", "zarr", "h5py"]),
         (
             "import patchloom; patchloom.open_patches",
             ["dask", "distributed", "patchloom.planning", "patchloom.run", "patchloom.patching"],

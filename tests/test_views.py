@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -457,6 +459,12 @@ def test_a_store_is_viewed_by_its_written_rows(tmp_path: Path) -> None:
     names = store.manifest["split"].to_numpy(zero_copy_only=False)
     for name in set(names.tolist()):
         np.testing.assert_array_equal(store.view(split=name), stored[names == name])
+    program = (
+        "import sys, patchloom; patchloom.open_patches(sys.argv[1]).view().shuffle(1)[:3];"
+        "print({'dask', 'distributed', 'patchloom.planning', 'patchloom.run'} & {*sys.modules})"
+    )
+    run = [sys.executable, "-c", program, str(tmp_path / "s.zarr")]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "set()\n"
     with pytest.raises(ConfigError, match="a split is one of"):
         store.view(split="nothing")
     with pytest.raises(ConfigError, match="has the arrays"):

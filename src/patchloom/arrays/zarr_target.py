@@ -69,9 +69,9 @@ class ZarrTarget:
             data = at.read("zarr.json" if self._format == 3 else ".zgroup")
             if data is None:
                 missing.append(at)
-            elif json.loads(data).get("node_type", "group") != "group":
+            elif (found := _document(data, at)).get("node_type", "group") != "group":
                 raise ExistsError(f"an array stands in a group, but {at.shown!r} is an array")
-            elif json.loads(data).get("consolidated_metadata") or at.read(".zmetadata") is not None:
+            elif found.get("consolidated_metadata") or at.read(".zmetadata") is not None:
                 raise StoreError(
                     f"rows are seen when an array's metadata say so, but those of {at.shown!r} "
                     "are consolidated, and readers would go on seeing what is there now; write to "
@@ -184,6 +184,19 @@ class ZarrTarget:
 
     def close(self) -> None:
         """Objects beyond the end stay where they are: no reader sees them."""
+
+
+def _document(data: bytes, location: Location) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise StoreError(
+            f"Zarr metadata are a JSON object, but those of {location.shown!r} are not; restore "
+            "them, or write to another container"
+        )
+    return found
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
