@@ -17,6 +17,8 @@ VERBS = {"plan", "materialize", "statistics", "summarize", "survey", "verify"}
 VAGUE = {"utils", "core", "common", "helpers", "types"}
 
 NEVER = {
+    "arrays": {"dask", "distributed"}
+    | {f"patchloom.{room}" for room in ("planning", "patching", "run", "store")},
     "patching": {"dask", "distributed", "zarr", "fsspec", "xarray", "pyarrow"}
     | {f"patchloom.{room}" for room in ("store", "run", "planning", "sources", "image")},
     "planning": {"dask", "distributed", "zarr"}
@@ -113,6 +115,7 @@ def test_names_of_modules() -> None:
         ("import patchloom; patchloom.patching", ["dask", "zarr", "fsspec"]),
         ("import patchloom; patchloom.Plan", ["dask", "zarr"]),
         ("import patchloom.careamics", ["dask", "zarr", "careamics", "torch", "patchloom.run"]),
+        ("import patchloom; patchloom.ArrayView; patchloom.ArrayWriter", ["dask", "zarr", "h5py"]),
         (
             "import patchloom; patchloom.open_patches",
             ["dask", "distributed", "patchloom.planning", "patchloom.run", "patchloom.patching"],

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchloom import errors as errors
     from patchloom import patching as patching
+    from patchloom.arrays.array_view import ArrayView as ArrayView
+    from patchloom.arrays.array_writer import ArrayWriter as ArrayWriter
     from patchloom.errors import PatchloomError as PatchloomError
     from patchloom.image import Image as Image
     from patchloom.planning.plans import Plan as Plan
@@ -49,6 +51,8 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 _HOME = {
     "ExportReport": "patchloom.run.export_report",
+    "ArrayView": "patchloom.arrays.array_view",
+    "ArrayWriter": "patchloom.arrays.array_writer",
     "Image": "patchloom.image",
     "PatchStore": "patchloom.store.patch_store",
     "PatchloomError": "patchloom.errors",

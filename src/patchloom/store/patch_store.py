@@ -31,6 +31,8 @@ from patchloom.summaries.table import Cell, Statistics, Subject
 if TYPE_CHECKING:
     import xarray
 
+    from patchloom.arrays.array_view import ArrayView
+
 __all__ = ["PatchStore", "open_patches", "read_attributes"]
 
 Ints = npt.NDArray[np.int64]
@@ -442,11 +444,7 @@ class PatchStore:
         ConfigError
             If there is no such array, or it is not to be normalised.
         """
-        if array not in self.attributes["arrays"]:
-            raise ConfigError(
-                f"this store has the arrays {self.attributes['arrays']}, got {array!r}; plan with "
-                "images that have labels or targets to have more"
-            )
+        self._check_array(array)
         if normalize is not None and not isinstance(normalize, Normalization):
             raise ConfigError(
                 f"normalize= takes a Normalization, got {normalize!r}; make one, once, with "
@@ -468,6 +466,54 @@ class PatchStore:
             return pixels
         ids = self.manifest["image_id"].take(pa.array(place)).to_numpy()
         return normalize.apply(pixels, ids)
+
+    def view(self, array: str = "images", *, split: str | None = None) -> ArrayView:
+        """The patches that are written as a NumPy-like view, which reads what it is indexed with.
+
+        Parameters
+        ----------
+        array
+            ``"images"``, ``"labels"`` or ``"targets"``.
+        split
+            Only those of one split. Row i of the view is row i of the manifest, or of those rows
+            of it that are of this split.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such array or split.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> images = patchloom.open_images(np.arange(36, dtype="uint8").reshape(6, 6))
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [3, 3]})
+        >>> _ = patchloom.materialize(plan, "memory://viewed.zarr", progress=False)
+        >>> view = patchloom.open_patches("memory://viewed.zarr").view().shuffle(5)
+        >>> view
+        <ArrayView 4 x 1 x 3 x 3 uint8>
+        >>> sorted(view[:, 0, 0, 0].tolist())
+        [0, 3, 18, 21]
+        """
+        from patchloom.arrays.array_view import ArrayView
+
+        self._check_array(array)
+        rows = self.manifest["row"].to_numpy()
+        if split is not None:
+            splits = self.manifest["split"].to_numpy(zero_copy_only=False)
+            rows = rows[splits == split]
+            if not len(rows):
+                raise ConfigError(
+                    f"a split is one of {sorted(set(splits.tolist()))}, got {split!r}"
+                )
+        return ArrayView(getattr(self, array), rows=rows)
+
+    def _check_array(self, array: str) -> None:
+        if array not in self.attributes["arrays"]:
+            raise ConfigError(
+                f"this store has the arrays {self.attributes['arrays']}, got {array!r}; plan with "
+                "images that have labels or targets to have more"
+            )
 
     def _by_image(self, per: str) -> dict[str, dict[str, Any]]:
         """A metadata column of the images that have patches, by id; nothing of what is none."""
