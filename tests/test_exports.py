@@ -420,6 +420,7 @@ def test_columns_and_values_that_cannot_be_meant_are_named(
         ({"to": "zarr", "arrays": []}, "got none"),
         ({"to": "zarr", "percentiles": (1, 99)}, "belongs to normalize"),
         ({"to": "classes"}, r"got \['class'\]"),
+        ({"to": "classes", "by": "coverage"}, "'coverage' holds double"),
         ({"to": "classes", "by": "dose", "arrays": ["images", "labels"]}, "one array of each"),
         ({"to": "npy", "sample_key": "dose"}, r"have \['dose'\]"),
     ):
@@ -616,6 +617,9 @@ def test_a_store_with_gaps_is_exported_when_asked(tmp_path: Path) -> None:
     assert report.n_patches == 27
     keep = [*range(10), *range(15, 32)]
     assert_same(read_hdf5(tmp_path / "out"), wanted(store, keep, "hdf5"))
+    (root / "zarr.json").write_text(text.replace('"complete": false', '"complete": true', 1))
+    with pytest.raises(StoreError, match=r"lacks that of shard 2; run the job"):
+        export(root, "hdf5", tmp_path / "more")
     shard = root / "images/c/1/0/0/0"
     data = bytearray(shard.read_bytes())
     data[10] ^= 1
@@ -958,6 +962,16 @@ def test_appended_stores_are_exported_without_reserved_rows(tmp_path: Path) -> N
     export(store, "zarr", tmp_path / "out")
     rows = store.manifest["row"].to_numpy()
     assert_same(read_zarr(tmp_path / "out"), {"images": list(store.read(rows))})
+
+
+def test_columns_that_an_export_adds_are_not_taken(tmp_path: Path) -> None:
+    """Metadata of the same name are refused before anything is written."""
+    images = patchloom.open_images(np.ones((32, 32), "uint8"), sample={"file": "a.tif"})
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]})
+    patchloom.materialize(plan, tmp_path / "s.zarr", progress=False)
+    with pytest.raises(ConfigError, match=r"metadata of the name \['file'\]"):
+        export(tmp_path / "s.zarr", "png", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_copied_export_is_found_complete(store: patchloom.PatchStore, tmp_path: Path) -> None:
