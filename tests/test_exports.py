@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -501,6 +502,32 @@ def test_tasks_grow_with_parts_and_each_shard_is_read_once(
     assert len(needed) < 7
     report = export(store, "hdf5", tmp_path / "some", one_file=True, where={"start_y": 0})
     assert report.bytes_read == sum(sizes[k] for k in needed)
+
+
+@pytest.mark.parametrize(("to", "how"), [("hdf5", {"one_file": True}), ("zarr", {}), ("npy", {})])
+def test_memory_follows_a_shard_not_the_store(
+    to: str, how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight times the patches take about the same, also where they go into one file."""
+    monkeypatch.setattr("patchloom.store.exports.contents.STEP", 2**17)
+    peaks = []
+    for side in (256, 724):
+        # Few grey levels: what their statistics take is not what is asked here.
+        pixels = np.random.default_rng(0).integers(0, 2**10, (8, side, side)).astype("uint16")
+        images = patchloom.open_images(pixels, axes="CYX")
+        config = {"name": "sequential", "patch_size": [64, 64]}
+        plan = patchloom.plan(images, config, rows_per_shard=2, edge="drop")
+        patchloom.materialize(plan, tmp_path / f"{side}.zarr", progress=False)
+        del pixels, images, plan
+        store = patchloom.open_patches(tmp_path / f"{side}.zarr")
+        export(store, to, tmp_path / f"warm{side}", arrays=["images"], **how)
+        tracemalloc.start()
+        report = export(store, to, tmp_path / f"out{side}", arrays=["images"], **how)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert report.n_patches == 121
+    # 16 patches are 1 MiB, 121 are 7.6 MiB.
+    assert peaks[1] < peaks[0] + 2**19, peaks
 
 
 @pytest.mark.parametrize(
