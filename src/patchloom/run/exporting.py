@@ -277,9 +277,16 @@ def _manifest_parts(store: PatchStore) -> dict[int, str]:
     end = n_shards_of(store.attributes)
     names = [f"manifest/{name}" for name in part_names(store.location.list("manifest"))]
     found = {shard_of(name): name for name in names}
-    return {
+    parts = {
         shard: name for shard, name in sorted(found.items()) if shard is not None and shard < end
     }
+    if store.complete and len(parts) < end:
+        lost = min({*range(end)} - {*parts})
+        raise StoreError(
+            f"a complete store has a part of the manifest for each shard, but {store.url!r} lacks "
+            f"that of shard {lost}; run the job of the store again, which makes it anew"
+        )
+    return parts
 
 
 def _check_columns(store: PatchStore, parts: Mapping[int, str]) -> None:
@@ -313,7 +320,13 @@ class _Counting:
             return {None: table.num_rows}, lacks
         if self.column not in table.column_names:
             return {}, lacks | {self.column}
-        found = pc.value_counts(table[self.column].drop_null()).to_pylist()
+        column = table[self.column].drop_null()
+        if pa.types.is_floating(column.type):
+            raise ConfigError(
+                f"by= is a column of texts, whole numbers or flags, but {self.column!r} holds "
+                f"{column.type}; choose another, or make classes in the job of the store"
+            )
+        found = pc.value_counts(column).to_pylist()
         return {one["values"]: one["counts"] for one in found}, lacks
 
 
