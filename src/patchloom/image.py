@@ -288,7 +288,7 @@ class Image:
 
     @cached_property
     def levels(self) -> tuple[Role, ...]:
-        """The coarser levels of an OME-Zarr image, fine to coarse; read when first asked for."""
+        """The coarser levels of a pyramid, fine to coarse; read when first asked for."""
         return () if self.pyramid is None else self.pyramid.levels(self)
 
     @property

@@ -298,28 +298,36 @@ class PageReader:
     ) -> npt.NDArray[Any]:
         """The pixels of one chunk, clipped to the image."""
         shelf = pages.shelf
-        out = np.empty(extent, shelf.dtype)
         sizes = dict(zip(shelf.kept, extent[len(shelf.pages) :], strict=True))
-        inside = out.reshape([sizes.get(k, 1) for k in range(1, 5)])
-        row = 0
-        for number, data in zip(numbers, parts, strict=True):
-            into = inside[:, row : row + shelf.segment[2]]
-            row += shelf.segment[2]
-            if data is None:
-                into[...] = pages.fill
-                continue
-            try:
-                pixels, _, _ = pages.decode(data, number, **pages.tables[page])
-                pixels = pixels[tuple(slice(0, n) for n in into.shape)]
-                if pixels.shape != into.shape or not np.can_cast(pixels.dtype, out.dtype, "safe"):
-                    raise ValueError(f"it holds {pixels.shape} of {pixels.dtype}")
-            except Exception as error:  # codecs have errors of their own
-                why = self._source.location.describe(error) + self._cut(pages, page, number)
-                raise self._broken(page, number, why) from error
-            if self._cut(pages, page, number):
-                raise self._broken(page, number, self._cut(pages, page, number))
-            into[...] = pixels
-        return out
+        depth, height, *line = (sizes.get(k, 1) for k in range(1, 5))
+        step = shelf.segment[2]
+        rows = [(depth, min(step, height - k * step), *line) for k in range(len(numbers))]
+        found = [
+            self._segment(pages, page, number, data, shape)
+            for number, data, shape in zip(numbers, parts, rows, strict=True)
+        ]
+        joined = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+        return joined.reshape(extent)
+
+    def _segment(
+        self, pages: _Pages, page: int, number: int, data: Any, shape: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        """The pixels of a tile or strip: depth, rows, columns, samples."""
+        dtype = pages.shelf.dtype
+        if data is None:
+            return np.full(shape, pages.fill, dtype)
+        cut = self._cut(pages, page, number)
+        try:
+            pixels, _, _ = pages.decode(data, number, **pages.tables[page])
+            pixels = pixels[tuple(slice(0, n) for n in shape)]
+            if pixels.shape != shape or not np.can_cast(pixels.dtype, dtype, "safe"):
+                raise ValueError(f"it holds {pixels.shape} of {pixels.dtype}")
+        except Exception as error:  # codecs have errors of their own
+            why = self._source.location.describe(error) + cut
+            raise self._broken(page, number, why) from error
+        if cut:
+            raise self._broken(page, number, cut)
+        return np.ascontiguousarray(pixels, dtype)
 
     def _span(self, pages: _Pages, page: int, number: int) -> tuple[str, int, int] | None:
         """Where a tile or strip lies; None if it was never written."""
@@ -332,7 +340,7 @@ class PageReader:
         if length == 0 or start == 0:
             return None
         if length < 0 or not 0 <= start < pages.size:
-            raise self._broken(page, number, self._cut(pages, page, number))
+            raise self._broken(page, number, f"the file has no byte {start:,}")
         return "", start, min(start + length, pages.size)
 
     def _cut(self, pages: _Pages, page: int, number: int) -> str:
