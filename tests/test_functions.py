@@ -137,7 +137,8 @@ class Stack:
     ) -> np.ndarray[Any, Any]:
         assert channels is None
         box = tuple(slice(a, a + n) for a, n in zip(coords, patch_size, strict=True))
-        return self.pixels[sample_idx][(slice(None), *box)]
+        patch: np.ndarray[Any, Any] = self.pixels[sample_idx][(slice(None), *box)]
+        return patch
 
 
 CALLS: list[Any] = []
