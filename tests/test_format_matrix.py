@@ -37,6 +37,14 @@ def write_npy(path: Path, pixels: Pixels) -> None:
     np.save(path, pixels)
 
 
+def write_npz(path: Path, pixels: Pixels) -> None:
+    np.savez(path, raw=pixels)
+
+
+def write_npz_deflated(path: Path, pixels: Pixels) -> None:
+    np.savez_compressed(path, raw=pixels)
+
+
 def write_hdf5(path: Path, pixels: Pixels, **options: Any) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("deep/raw", data=pixels, **options)
@@ -83,6 +91,8 @@ class Row:
 
 ROWS = (
     Row("NumPy `.npy`", "npy", write_npy),
+    Row("NumPy `.npz`, stored", "stored.npz", write_npz),
+    Row("NumPy `.npz`, deflated", "deflated.npz", write_npz_deflated),
     Row("HDF5, contiguous", "contiguous.h5", write_hdf5),
     Row("HDF5, gzip", "gzip.h5", write_hdf5_gzip),
     Row("HDF5, LZF", "lzf.h5", write_hdf5_lzf),

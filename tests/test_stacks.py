@@ -175,11 +175,13 @@ def test_a_job_file_names_a_stack(tmp_path: Path) -> None:
     from patchloom.config import Job
     from patchloom.run.jobs import images_of
 
-    job = Job(
-        images=str(planes(tmp_path / "w")),
-        stack="z{z}.png",
-        patching={"name": "sequential", "patch_size": [4, 10, 10]},
-        output=str(tmp_path / "out.zarr"),
+    job = Job.model_validate(
+        {
+            "images": str(planes(tmp_path / "w")),
+            "stack": "z{z}.png",
+            "patching": {"name": "sequential", "patch_size": [4, 10, 10]},
+            "output": str(tmp_path / "out.zarr"),
+        }
     )
     [image] = images_of(job)
     assert image.shape == VOLUME.shape

@@ -78,6 +78,7 @@ _FORMATS = {
     ),
     "nifti": _Known("patchloom.sources.nifti", (".nii", ".nii.gz")),
     "npy": _Known("patchloom.sources.npy", (".npy",), (b"\x93NUMPY",)),
+    "npz": _Known("patchloom.sources.npz", (".npz",)),
     "pillow": _Known(
         "patchloom.sources.pillow",
         (".png", ".jpg", ".jpeg", ".bmp", ".webp"),

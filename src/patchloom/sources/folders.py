@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from patchloom.errors import PatchloomError
@@ -16,7 +16,7 @@ _DIGITS = re.compile(r"([0-9]+)")
 _ZARR = {"zarr.json", ".zarray", ".zgroup", ".zattrs"}
 
 
-def in_order(names: Sequence[str]) -> list[str]:
+def in_order(names: Iterable[str]) -> list[str]:
     """Names sorted as people count: runs of digits by their number.
 
     >>> in_order(["plane10.png", "plane2.png", "plane1.png"])

@@ -15,7 +15,7 @@ import math
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -190,7 +190,7 @@ def _at(file: Any, path: str, location: Location, depth: int = 0) -> Any:
 
 def _dtype(dataset: Any) -> np.dtype[Any]:
     try:
-        dtype = dataset.dtype
+        dtype: np.dtype[Any] = dataset.dtype
     except TypeError as error:
         raise NotAnArrayError(
             f"an image is an array of integers, floats or bools, but dataset {dataset.name!r} is "
@@ -266,7 +266,7 @@ def _named_axes(dataset: Any) -> str:
     return named if all(texts) and len(named) == dataset.ndim else ""
 
 
-def _physical(dataset: Any, axes: Axes) -> dict[str, Mapping[str, Any]]:
+def _physical(dataset: Any, axes: Axes) -> dict[str, Any]:
     """Spacing, origin and unit on the spatial axes, in stored order, where they are told."""
     spatial = "".join(a for a in axes.names if a in axes.spatial)
     size = _numbers(dataset, "element_size_um", axes, spatial)

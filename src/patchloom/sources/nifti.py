@@ -130,7 +130,7 @@ def open_file(location: Location, wanted: Wanted) -> Image:
             f"a NIfTI file holds its header and all of its array, but {location.shown!r} has "
             f"{size:,} bytes for shape {shape} of {stored} from byte {begin:g}; copy it again"
         )
-    layout = {
+    layout: dict[str, Any] = {
         "offset": offset,
         "dtype": stored.str,
         "shape": list(shape),
@@ -286,10 +286,10 @@ def _scale(given: tuple[float, ...], location: Location) -> list[float] | None:
 
 def _pixel_type(layout: Mapping[str, Any]) -> np.dtype[Any]:
     """What is read: as stored, or floats if the header scales."""
-    stored = np.dtype(layout["dtype"]).newbyteorder("=")
+    stored: np.dtype[Any] = np.dtype(layout["dtype"]).newbyteorder("=")
     if layout["scale"] is None:
         return stored
-    return np.dtype(np.float64 if stored == np.float64 else np.float32)
+    return np.dtype("f8" if stored == np.float64 else "f4")
 
 
 def _spacing(pixdim: tuple[float, ...], sform: int, rows: tuple[float, ...]) -> dict[str, float]:

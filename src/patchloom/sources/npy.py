@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from patchloom.sources.arrays import check_numeric
 from patchloom.sources.files import FileSource, Wanted, without_levels
 from patchloom.sources.handles import image_of
 
-__all__ = ["open_file", "reader", "rows_of"]
+__all__ = ["RawReader", "header_of", "open_file", "reader", "rows_of"]
 
 _HEAD = 4096
 """Bytes that hold the header of nearly every file."""
@@ -33,7 +33,7 @@ _TARGET = 2**20
 def open_file(location: Location, wanted: Wanted) -> Image:
     """The array of a file; its header is read."""
     without_levels(location, wanted)
-    header, offset = _header(location)
+    header, offset = header_of(location.head, location.shown)
     stored = check_numeric(header["descr"], repr(location.shown))
     shape = tuple(header["shape"])
     order = "F" if header["fortran_order"] else "C"
@@ -133,20 +133,32 @@ class RawReader:
         return found
 
 
-def _header(location: Location) -> tuple[dict[str, Any], int]:
-    """What a file says of its array, and where that begins."""
-    head = location.head(_HEAD)
+def header_of(first: Callable[[int], bytes], shown: str) -> tuple[dict[str, Any], int]:
+    """What a file says of its array, and where that begins.
+
+    Parameters
+    ----------
+    first
+        Gives so many first bytes of the file, or all that it has.
+    shown
+        What errors call it.
+
+    Raises
+    ------
+    NotAnArrayError
+        If it is no such file, or its header is broken.
+    """
+    head = first(_HEAD)
     if not head.startswith(b"\x93NUMPY") or len(head) < 12:
         raise NotAnArrayError(
-            f"a .npy file begins with NumPy's mark, but {location.shown!r} does not; "
-            "name it by what it is"
+            f"a .npy file begins with NumPy's mark, but {shown!r} does not; name it by what it is"
         )
     wide = 2 if head[6] == 1 else 4
     length = int.from_bytes(head[8 : 8 + wide], "little")
     offset = 8 + wide + length
     if offset > len(head):
         # NumPy itself refuses headers above 10,000 bytes: they are attacks on its parser.
-        head = location.head(min(offset, 2 * _HEAD + 10_000))
+        head = first(min(offset, 2 * _HEAD + 10_000))
     try:
         text = bytes(head[8 + wide : offset]).decode("utf-8" if head[6] > 2 else "latin1")
         header = ast.literal_eval(text)
@@ -157,7 +169,7 @@ def _header(location: Location) -> tuple[dict[str, Any], int]:
             raise ValueError("its header is not whole")
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise NotAnArrayError(
-            f"the header of {location.shown!r} cannot be read: {type(error).__name__}: {error}; "
+            f"the header of {shown!r} cannot be read: {type(error).__name__}: {error}; "
             "write the file again with numpy.save"
         ) from None
     return {"descr": dtype, "shape": shape, "fortran_order": fortran}, offset
