@@ -111,8 +111,8 @@ class Location:
     @property
     def stem(self) -> str:
         """The last name of the path without its suffix, and without ``.ome`` before that."""
-        _, path, after = _linked(self.shown)
-        path = PurePosixPath(after if path.endswith("://") else path)
+        _, link, after = _linked(self.shown)
+        path = PurePosixPath(after if link.endswith("://") else link)
         return path.stem.removesuffix(".ome") or path.name
 
     @property
