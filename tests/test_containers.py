@@ -214,11 +214,21 @@ def test_an_archive_of_several_stores_lists_them(tmp_path: Path) -> None:
     ("url", "below", "parent", "stem"),
     [
         ("/data/a.zarr", "/data/a.zarr/0", "/data", "a"),
+        ("/a.zarr", "/a.zarr/0", "/", "a"),
         ("s3://b/a.ome.zarr", "s3://b/a.ome.zarr/0", "s3://b", "a"),
-        ("zip://a.zarr::s3://b/c.zip", "zip://a.zarr/0::s3://b/c.zip", None, "a"),
-        ("zip://x/a.zarr::c.zip", "zip://x/a.zarr/0::c.zip", "zip://x::c.zip", "a"),
-        ("zip://::s3://b/c.zip", "zip://0::s3://b/c.zip", None, "c"),
+        ("s3://b", "s3://b/0", "s3://b", "b"),
+        ("s3://key:ge::heim@b/a.zarr", "s3://key:ge::heim@b/a.zarr/0", None, "a"),
+        ("zip://a.zarr::s3://b/c.zip", "zip://a.zarr/0::s3://b/c.zip", "zip://::s3://b/c.zip", "a"),
+        ("zip://x/a.zarr::/c.zip", "zip://x/a.zarr/0::/c.zip", "zip://x::/c.zip", "a"),
+        ("zip://::s3://b/c.zip", "zip://0::s3://b/c.zip", "zip://::s3://b/c.zip", "c"),
+        ("zip::/c.zip", "zip://0::/c.zip", "zip://::/c.zip", "c"),
         ("simplecache::s3://b/a.zarr", "simplecache::s3://b/a.zarr/0", "simplecache::s3://b", "a"),
+        (
+            "simplecache::zip://a.zarr::s3://b/c.zip",
+            "simplecache::zip://a.zarr/0::s3://b/c.zip",
+            "simplecache::zip://::s3://b/c.zip",
+            "a",
+        ),
     ],
 )
 def test_names_below_a_chain_go_into_its_first_link(

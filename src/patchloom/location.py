@@ -138,8 +138,8 @@ class Location:
     @property
     def stem(self) -> str:
         """The last name of the path without its suffix, ``.gz`` behind and ``.ome`` before it."""
-        links = [link for link in self.shown.split("::") if link.partition("://")[2]]
-        path = PurePosixPath((links[0] if links else self.shown).removesuffix(".gz"))
+        _, link, after = _linked(self.shown)
+        path = PurePosixPath((after if link.endswith("://") else link).removesuffix(".gz"))
         return path.stem.removesuffix(".ome") or path.name
 
     @property
@@ -201,26 +201,18 @@ class Location:
         return fs, path.rstrip("/") if path != "/" else path
 
     def __truediv__(self, name: str) -> Location:
-        before, path, after = self._link
+        before, path, after = _linked(self.url)
         return Location(before + self.inside(path, name) + after, self.options)
 
     @property
     def parent(self) -> Location:
-        """The folder that it lies in."""
-        before, path, after = self._link
-        return Location(before + path.rstrip("/").rsplit("/", 1)[0] + after, self.options)
-
-    @property
-    def _link(self) -> tuple[str, str, str]:
-        """Of a chain of protocols: what stands before, in and after the link with the path."""
-        links = self.url.split("::")
-        named = [k for k, link in enumerate(links) if "://" in link]
-        k = named[0] if named else len(links) - 1
-        return (
-            "".join(f"{link}::" for link in links[:k]),
-            links[k],
-            "".join(f"::{link}" for link in links[k + 1 :]),
-        )
+        """The folder that it lies in; of a bucket, a host or a whole archive itself."""
+        before, path, after = _linked(self.url)
+        scheme, mark, name = path.rpartition("://")
+        folder, _, _ = name.rstrip("/").rpartition("/")
+        if not folder and scheme not in _ARCHIVES:
+            folder = name if mark else "/"
+        return Location(f"{before}{scheme}{mark}{folder}{after}", self.options)
 
     def inside(self, path: str, name: str) -> str:
         """The path of an object below a path of this location; a query stays at the end."""
@@ -433,6 +425,19 @@ def _location(shown: str, name: str, options: StorageOptions) -> Location:
         options = StorageOptions()
         options.lost = True
     return Location(shown if url is None else url, options)
+
+
+def _linked(url: str) -> tuple[str, str, str]:
+    """Of a chain of protocols: what stands before, in and after the link with the path."""
+    before, rest = "", url
+    while True:
+        link, mark, after = rest.partition("::")
+        kind, _, path = link.partition("://")
+        if not mark or kind not in CHAINED:  # a password may hold "::"
+            return before, rest, ""
+        if path or kind in _ARCHIVES:
+            return before, f"{kind}://{path}", f"::{after}"
+        before, rest = f"{before}{link}::", after
 
 
 def _shown(url: str) -> str:

@@ -135,7 +135,10 @@ def label_group(name: str, image: Image) -> Node | None:
     # The image array lies one or more names below the group that holds "labels".
     for _ in range(3):
         above = above.parent
-        [labels] = open_nodes(above, ["labels"], source.metadata.format)
+        try:
+            [labels] = open_nodes(above, ["labels"], source.metadata.format)
+        except SourceError:  # above an image nobody need have access
+            continue
         if labels is None:
             continue
         listed = label_names(labels.attributes)

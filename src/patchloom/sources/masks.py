@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import PurePosixPath
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ class MaskMaker:
     def __init__(self, open_one: Callable[[Any, Image], Image], options: Mapping[str, Any]) -> None:
         self._open, self._options = open_one, options
         self._tables: dict[tuple[int | str, str, str], Callable[[str], Outlines]] = {}
+        self._lock = Lock()  # several images ask at a time
 
     def items(self, given: Any, images: Sequence[Image]) -> list[Any]:
         """What is given for each image: of a kind, or what is opened as it is."""
@@ -136,13 +138,15 @@ class MaskMaker:
                 return stored_outlines(location, where)
         table = given if isinstance(given, str) else id(given)
         key = (table, type(config).__name__, json.dumps(where, sort_keys=True))
-        if key not in self._tables:
-            if isinstance(config, PolygonsMask) and isinstance(given, Mapping) and "type" in given:
-                found = held_outlines(polygons_of(given, where, "the mapping"))
-                self._tables[key] = lambda _: found
-            else:
-                self._tables[key] = read_outlines(given, config, self._options)
-        return self._tables[key](image.id)
+        with self._lock:
+            if key not in self._tables:
+                is_held = isinstance(given, Mapping) and "type" in given
+                if isinstance(config, PolygonsMask) and is_held:
+                    found = held_outlines(polygons_of(given, where, "the mapping"))
+                    self._tables[key] = lambda _: found
+                else:
+                    self._tables[key] = read_outlines(given, config, self._options)
+            return self._tables[key](image.id)
 
 
 def _on(image: Image, mask: Image) -> Role:
