@@ -145,8 +145,10 @@ class Buckets:
 
     def sums(self) -> Sums:
         """The sums of all numbers."""
-        parts = self.table.astype(np.int64).reshape(2, -1, 256, 2)
-        n, total, square = parts[..., 0] >> 40, parts[..., 0] & (2**40 - 1), parts[..., 1]
+        parts = self.table.reshape(2, -1, 256, 2)
+        n = (parts[..., 0] >> np.uint64(40)).astype(np.int64)
+        total = (parts[..., 0] & np.uint64(2**40 - 1)).astype(np.int64)
+        square = parts[..., 1].astype(np.int64)
         # A number is its bucket's first one and its lowest bits: by octave, a few sums of these.
         begin = np.arange(256, 512)
         sums = ((n * begin).sum(-1), total.sum(-1), (n * begin**2).sum(-1))
