@@ -261,7 +261,7 @@ def _decode(image: Any) -> int:
     batches = [index[k : k + together] for k in range(0, len(index), together)]
 
     def read(batch: Pixels) -> int:
-        reader = reader_for(source.location, source.metadata)
+        reader: Any = reader_for(source.location, source.metadata)
         return sum(part.size for part in reader.each(batch))
 
     with ThreadPoolExecutor(N_WORKERS) as pool:

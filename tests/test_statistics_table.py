@@ -859,7 +859,7 @@ def test_names_that_are_no_unicode_are_written(tmp_path: Path) -> None:
         Subject(name, metadata={"stain": name}),
         Subject("caf\xe9", metadata={"stain": "b"}),
     ]
-    found = Statistics(cells, subjects, [name])
+    found = Statistics(cells, tuple(subjects), (name,))
     assert found.table((1, 99))["sample_id"].to_pylist() == ["caf\\udce9", "caf\xe9"]
     found.save_csv(tmp_path / "found.csv")
     assert "caf\\udce9" in (tmp_path / "found.csv").read_text("utf-8")
@@ -871,8 +871,8 @@ def test_names_that_are_no_unicode_are_written(tmp_path: Path) -> None:
     far = [Cell(k, 0) for k in range(12)]
     many = Statistics(
         {cell: summarize(np.full(9, 200 * (cell.image == 11), np.uint8)) for cell in far},
-        [Subject(f"{name}{k}") for k in range(12)],
-        [name],
+        tuple(Subject(f"{name}{k}") for k in range(12)),
+        (name,),
     )
     assert {row["image"] for row in many.outliers((1, 99)).to_pylist()} <= {"caf\\udce911"}
     many.to_html(tmp_path / "many.html")

@@ -92,7 +92,9 @@ class Statistics:
         object.__setattr__(self, "summaries", {cell: found[cell] for cell in sorted(found)})
 
     def _check(self, cells: Iterable[Cell]) -> None:
-        check_pixels(self.over, self.each)
+        # Each by itself: what goes together is asked where pixels are counted.
+        check_pixels(self.over)
+        check_pixels("patches", self.each)
         ids = [subject.id for subject in self.images]
         if len(set(ids)) < len(ids) or len(set(self.channels)) < len(self.channels):
             raise IdentityError(

@@ -315,7 +315,7 @@ def _whole_numbers(some: npt.NDArray[Any], fast: Any) -> tuple[Floats, Ints] | N
     counts: Ints = np.zeros(int(high) - int(low) + 1, np.int64)
     (fast or counting).count_values((some - low).astype(np.uint16), counts)
     found = np.flatnonzero(counts)
-    return found + float(low) + 0.0, counts[found]
+    return found.astype(np.float64) + float(low) + 0.0, counts[found]
 
 
 def _are_whole(some: npt.NDArray[Any]) -> bool:
