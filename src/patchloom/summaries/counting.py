@@ -25,7 +25,7 @@ PIECE = 2**16
 """Pixels that are counted together: counting widens them to 64 bits, which stay in the cache."""
 COLUMN = 2**18
 """Pixels that are counted together without the interpreter's lock, which widens them to 32 bits."""
-FEW = 2**15
+FEW = 2**17
 """Pixels of which NumPy makes less work."""
 
 
@@ -39,8 +39,9 @@ def count_values(flat: npt.NDArray[Any], counts: Ints) -> None:
     counts
         int64[256] or int64[65536].
     """
-    for start in range(0, len(flat), COLUMN):
-        some = flat[start : start + COLUMN]
+    step = COLUMN if len(flat) >= FEW else PIECE
+    for start in range(0, len(flat), step):
+        some = flat[start : start + step]
         if some[0] == some[-1] and (some == some[0]).all():
             # To count one value again, a processor waits until it has stored the last count of it.
             counts[some[0]] += len(some)
