@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import shutil
 import statistics
 import tempfile
@@ -29,7 +30,7 @@ import dask.array
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, ZstdCodec
 
 import patchloom
 from benchmarks import environment
@@ -44,8 +45,15 @@ PARTS = ("alone", "histogram", "riding", "floats", "memory")
 WAYS = ("fast", "numpy") if find_spec("numba") else ("numpy",)
 """With numba, if it is installed, and with NumPy alone."""
 
-_TIMES = 4
-"""Repetitions of an image of integers on each side."""
+CODECS: dict[str, Any] = {
+    "lz4": BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+    "blosc-zstd": BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
+    "zstd": ZstdCodec(),
+}
+"""How images are stored: the fastest, one common in OME-Zarr, and zarr-python's default."""
+
+_TIMES = {"lz4": 4}
+"""Repetitions of an image of integers on each side, else 2."""
 
 Pixels = npt.NDArray[Any]
 Timing = dict[str, float]
@@ -55,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure, print a line each, and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks statistics", description=__doc__)
     parser.add_argument("--part", action="append", choices=PARTS, help="default all")
+    parser.add_argument("--codec", action="append", choices=CODECS, help="of alone; default all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks the images' sides")
     parser.add_argument("--cache", type=Path, help="keeps the images; default a temporary folder")
@@ -67,7 +76,9 @@ def main(argv: Sequence[str]) -> int:
     ):
         cache = options.cache or Path(folder) / "cache"
         measure = {
-            "alone": lambda: alone(cache, options.scale, options.repeats),
+            "alone": lambda: alone(
+                cache, options.scale, options.repeats, options.codec or [*CODECS]
+            ),
             "histogram": lambda: histogram(cache, options.scale, options.repeats),
             "riding": lambda: riding(cache, Path(folder), options.scale, options.repeats),
             "floats": lambda: floats(options.scale, options.repeats),
@@ -83,22 +94,31 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def alone(cache: Path, scale: float, repeats: int) -> Iterator[dict[str, Any]]:
+def alone(
+    cache: Path, scale: float, repeats: int, codecs: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """Statistics of a whole image, beside decoding each of its chunks once on two threads."""
-    for name, path in _images(cache, scale).items():
-        if "float" not in name:
-            # Some passes take milliseconds, no more than starting them.
-            path = _repeated(path)
-        [image] = patchloom.open_images(str(path), axes="yx")
-        cases: dict[str, dict[str, Any]] = {"exact": {}}
-        if "float" in name:
-            cases["one pass"] = {"exact": False}
-        for case, given in cases.items():
-            sides: dict[str, Callable[[], Any]] = {"decode": partial(_decode, image)}
-            for way in WAYS:
-                sides[way] = _counting(way, partial(patchloom.statistics, image, Q, **given))
-            timings = _in_turns(sides, repeats)
-            yield {"image": name, "case": case, **_ratios(timings, "decode")}
+    for codec in codecs:
+        for name, path in _images(cache, scale, codec).items():
+            if "float" not in name:
+                # Some passes take milliseconds, no more than starting them.
+                path = _repeated(path, codec)
+            [image] = patchloom.open_images(str(path), axes="yx")
+            cases: dict[str, dict[str, Any]] = {"exact": {}}
+            if name == "float32":
+                cases["one pass"] = {"exact": False}
+            for case, given in cases.items():
+                sides: dict[str, Callable[[], Any]] = {"decode": partial(_decode, image)}
+                for way in WAYS:
+                    sides[way] = _counting(way, partial(patchloom.statistics, image, Q, **given))
+                timings = _in_turns(sides, repeats)
+                yield {
+                    "image": name,
+                    "codec": codec,
+                    "case": case,
+                    "n": math.prod(image.grid.shape),
+                    **_ratios(timings, "decode"),
+                }
 
 
 def histogram(cache: Path, scale: float, repeats: int) -> Iterator[dict[str, Any]]:
@@ -183,7 +203,7 @@ def memory(scale: float) -> Iterator[dict[str, Any]]:
             yield {"pixels": name, "way": way, "stated": stated, "slide": held[0], "any": held[1]}
 
 
-def _images(cache: Path, scale: float) -> dict[str, Path]:
+def _images(cache: Path, scale: float, codec: str = "lz4") -> dict[str, Path]:
     """A channel of the slide as several types, stored in chunks of 512 x 512."""
     sources = W1.scaled(scale).write(cache)
     slide = zarr.open_array(sources.image, mode="r")
@@ -198,50 +218,51 @@ def _images(cache: Path, scale: float) -> dict[str, Path]:
     }
     found = {}
     for name, convert in kinds.items():
-        path = found[name] = cache / f"{name.replace(' ', '-')}-{height}x{width}.zarr"
+        path = found[name] = cache / f"{name.replace(' ', '-')}-{codec}-{height}x{width}.zarr"
         if path.exists():
             continue
         draft = path.with_suffix(".draft")
-        array = _created(draft, (height, width), name.split()[0])
+        array = _created(draft, (height, width), name.split()[0], codec)
         for y in range(0, height, 512):
             array[y : y + 512] = convert(np.asarray(slide[0, y : y + 512]), y)
         draft.rename(path)
     return found
 
 
-def _created(path: Path, shape: tuple[int, ...], dtype: str) -> zarr.Array[Any]:
+def _created(path: Path, shape: tuple[int, ...], dtype: str, codec: str) -> zarr.Array[Any]:
     return zarr.create_array(
         path,
         shape=shape,
         chunks=(512, 512),
         dtype=dtype,
-        compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+        compressors=CODECS[codec],
         overwrite=True,
     )
 
 
-def _repeated(base: Path) -> Path:
-    """An image of `_TIMES` times the height and the width."""
-    path = base.with_name(f"{_TIMES}x{_TIMES}-{base.name}")
+def _repeated(base: Path, codec: str) -> Path:
+    """An image of some times the height and the width."""
+    times = _TIMES.get(codec, 2)
+    path = base.with_name(f"{times}x{times}-{base.name}")
     if not path.exists():
         drawn: zarr.Array[Any] = zarr.open_array(base, mode="r")
         draft = path.with_suffix(".draft")
-        shape = tuple(n * _TIMES for n in drawn.shape)
-        link_chunks(_created(draft, shape, str(drawn.dtype)), draft, base)
+        shape = tuple(n * times for n in drawn.shape)
+        link_chunks(_created(draft, shape, str(drawn.dtype), codec), draft, base)
         draft.rename(path)
     return path
 
 
 def _decode(image: Any) -> int:
-    """Decode every chunk of an image once, on two threads, and forget it."""
+    """Decode every chunk of an image once, on two threads, and forget each before the next."""
     source = image.source
     index = np.stack(np.unravel_index(np.arange(image.grid.n_chunks), image.grid.counts), -1)
     together = max(1, 2**25 // (image.dtype.itemsize * int(np.prod(image.grid.chunks))))
     batches = [index[k : k + together] for k in range(0, len(index), together)]
 
     def read(batch: Pixels) -> int:
-        reader = reader_for(source.location, source.metadata)
-        return sum(part.size for part in reader.read(batch))
+        reader: Any = reader_for(source.location, source.metadata)
+        return sum(part.size for part in reader.each(batch))
 
     with ThreadPoolExecutor(N_WORKERS) as pool:
         return sum(pool.map(read, batches))

@@ -93,6 +93,32 @@ def test_a_dry_run_is_a_plan(job: Path) -> None:
     assert not (job.parent / "patches.zarr").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"over": "mask", "each": "taken"}, "each='taken'"),
+        ({"normalize_targets": "min-max"}, "normalize_targets"),
+        ({"normalize": "percentile", "percentiles": [50]}, "percentile"),
+        ({"normalize": "min-max", "per": "stain"}, "stain"),
+        ({"over": "mask", "mask": None, "min_coverage": 0.0}, "mask"),
+    ],
+)
+def test_a_dry_run_tells_that_settings_would_be_refused(
+    tmp_path: Path, job: Path, more: dict[str, Any], word: str
+) -> None:
+    """With the sentence of the run, which is refused before it writes anything."""
+    name = write_job(tmp_path, "other.yaml", **more)
+    told = call("run", name, "--dry-run")
+    assert told.exit_code == 0, told.stderr
+    line = told.stdout.split("Running it would be refused: ")[1].strip()
+    assert word in line
+    assert json.loads(call("run", name, "--dry-run", "--json").stdout)["refused"] == line
+    run = call("run", name)
+    assert run.exit_code == 2
+    assert run.stderr.strip().endswith(line)
+    assert not (tmp_path / "patches.zarr").exists()
+
+
 def test_run_writes_the_store_of_the_job(job: Path, pixels: np.ndarray[Any, Any]) -> None:
     """It says what it did and where things are; again, it finds nothing to do."""
     told = call("run", job)

@@ -231,3 +231,34 @@ def test_a_store_has_no_other_pixels(job: Path) -> None:
         done = call(url, *more)
         assert done.exit_code == 2
         assert "job file" in done.stderr
+
+
+def test_saved_statistics_are_told(tmp_path: Path, job: Path, images: dict[str, Any]) -> None:
+    """No image is needed any more; other pixels, planes or masks are refused in a sentence."""
+    from patchloom.config import load_job
+    from patchloom.run.jobs import images_of
+    from patchloom.run.surveying import summarize
+
+    found = summarize(images_of(load_job(job)), (3,), over="mask", progress=False)
+    found.save(tmp_path / "saved")
+    for name in images:
+        (tmp_path / f"{name}.zarr").rename(tmp_path / f"{name}.gone")
+    page = tmp_path / "levels.html"
+    read_back = told(tmp_path / "saved", "--percentiles", "3,77.7", "--html", page)
+    assert read_back["over"] == "mask"
+    for row in read_back["rows"]:
+        assert [row["p3"], row["p77.7"]] == percentile(images[row["image"]][:, :20], 3, 77.7)
+    assert page.exists()
+    assert told(tmp_path / "saved", "--over", "mask", "--by", "stain")["rows"]
+    for more, word in (
+        (["--over", "image"], "over mask"),
+        (["--per-slice"], "told apart"),
+        (["--mask", "x"], "saved statistics"),
+    ):
+        done = call(tmp_path / "saved", *more)
+        assert done.exit_code == 2
+        assert word in done.stderr
+    (tmp_path / "saved" / "summaries.parquet").write_bytes(b"PAR1")
+    done = call(tmp_path / "saved")
+    assert done.exit_code == 2
+    assert "damaged" in done.stderr

@@ -19,7 +19,7 @@ from patchloom.errors import ConfigError
 from patchloom.normalization import NORMALIZATIONS
 from patchloom.store.schema import CODECS
 from patchloom.summaries import METHODS
-from patchloom.summaries.table import EACH, OVER
+from patchloom.summaries.asked import EACH, OVER
 
 ROOT = Path(__file__).parents[1]
 GOOD = """\

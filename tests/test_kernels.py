@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from patchloom.summaries import Summary, Tally, kernels, summary, targets, wide
+from patchloom.summaries import Summary, Tally, counting, dense, kernels, summary, targets, wide
 from patchloom.summaries.refining import Targets
 
 numba = pytest.mark.skipif(find_spec("numba") is None, reason="the extra fast is not installed")
@@ -33,7 +34,7 @@ def counted_by(module: str | None, **smaller: int) -> Iterator[None]:
         compiled = None if module is None else import_module("patchloom.summaries.compiled")
         patch.setattr(kernels.kernels, "after", lambda n: compiled)
         for name, value in smaller.items():
-            for place in (kernels, summary, wide):
+            for place in (counting, dense, kernels, summary, wide):
                 if hasattr(place, name):
                     patch.setattr(place, name, value)
         yield
@@ -93,7 +94,10 @@ def test_numba_counts_what_numpy_counts(data: st.DataObject, dtype: str) -> None
         times,
         parts,
         DISTINCT=data.draw(st.sampled_from([1, 5, 65_536])),
-        SETTLED=data.draw(st.sampled_from([1, 7, 2**25])),
+        SETTLED=data.draw(st.sampled_from([1, 7, 2**23])),
+        FEW=data.draw(st.sampled_from([0, 7, 2**15])),
+        PAIRED=data.draw(st.sampled_from([2, 7, 2**16])),
+        COLUMN=data.draw(st.sampled_from([1, 5, 2**18])),
     )
 
 
@@ -120,6 +124,73 @@ def test_more_values_than_are_kept_one_by_one(dtype: str, kind: str) -> None:
     else:
         pixels = slide.astype(dtype)
     check(pixels, None, 1, 3)
+
+
+@numba
+@pytest.mark.parametrize("dtype", ["u1", "i1", "bool", "u2", "f2"])
+@pytest.mark.parametrize("kind", ["slide", "patterns", "two", "constant"])
+def test_whole_chunks_of_small_types(dtype: str, kind: str) -> None:
+    """As many pixels as are counted in pairs and by sparse products, an odd number of them."""
+    rng = np.random.default_rng(6)
+    n, size = 400_001, np.dtype(dtype).itemsize
+    if kind == "patterns":
+        pixels = np.frombuffer(rng.bytes(n * size), f"u{size}")
+        pixels = (pixels & 1).astype(bool) if dtype == "bool" else pixels.view(dtype)
+    elif kind == "slide":
+        pixels = rng.normal(90, 9, n).astype(dtype)
+    else:
+        pixels = (rng.random(n) < (0.3 if kind == "two" else 0)).astype(dtype)
+    check(pixels, None, 1, 1)
+    check(pixels, 1.0, 3, 2)
+    values, counts = np.unique(pixels[~np.isnan(pixels)].astype("f8") + 0.0, return_counts=True)
+    for module in (None, "numba"):
+        with counted_by(module):
+            found = counted(pixels, None, 1, 1)
+        assert found.values.tolist() == values.tolist()
+        assert found.counts.tolist() == counts.tolist()
+
+
+@numba
+def test_sums_are_emptied_before_they_overflow() -> None:
+    """More pixels in one bucket than its count has room for, of the greatest lowest bits."""
+    many = np.array([0x3F80_7FFF], "u4").view("f4")[0]
+    few = np.arange(70_000, dtype="f4") / 7
+    for module in (None, "numba"):
+        with counted_by(module):
+            tally = Tally(np.dtype("f4"))
+            tally.add(few)
+            for n in (1, 2**23 - 1, 2**23, 2**23):
+                tally.add(np.full(n, many))
+            found = tally.summary()
+        assert found.count == 70_000 + 3 * 2**23
+        total = sum(map(Fraction, few.tolist())) + 3 * 2**23 * Fraction(float(many))
+        assert found.mean == float(total / found.count)
+        squares = (
+            sum(Fraction(v) ** 2 for v in few.tolist()) + 3 * 2**23 * Fraction(float(many)) ** 2
+        )
+        spread = float(squares / found.count - (total / found.count) ** 2)
+        assert found.std == pytest.approx(spread**0.5, rel=1e-15)
+
+
+@numba
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "u4", "i8"])
+@pytest.mark.parametrize("low", [-(2.0**31), -65_535.0, -7.0, 0.0, 2.0**24 - 70_000])
+@pytest.mark.parametrize("spread", [3, 65_536, 65_537])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_whole_numbers_near_one_another(dtype: str, low: float, spread: int) -> None:
+    """They are counted by their distance from the least, with -0.0 as 0.0; others are not."""
+    some = low + np.random.default_rng(7).integers(0, spread, 140_001)
+    whole = np.where(some == 0, -0.0, some) if dtype[0] == "f" else np.maximum(some, 0)
+    for pixels in (whole, np.where(np.arange(len(some)) == 99_999, whole + 0.5, whole)):
+        given = pixels.astype(dtype)
+        check(given, None, 2, 1)
+        values, counts = np.unique(given.astype("f8") + 0.0, return_counts=True)
+        with counted_by(None):
+            found = counted(given, None, 1, 2)
+        if len(values) <= 65_536:
+            assert found.values.tolist() == values.tolist()
+            assert found.counts.tolist() == counts.tolist()
+        assert found.exact == (len(values) <= 65_536)
 
 
 def test_numba_is_imported_once_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -846,3 +846,33 @@ def test_one_hot_pixel_does_not_squeeze_all_others() -> None:
     bars = Bars.of(summarize(pixels))
     assert (bars.exponent, bars.above, len(bars.counts)) == (0, 1, 200)
     assert list(bars.counts) == np.bincount(pixels)[:200].tolist()
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_unicode_are_written(tmp_path: Path) -> None:
+    """As names of files may be: escaped where text is written, as they are where they are kept."""
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    cells = {Cell(k, 0): summarize(np.full(9, k, np.uint8)) for k in range(2)}
+    subjects = [
+        Subject(name, metadata={"stain": name}),
+        Subject("caf\xe9", metadata={"stain": "b"}),
+    ]
+    found = Statistics(cells, tuple(subjects), (name,))
+    assert found.table((1, 99))["sample_id"].to_pylist() == ["caf\\udce9", "caf\xe9"]
+    found.save_csv(tmp_path / "found.csv")
+    assert "caf\\udce9" in (tmp_path / "found.csv").read_text("utf-8")
+    for by in ("image", "stain", None):
+        found.to_html(tmp_path / "found.html", by=by, title=name)
+        assert "caf\\udce9" in (tmp_path / "found.html").read_text("utf-8")
+    found.save(tmp_path / "saved")
+    assert Statistics.open(tmp_path / "saved").images == found.images
+    far = [Cell(k, 0) for k in range(12)]
+    many = Statistics(
+        {cell: summarize(np.full(9, 200 * (cell.image == 11), np.uint8)) for cell in far},
+        tuple(Subject(f"{name}{k}") for k in range(12)),
+        (name,),
+    )
+    assert {row["image"] for row in many.outliers((1, 99)).to_pylist()} <= {"caf\\udce911"}
+    many.to_html(tmp_path / "many.html")

@@ -392,9 +392,9 @@ def stats(
 ) -> None:
     """Say how grey levels are spread: percentiles, mean, std, min, max, median, MAD.
 
-    WHAT is the URL of images, of a saved plan or of a patch store, a glob, or a job file. Each
-    needed chunk is read once, those of types above 16 bits a few times if need be; of a store only
-    what its run has counted is read.
+    WHAT is the URL of images, of a saved plan, of a patch store or of saved statistics, a glob, or
+    a job file. Each needed chunk is read once, those of types above 16 bits a few times if need
+    be; of a store, or of saved statistics, only what was counted is read.
     """
     from patchloom.summaries.asked import check_low_high, check_percentiles
 
@@ -443,6 +443,8 @@ def _statistics_of(
         raise ConfigError(f"--mask is for images, but {place.shown!r} is a {kind}; leave it out")
     if kind == "store":
         return _kept_statistics(what, over, per_slice)
+    if kind == "folder of saved statistics":
+        return _saved_statistics(what, over, per_slice)
     from patchloom.run.surveying import summarize
 
     found: Any
@@ -491,9 +493,27 @@ def _kept_statistics(url: str, over: str | None, per_slice: bool) -> Statistics:
     return store.summaries()
 
 
+def _saved_statistics(url: str, over: str | None, per_slice: bool) -> Statistics:
+    """Statistics that were saved as a folder."""
+    from patchloom.summaries.table import Statistics
+
+    found = Statistics.open(url)
+    if per_slice and not found.planes:
+        raise ConfigError(
+            "--per-slice needs planes that were told apart when they were counted, but these "
+            "saved statistics have none; leave it out, or give the images"
+        )
+    if over not in (None, found.over):
+        raise ConfigError(
+            f"these saved statistics are over {found.over}, got --over {over}; leave it out, or "
+            "give the images, or their job file"
+        )
+    return found
+
+
 def _check_over(name: str | None) -> None:
     """Refuse pixels that cannot be meant, before anything is read."""
-    from patchloom.summaries.table import OVER
+    from patchloom.summaries.asked import OVER
 
     if name is not None and name not in OVER:
         near = difflib.get_close_matches(name, OVER, 1)
@@ -550,25 +570,29 @@ def _scheduler(name: str | None) -> Iterator[None]:
 
 
 def _kind_of(location: Any) -> str:
-    """``store``, ``plan`` or ``image``; what cannot be read is left to the opener to explain."""
+    """What stands there; what cannot be read is left to the opener of images to explain."""
     try:
         if location.read("plan.json") is not None:
             return "plan"
         group = json.loads(location.read("zarr.json") or b"{}")
-        return "store" if "patchloom" in group.get("attributes", {}) else "image"
+        if "patchloom" in group.get("attributes", {}):
+            return "store"
+        saved = not group and location.read("statistics.json") is not None
+        return "folder of saved statistics" if saved else "image"
     except (OSError, ValueError, AttributeError, TypeError):
         return "image"
 
 
 def _show_plan(plan: Plan, as_json: bool, job: Job | None = None, **more: Any) -> None:
     """The figures of a plan and its cost; a saved plan does not know its job's output."""
+    from patchloom.run.jobs import foreseen_of
     from patchloom.run.pricing import price
 
     if job is not None:
         more |= {"output_url": job.output, "normalize": job.normalize, "over": job.over}
         more |= {"normalize_targets": job.normalize_targets}
     cost, summary = price(plan, **more), plan.figures()
-    standing = {} if job is None else _foreseen(plan, job)
+    standing = {} if job is None else foreseen_of(job, plan)
     if as_json:
         click.echo(json.dumps({**cost.to_dict(), **summary, **standing}, indent=1))
         return
@@ -581,15 +605,6 @@ def _show_plan(plan: Plan, as_json: bool, job: Job | None = None, **more: Any) -
         click.echo(f"\nRunning it {line}; the figures above are of all images.")
     if "refused" in standing:
         click.echo(f"\nRunning it would be refused: {standing['refused']}")
-
-
-def _foreseen(plan: Plan, job: Job) -> dict[str, Any]:
-    """What running a job would append to what stands at its output."""
-    from patchloom.location import Location
-    from patchloom.run.appending import foreseen
-    from patchloom.run.jobs import output_options
-
-    return foreseen(plan, Location.of(job.output, output_options(job)))
 
 
 def _show_images(images: Sequence[Image], as_json: bool) -> None:

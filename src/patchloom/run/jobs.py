@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchloom.config import Job
+from patchloom.errors import PatchloomError
 from patchloom.image import Image
+from patchloom.location import Location
 from patchloom.planning.plans import Plan
+from patchloom.run.appending import foreseen
 from patchloom.run.drafting import plan
-from patchloom.run.materializing import materialize
+from patchloom.run.materializing import checked, materialize
+from patchloom.run.measuring import Measuring
 from patchloom.run.reports import RunReport
 from patchloom.sources.opening import open_images
 
-__all__ = ["images_of", "materialize_job", "output_options", "plan_of"]
+__all__ = ["foreseen_of", "images_of", "materialize_job", "output_options", "plan_of"]
 
 
 def images_of(job: Job) -> list[Image]:
@@ -72,6 +76,30 @@ def plan_of(job: Job, *, progress: bool = False) -> Plan:
 def output_options(job: Job) -> Mapping[str, Any] | None:
     """Options of the file system that a job writes to."""
     return job.storage_options if job.output_options is None else job.output_options
+
+
+def foreseen_of(job: Job, planned: Plan) -> dict[str, Any]:
+    """What running a job would append to what stands at its output, or why it would be refused.
+
+    Returns
+    -------
+    dict
+        As of `foreseen`; ``refused`` also where settings of the job do not go with its plan.
+    """
+    target = Location.of(job.output, output_options(job))
+    try:
+        checked(
+            planned,
+            target,
+            Measuring.of(job.percentiles, job.over, job.each, job.exact, job.method),
+            normalize=job.normalize,
+            normalize_targets=job.normalize_targets,
+            per=job.per,
+            on_error=job.on_error,
+        )
+    except PatchloomError as error:
+        return {"refused": str(error)}
+    return foreseen(planned, target)
 
 
 def materialize_job(

@@ -27,7 +27,7 @@ from patchloom.planning.plans import Plan
 from patchloom.run.appending import image_documents, stages_of
 from patchloom.run.centers import goes_by_class
 from patchloom.run.gaps import by_reason, joined_losses
-from patchloom.run.measuring import OVER, Measuring, told_job
+from patchloom.run.measuring import Measuring, told_job
 from patchloom.run.reports import RunReport
 from patchloom.run.scaling import Scaling
 from patchloom.run.settings import Settings
@@ -36,8 +36,9 @@ from patchloom.run.verifying import verify as check
 from patchloom.run.writing import Outcome, Work, documents
 from patchloom.store.patch_store import open_patches, read_attributes
 from patchloom.store.schema import CODECS, FORMAT, PARTIAL, ArraySpec, Codec, as_json
+from patchloom.summaries.asked import check_pixels
 
-__all__ = ["check_choices", "materialize"]
+__all__ = ["check_choices", "checked", "materialize"]
 
 _ON_ERROR = ("raise", "skip")
 _TOGETHER = 2**16
@@ -156,13 +157,12 @@ def materialize(
         )
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ConfigError(f"materialize takes the path or URL of its store, got {url!r}")
-    _check_sizes(plan)
     target = Location.of(url, storage_options)
-    normalize, normalize_targets = check_choices(normalize, over, on_error, normalize_targets)
     measuring = Measuring.of(percentiles, over, each, exact, method)
-    measuring.check(plan)
-    scaling = Scaling.of(plan, normalize, normalize_targets, per, measuring)
-    _check_memory(plan, scaling.roles, not target.is_local)
+    scaling = checked(
+        plan, target, measuring, normalize=normalize, normalize_targets=normalize_targets, per=per,
+        on_error=on_error,
+    )  # fmt: skip
     specs = _specs(plan, scaling.roles, Codec(codec or CODECS[0]))
     attributes = _attributes(plan, specs, measuring, scaling)
     # Listed first: what another call begins to add meanwhile is not taken for a leftover.
@@ -191,6 +191,31 @@ def materialize(
         outcome, written = work.append(stage, written, found)
         outcomes.append(outcome)
     return _report(outcomes, target, begun, written is not None, scaling.roles)
+
+
+def checked(
+    plan: Plan,
+    target: Location,
+    measuring: Measuring,
+    *,
+    normalize: str | None,
+    normalize_targets: str | None,
+    per: str,
+    on_error: str,
+) -> Scaling:
+    """How a store is normalised, if its settings and a plan go together; nothing is read.
+
+    Raises
+    ------
+    PatchloomError
+        If they do not: `materialize` would refuse them.
+    """
+    _check_sizes(plan)
+    kinds = check_choices(normalize, measuring.over, on_error, normalize_targets)
+    measuring.check(plan)
+    scaling = Scaling.of(plan, *kinds, per, measuring)
+    _check_memory(plan, scaling.roles, not target.is_local)
+    return scaling
 
 
 def _check_sizes(plan: Plan) -> None:
@@ -229,9 +254,9 @@ def check_choices(
     ConfigError
         Naming them.
     """
-    for name, value, choices in (("over", over, OVER), ("on_error", on_error, _ON_ERROR)):
-        if value not in choices:
-            raise ConfigError(f"{name}= is one of {list(choices)}, got {value!r}")
+    check_pixels(over)
+    if on_error not in _ON_ERROR:
+        raise ConfigError(f"on_error= is one of {list(_ON_ERROR)}, got {on_error!r}")
     kinds = [None if kind is None else kind_of(kind) for kind in (normalize, normalize_targets)]
     first, second = (None if kind == "none" else kind for kind in kinds)
     return first, second

@@ -16,11 +16,10 @@ from patchloom.run.passes import look
 from patchloom.run.surveying import refined
 from patchloom.store.summed import Found
 from patchloom.summaries import METHODS, Summary, targets
-from patchloom.summaries.asked import check_percentiles
+from patchloom.summaries.asked import EACH, check_method, check_percentiles, check_pixels
 from patchloom.summaries.subjects import Cell
-from patchloom.summaries.table import EACH, OVER
 
-__all__ = ["OVER", "Measuring", "told_job"]
+__all__ = ["Measuring", "told_job"]
 
 _RIDDEN = "patches"
 """What is counted in the writing pass."""
@@ -52,20 +51,10 @@ class Measuring:
         ConfigError
             If one is none of its choices, or they do not go together.
         """
-        for name, value, choices in (
-            ("over", over, OVER),
-            ("each", each, EACH),
-            ("method", method, METHODS),
-            ("exact", exact, (False, True)),
-        ):
-            if value not in choices:
-                raise ConfigError(f"{name}= is one of {list(choices)}, got {value!r}")
-        if each != EACH[0] and over != _RIDDEN:
-            raise ConfigError(
-                f"each={each!r} is how often patches take a pixel, but over={over!r} counts each "
-                "pixel once; leave each= out, or count over='patches'"
-            )
-        return cls(check_percentiles(percentiles), over, each, bool(exact), method)
+        check_pixels(over, each)
+        if exact not in (False, True):
+            raise ConfigError(f"exact= is one of [False, True], got {exact!r}")
+        return cls(check_percentiles(percentiles), over, each, bool(exact), check_method(method))
 
     def check(self, plan: Plan) -> None:
         """Refuse a plan that what is asked for cannot be counted of.

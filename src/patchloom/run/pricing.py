@@ -82,7 +82,11 @@ def price(
     """
     _check(plan, workers, epochs, months, compression)
     kinds = check_choices(normalize, over, normalize_targets=normalize_targets)
-    normalized = [role for role, kind in zip(("image", "target"), kinds, strict=True) if kind]
+    normalized = [
+        role
+        for role, kind in zip(("image", "target"), kinds, strict=True)
+        if kind and role in plan.images[0].cut_arrays
+    ]
     table = prices if isinstance(prices, Prices) else Prices.load(prices)
     arrays = asked(plan, normalized=normalized, over=over)
     counted, notes = _counted(list(arrays.values()), table)

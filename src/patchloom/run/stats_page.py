@@ -13,6 +13,7 @@ from patchloom.run.histograms import drawn_channels, histograms_section
 from patchloom.run.markup import document, many, table, tiles
 from patchloom.run.stats_rows import exactness, over_what, rows_of, told
 from patchloom.summaries.outlying import RULE
+from patchloom.summaries.subjects import readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +47,7 @@ def write_stats_page(
         If the target refuses.
     """
     made = stats_page(statistics, percentiles, method=method, by=by, title=title)
-    Location.of(path, storage_options).write("", made.encode())
+    Location.of(path, storage_options).write("", readable(made).encode())
 
 
 def stats_page(

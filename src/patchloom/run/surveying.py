@@ -15,9 +15,9 @@ from patchloom.run.ground import Question
 from patchloom.run.passes import look
 from patchloom.sources.lazily import reading_since
 from patchloom.summaries import Summary, pooled, targets
-from patchloom.summaries.asked import check_method, check_percentiles
+from patchloom.summaries.asked import check_method, check_percentiles, check_pixels
 from patchloom.summaries.subjects import Cell, Subject, groups_of
-from patchloom.summaries.table import EACH, OVER, Statistics
+from patchloom.summaries.table import Statistics
 
 if TYPE_CHECKING:
     import xarray
@@ -326,17 +326,9 @@ def _question(
     """What is asked, if all images can answer it."""
     is_plan = isinstance(what, Plan)
     over = over or ("patches" if is_plan else "image")
-    if over not in OVER:
-        raise ConfigError(f"over= is one of {list(OVER)}, got {over!r}")
-    if each not in EACH:
-        raise ConfigError(f"each= is one of {list(EACH)}, got {each!r}")
+    check_pixels(over, each)
     if over == "patches" and not is_plan:
         raise ConfigError("over='patches' is of a plan, got images; make one with plan")
-    if each == "taken" and over != "patches":
-        raise ConfigError(
-            f"each='taken' counts a pixel as often as patches take it, got over={over!r}; take "
-            "over='patches' of a plan, or each='once'"
-        )
     question = Question(over, each, bool(planes), bool(labels))
     for name in question.roles:
         lacking = [image.id for image in images if getattr(image, name) is None]

@@ -9,7 +9,38 @@ from fractions import Fraction
 from patchloom.errors import ConfigError
 from patchloom.summaries import METHODS
 
-__all__ = ["check_low_high", "check_method", "check_percentiles", "quantiles_of"]
+__all__ = [
+    "EACH",
+    "OVER",
+    "check_low_high",
+    "check_method",
+    "check_percentiles",
+    "check_pixels",
+    "quantiles_of",
+]
+
+OVER = ("image", "mask", "patches")
+"""Of which pixels statistics may be."""
+EACH = ("once", "taken")
+"""Whether a pixel counts once, or as often as patches take it."""
+
+
+def check_pixels(over: str, each: str = "once") -> None:
+    """Of which pixels statistics are, and how often each of these counts.
+
+    Raises
+    ------
+    ConfigError
+        If one is none of its choices, or they do not go together.
+    """
+    for name, value, choices in (("over", over, OVER), ("each", each, EACH)):
+        if value not in choices:
+            raise ConfigError(f"{name}= is one of {list(choices)}, got {value!r}")
+    if each == "taken" and over != "patches":
+        raise ConfigError(
+            f"each='taken' counts a pixel as often as patches take it, got over={over!r}; take "
+            "over='patches' of a plan, or each='once'"
+        )
 
 
 def check_percentiles(q: Sequence[float]) -> tuple[float, ...]:

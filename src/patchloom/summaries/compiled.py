@@ -13,13 +13,15 @@ import numba
 import numpy as np
 
 __all__ = [
+    "count_buckets",
     "count_distinct",
     "count_leaves",
-    "count_octaves_32",
     "count_octaves_64",
+    "count_pairs",
     "count_values",
     "extremes",
     "place",
+    "reach",
 ]
 
 u8 = np.uint64
@@ -54,6 +56,20 @@ def count_values(flat: Any, counts: Any) -> None:
         counts[h] += 1
     for i in range(whole, len(flat)):
         counts[flat[i]] += 1
+
+
+@_compiled
+def count_pairs(pairs: Any, counts: Any) -> None:
+    """Add to `counts` how often each 8-bit integer occurs, two of them read as one of 16 bits."""
+    table = np.zeros(2**16, np.uint32)
+    count_values(pairs, table)
+    for upper in range(256):
+        total = np.uint32(0)
+        for lower in range(256):
+            n = table[256 * upper + lower]
+            counts[lower] += n
+            total = np.uint32(total + n)
+        counts[upper] += total
 
 
 @_compiled
@@ -125,39 +141,61 @@ def extremes(patterns: Any, size_bits: int, infinite: int) -> tuple[Any, Any]:
 
 
 @_compiled
-def count_octaves_32(
-    flat: Any,
-    patterns: Any,
-    hole: int,
-    first: int,
-    times: int,
-    counts: Any,
-    sums: Any,
-    ends: Any,
-    apart: Any,
-) -> None:
-    """Add float32 numbers to counts of buckets and sums of sixteenths of octaves."""
+def reach(patterns: Any, hole: int) -> tuple[Any, Any, Any, Any, Any]:
+    """Least and greatest absolute value of float32 numbers, times of a pattern, lowest, highest.
+
+    All are patterns; the last two are negative where their numbers are.
+    """
+    # Numbers as wide as the patterns: a processor compares several at once.
+    size_bits, left_out, sign = np.uint32(2**31 - 1), np.uint32(hole), np.int32(31)
+    least, most, found = size_bits, np.uint32(0), np.uint32(0)
+    low, high = np.int32(2**31 - 1), np.int32(1 - 2**31)
+    for i in range(len(patterns)):
+        pattern = patterns[i]
+        size = np.uint32(pattern & size_bits)
+        least = least if least < size else size
+        most = most if most > size else size
+        found = np.uint32(found + np.uint32(pattern == left_out))
+        negative = np.int32(np.int32(pattern) >> sign)
+        order = np.int32(np.int32(np.int32(size) ^ negative) - negative)
+        low = low if low < order else order
+        high = high if high > order else order
+    return least, most, found, low, high
+
+
+@_compiled
+def count_buckets(patterns: Any, hole: int, first: int, table: Any, ends: Any, apart: Any) -> None:
+    """Add float32 numbers to what a table knows of each bucket: how many, sums, squares."""
     size_bits, normal, infinite = u8(2**31 - 1), u8(1 << 23), u8(0x7F800000)
     # An exponent of float64 is that of float32 and 896; what wraps here wraps back.
     up = u8(896 << 23) - (u8(first) << u8(23))
-    left_out, range_bits = u8(hole), infinite - normal
+    left_out, rest_bits, one = u8(hole), u8(2**15 - 1), u8(1 << 40)
     nans, holes, zeros, minus, plus = 0, 0, 0, 0, 0
     low, high = ends[0], ends[1]
-    for i in range(len(patterns)):
-        pattern = u8(patterns[i])
-        size = pattern & size_bits
-        key = size + up
-        usual = size - normal < range_bits
-        if not usual and size > infinite:
-            nans += 1
+    for start in range(0, len(patterns), 2048):
+        some = patterns[start : start + 2048]
+        least, most, found, left, right = reach(some, hole)
+        if least >= normal and most < infinite and found == 0:
+            low, high = min(low, np.int64(left)), max(high, np.int64(right))
+            for i in range(len(some)):
+                pattern = u8(some[i])
+                key = (pattern & size_bits) + up
+                rest, negative = key & rest_bits, pattern >> u8(31)
+                table[negative, key >> u8(15), 0] += one + rest
+                table[negative, key >> u8(15), 1] += rest * rest
             continue
-        if pattern == left_out or (size == u8(0) and left_out == u8(0)):
-            holes += 1
-            continue
-        number = np.float64(flat[i])
-        low, high = min(low, number), max(high, number)
-        negative = pattern >> u8(31)
-        if not usual:
+        for i in range(len(some)):
+            pattern = u8(some[i])
+            size = pattern & size_bits
+            if size > infinite:
+                nans += 1
+                continue
+            if pattern == left_out or (size == u8(0) and left_out == u8(0)):
+                holes += 1
+                continue
+            negative = pattern >> u8(31)
+            order = -np.int64(size) if negative else np.int64(size)
+            low, high = min(low, order), max(high, order)
             if size == u8(0):
                 zeros += 1
                 continue
@@ -165,19 +203,17 @@ def count_octaves_32(
                 minus += negative == u8(1)
                 plus += negative == u8(0)
                 continue
-            # A denormal number: float64 holds it like any other.
             key = up
+            # A denormal number: float64 holds it like any other.
             while size < normal:
                 size = size << u8(1)
                 key = key - normal
             key = key + size
-        counts[negative, key >> u8(15)] += times
-        cell, rest = key >> u8(19), key & u8(2**19 - 1)
-        sums[negative, cell, 0] += u8(1)
-        sums[negative, cell, 1] += rest
-        sums[negative, cell, 2] += rest * rest
-    ends[0], ends[1] = low + 0.0, high + 0.0
-    apart += np.array([nans, holes, zeros, minus, plus]) * times
+            rest = key & rest_bits
+            table[negative, key >> u8(15), 0] += one + rest
+            table[negative, key >> u8(15), 1] += rest * rest
+    ends[0], ends[1] = low, high
+    apart += np.array([nans, holes, zeros, minus, plus])
 
 
 @_compiled

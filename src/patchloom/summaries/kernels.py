@@ -21,13 +21,22 @@ from patchloom.summaries.keys import Floats, Ints, ends
 from patchloom.summaries.moments import Sums
 from patchloom.summaries.refining import Targets
 
-__all__ = ["PATIENCE", "SETTLED", "Leaves", "Octaves", "Patterns", "count_distinct", "kernels"]
+__all__ = [
+    "PATIENCE",
+    "SETTLED",
+    "Buckets",
+    "Leaves",
+    "Octaves",
+    "Patterns",
+    "count_distinct",
+    "kernels",
+]
 
 PATIENCE = 2**28
 """Pixels that a process counts with NumPy before it imports numba: about what that costs."""
 
-SETTLED = 2**25
-"""Pixels after which sums of 64 bits are emptied, long before they could overflow."""
+SETTLED = 2**23
+"""Pixels after which counts of 24 or 32 bits and sums of 64 are emptied: before they overflow."""
 _UPPER = np.uint64(48)
 """Bits of a key below the 16 that are looked up."""
 _FEW = 2**12
@@ -106,36 +115,83 @@ def count_distinct(
         fast.place(*old, keys, counts)
 
 
-class Octaves:
-    """Exact sums of floats, of each sixteenth of an octave apart, since they were last emptied.
+class Buckets:
+    """Counts and exact sums of float32 numbers by bucket, since they were last emptied.
 
     Parameters
     ----------
-    dtype
-        float32 or float64.
     first, n
         Exponent of float64 of the first octave, and how many there are.
     times
         How often each number counts.
     """
 
-    def __init__(self, dtype: np.dtype[Any], first: int, n: int, times: int) -> None:
-        self._short = dtype.itemsize == 4
+    def __init__(self, first: int, n: int, times: int) -> None:
         self.span, self.times = (first, n), times
         self.numbers = 0
         """How many were added."""
-        # A count, a sum and a sum of squares; float64 needs two words for the last.
-        self.table = np.zeros((2, 16 * n, 3 if self._short else 4), np.uint64)
+        self.table = np.zeros((2, n << 8, 2), np.uint64)
+        """Of each sign and bucket: 2^40 times how many, and the sum of the lowest 15 bits of
+        their patterns; and the sum of the squares of these."""
+
+    @property
+    def full(self) -> bool:
+        """Whether another `SETTLED` numbers could be too many."""
+        return self.numbers >= SETTLED
+
+    def counts(self) -> Ints:
+        """Numbers of each bucket: int64[2, buckets]."""
+        return (self.table[..., 0] >> np.uint64(40)).astype(np.int64) * self.times
+
+    def sums(self) -> Sums:
+        """The sums of all numbers."""
+        parts = self.table.reshape(2, -1, 256, 2)
+        n = (parts[..., 0] >> np.uint64(40)).astype(np.int64)
+        total = (parts[..., 0] & np.uint64(2**40 - 1)).astype(np.int64)
+        square = parts[..., 1].astype(np.int64)
+        # A number is its bucket's first one and its lowest bits: by octave, a few sums of these.
+        begin = np.arange(256, 512)
+        sums = ((n * begin).sum(-1), total.sum(-1), (n * begin**2).sum(-1))
+        mixed, squares = (begin * total).sum(-1), square.sum(-1)
+        first = second = 0
+        for sign, *columns in zip((1, -1), *sums, mixed, squares, strict=True):
+            for octave, (a, b, c, d, e) in enumerate(
+                zip(*(column.tolist() for column in columns), strict=True), self.span[0] + 28
+            ):
+                first += sign * ((a << 15) + b) << octave
+                second += (c << 30) + (d << 16) + e << 2 * octave
+        return Sums(first, second).times(self.times)
+
+
+class Octaves:
+    """Exact sums of float64 numbers, of each sixteenth of an octave apart, since last emptied.
+
+    Parameters
+    ----------
+    first, n
+        Exponent of the first octave, and how many there are.
+    times
+        How often each number counts.
+    """
+
+    def __init__(self, first: int, n: int, times: int) -> None:
+        self.span, self.times = (first, n), times
+        self.numbers = 0
+        """How many were added."""
+        # A count, a sum, and a sum of squares of two words.
+        self.table = np.zeros((2, 16 * n, 4), np.uint64)
 
     @property
     def full(self) -> bool:
         """Whether sums of 64 bits could overflow soon."""
         return self.numbers >= SETTLED
 
+    def counts(self) -> None:
+        """None: numbers are counted elsewhere."""
+
     def sums(self) -> Sums:
         """The sums of all numbers."""
         first = second = 0
-        width = 19 if self._short else 48
         for sign, cells in zip((1, -1), self.table, strict=True):
             found = np.flatnonzero(cells[:, 0])
             for cell, (n, total, *squares) in zip(
@@ -143,8 +199,8 @@ class Octaves:
             ):
                 octave, sixteenth = self.span[0] + (cell >> 4), cell & 15
                 # What lies below the smallest normal float64 has no implicit bit.
-                begin = sixteenth + (16 if octave else 0) << width
-                unit = octave + 28 if self._short else max(octave, 1) - 1
+                begin = sixteenth + (16 if octave else 0) << 48
+                unit = max(octave, 1) - 1
                 total += n >> 40 << 64
                 n &= 2**40 - 1
                 square = sum(word << (64 * k) for k, word in enumerate(squares))

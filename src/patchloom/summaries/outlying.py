@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from patchloom.summaries.subjects import readable
+
 if TYPE_CHECKING:
     import xarray
 
@@ -69,7 +71,9 @@ def outliers_of(found: xarray.Dataset, *, far: float = FAR) -> pa.Table:
     for k, quantile in enumerate(found["quantile"].values.tolist()):
         if quantile != 0.5 or "median" not in numbers:
             numbers[f"p{100 * quantile:.12g}"] = found["percentile"].values[..., k]
-    images, channels = found["image"].values.tolist(), found["channel"].values.tolist()
+    images, channels = (
+        list(map(readable, found[name].values.tolist())) for name in ("image", "channel")
+    )
     rows: list[dict[str, Any]] = []
     for c, channel in enumerate(channels):
         for name, values in numbers.items():

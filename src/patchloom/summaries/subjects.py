@@ -12,7 +12,7 @@ import numpy as np
 from patchloom.errors import ConfigError, IdentityError
 from patchloom.location import Location
 
-__all__ = ["Cell", "Subject", "all_text", "groups_of", "provenance", "united"]
+__all__ = ["Cell", "Subject", "all_text", "groups_of", "provenance", "readable", "united"]
 
 Value = str | int | float | bool | None
 
@@ -74,6 +74,11 @@ class Subject:
         if not all_text([document["id"], document["uri"]]):
             raise ValueError("an id and a URI are text")
         return cls(**document)
+
+
+def readable(name: str) -> str:
+    """A name as text that can be written: what in names of files is no Unicode, is escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def all_text(values: Any) -> bool:

@@ -22,22 +22,27 @@ from patchloom.summaries.asked import (
     check_low_high,
     check_method,
     check_percentiles,
+    check_pixels,
     quantiles_of,
 )
 from patchloom.summaries.outlying import FAR, outliers_of
 from patchloom.summaries.saved import read_folder, write_folder
-from patchloom.summaries.subjects import Cell, Subject, all_text, groups_of, provenance, united
+from patchloom.summaries.subjects import (
+    Cell,
+    Subject,
+    all_text,
+    groups_of,
+    provenance,
+    readable,
+    united,
+)
 from patchloom.summaries.tabulated import COUNTS, NUMBERS, assembled, exactness, numbers_of
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["EACH", "OVER", "Cell", "Statistics", "Subject"]
+__all__ = ["Cell", "Statistics", "Subject"]
 
-OVER = ("image", "mask", "patches")
-"""Of which pixels statistics may be."""
-EACH = ("once", "taken")
-"""Whether a pixel counts once, or as often as patches take it."""
 _PAGE = "patchloom.run.stats_page"
 
 
@@ -87,9 +92,9 @@ class Statistics:
         object.__setattr__(self, "summaries", {cell: found[cell] for cell in sorted(found)})
 
     def _check(self, cells: Iterable[Cell]) -> None:
-        for name, value, known in (("over", self.over, OVER), ("each", self.each, EACH)):
-            if value not in known:
-                raise ConfigError(f"{name}= is one of {list(known)}, got {value!r}")
+        # Each by itself: what goes together is asked where pixels are counted.
+        check_pixels(self.over)
+        check_pixels("patches", self.each)
         ids = [subject.id for subject in self.images]
         if len(set(ids)) < len(ids) or len(set(self.channels)) < len(self.channels):
             raise IdentityError(
@@ -456,9 +461,10 @@ class Statistics:
         Returns
         -------
         pyarrow.Table
-            Columns ``sample_id`` (id of the image), ``channel`` (name), ``z`` (null where planes
-            are not told apart), ``mean``, ``std``, ``percentile_high``, ``percentile_low``,
-            ``median``, ``mad``, ``max``, ``min``, and ``label`` where labels are. The schema's
+            Columns ``sample_id`` (id of the image), ``channel`` (name; what in either is no
+            Unicode, as in names of files, is escaped), ``z`` (null where planes are not told
+            apart), ``mean``, ``std``, ``percentile_high``, ``percentile_low``, ``median``, ``mad``,
+            ``max``, ``min``, and ``label`` where labels are. The schema's
             metadata has, as JSON below ``statistics``, over what they are and how exact.
 
         Raises
@@ -477,8 +483,8 @@ class Statistics:
             return pa.array([found[name] for found in numbers], pa.float64())
 
         columns = {
-            "sample_id": pa.array([self.images[cell.image].id for cell in cells], pa.string()),
-            "channel": pa.array([self.channels[cell.channel] for cell in cells], pa.string()),
+            "sample_id": _texts(self.images[cell.image].id for cell in cells),
+            "channel": _texts(self.channels[cell.channel] for cell in cells),
             "z": pa.array([cell.plane for cell in cells], pa.int64()),
             "mean": column("mean"),
             "std": column("std"),
@@ -570,3 +576,8 @@ class Statistics:
 
 _TOLD = ("channels", "over", "each", "unit", "versions")
 """Fields that are saved as they are."""
+
+
+def _texts(names: Iterable[str]) -> pa.Array:
+    """Names as text that Arrow holds; a name of a file may be no Unicode."""
+    return pa.array([readable(name) for name in names], pa.string())

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.summaries.counting import PIECE, count_sizes
-from patchloom.summaries.kernels import SETTLED, Octaves, Patterns, count_distinct, kernels
+from patchloom.summaries import counting
+from patchloom.summaries.counting import COLUMN, FEW, PIECE, count_buckets, count_sizes
+from patchloom.summaries.kernels import (
+    SETTLED,
+    Buckets,
+    Octaves,
+    Patterns,
+    count_distinct,
+    kernels,
+)
 from patchloom.summaries.keys import BITS, Floats, Ints, floors, keys_of
 from patchloom.summaries.moments import Sums, power_sums
 from patchloom.summaries.summary import DISTINCT, Summary
@@ -20,6 +28,8 @@ _SORTED = 2 * DISTINCT
 """Pixels that are sorted together while values are counted one by one."""
 _PAGE = 16 << (52 - BITS)
 """Buckets of 16 octaves: by so many the table of counts grows."""
+_EXACT = 2**24
+"""Whole numbers below have differences that every type holds."""
 
 
 class Wide:
@@ -37,8 +47,8 @@ class Wide:
 
         Only a float64 may lie further apart: 10 MiB at most.
         """
-        # Numba's sums take a quarter of what the counts take.
-        return max(DISTINCT * 17, 18 * 2 * 10 * _PAGE)
+        # Each bucket has a count and, of float32, a sum and a sum of squares.
+        return max(DISTINCT * 17, 18 * 2 * 24 * _PAGE)
 
     @property
     def nbytes(self) -> int:
@@ -56,6 +66,8 @@ class Wide:
                 self._left_out += left_out
                 return
             stop = start + (_SORTED if self._rough is None else PIECE)
+            if self._rough is not None and self._dtype == np.float32:
+                stop = start + COLUMN
             if fast is not None:
                 stop = start + SETTLED
             some, nans, left_out = numbers(flat[start:stop], self._nodata)
@@ -63,8 +75,10 @@ class Wide:
             self._left_out += left_out * times
             if len(some) and self._rough is None:
                 self._one_by_one(some, times, fast)
-            elif len(some):
-                self._rough.add(some.astype(np.float64), times)  # type: ignore[union-attr]
+            elif self._rough is not None and self._dtype == np.float32 and len(some) >= FEW:
+                self._rough.add_short(some, times)
+            elif self._rough is not None:
+                self._rough.add(some.astype(np.float64), times)
             start = stop
 
     def _one_by_one(self, some: npt.NDArray[Any], times: int, fast: Any) -> None:
@@ -104,7 +118,7 @@ class _Rough:
         self.counts: Ints = np.zeros((2, 0), np.int64)
         self._apart = {0.0: 0, math.inf: 0, -math.inf: 0}
         self._sums = Sums()
-        self._pending: Octaves | None = None
+        self._pending: Octaves | Buckets | None = None
         self._low, self._high = math.inf, -math.inf
 
     @property
@@ -137,23 +151,63 @@ class _Rough:
     ) -> None:
         patterns = form.of(flat)
         octaves = form.octaves(fast, patterns)
-        low, high = (1023, 1023) if octaves is None else octaves
+        pending = self._waiting(octaves or (1023, 1023), times, len(flat))
+        first, table = pending.span[0], pending.table
+        if flat.itemsize == 8:
+            ends = np.array([self._low, self._high])
+            fast.count_octaves_64(
+                flat, patterns, form.hole, first, times, self.counts, table, ends, apart
+            )
+            self._low, self._high = ends.tolist()
+            return
+        some = np.zeros(5, np.int64)
+        reach = np.array([2**31, -(2**31)])
+        fast.count_buckets(patterns, form.hole, first, table, reach, some)
+        apart += some * times
+        if reach[0] <= reach[1]:
+            ends = np.copysign(np.abs(reach).astype(np.uint32).view(np.float32), reach)
+            low, high = ends.tolist()
+            self._low, self._high = min(self._low, low + 0.0), max(self._high, high + 0.0)
+
+    def add_short(self, flat: npt.NDArray[np.float32], times: int) -> None:
+        """Count float32 numbers, none of them NaN."""
+        if not len(flat):
+            return
+        size = flat.view(np.uint32) & np.uint32(2**31 - 1)
+        usual = size - np.uint32(1 << 23) < np.uint32(0x7F000000)
+        if not usual.all():
+            self.add(flat[~usual].astype(np.float64), times)
+            flat, size = flat[usual], size[usual]
+            if not len(flat):
+                return
+        low, high = float(flat.min()), float(flat.max())
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        octaves = [(int(end) >> 23) + 896 for end in (size.min(), size.max())]
+        pending = self._waiting((octaves[0], octaves[1]), times, len(flat))
+        count_buckets(flat.view(np.uint32), pending.span[0], pending.table)
+
+    def _waiting(self, octaves: tuple[int, int], times: int, n: int) -> Octaves | Buckets:
+        """Where `n` numbers of the octaves from one exponent to another are added to."""
+        low, high = octaves
         self._table(low << 52 - BITS, high - low + 1 << 52 - BITS)
         span = self._first >> 52 - BITS, self.counts.shape[1] >> 52 - BITS
         pending = self._pending
         if pending is None or pending.full or (pending.span, pending.times) != (span, times):
             self._settle()
-            pending = self._pending = Octaves(form.dtype, *span, times)
-        pending.numbers += len(flat)
-        ends = np.array([self._low, self._high])
-        count = fast.count_octaves_32 if flat.itemsize == 4 else fast.count_octaves_64
-        count(flat, patterns, form.hole, span[0], times, self.counts, pending.table, ends, apart)
-        self._low, self._high = ends.tolist()
+            kind = Buckets if self._dtype == np.float32 else Octaves
+            pending = self._pending = kind(*span, times)
+        pending.numbers += n
+        return pending
 
     def _settle(self) -> None:
-        if self._pending is not None:
-            self._sums = self._sums.plus(self._pending.sums())
-            self._pending = None
+        if self._pending is None:
+            return
+        self._sums = self._sums.plus(self._pending.sums())
+        counts = self._pending.counts()
+        if counts is not None:
+            first, n = (octave << 52 - BITS for octave in self._pending.span)
+            self.counts[:, first - self._first : first - self._first + n] += counts
+        self._pending = None
 
     def add(self, values: Floats, times: int, counts: Ints | None = None) -> None:
         """Count numbers; as often as `counts` says, if given."""
@@ -234,6 +288,8 @@ class _Rough:
 
 def _distinct(some: npt.NDArray[Any], fast: Any) -> tuple[Floats, Ints] | None:
     """Different values and how often each occurs; None if numba finds more than `DISTINCT`."""
+    if (near := _whole_numbers(some, fast)) is not None:
+        return near
     if fast is not None:
         if some.dtype.itemsize == 8:
             some = some.astype(np.float64, copy=False)
@@ -245,6 +301,25 @@ def _distinct(some: npt.NDArray[Any], fast: Any) -> tuple[Floats, Ints] | None:
     often: Ints = np.zeros(len(values), np.int64)
     np.add.at(often, place, counts.astype(np.int64))
     return values, often
+
+
+def _whole_numbers(some: npt.NDArray[Any], fast: Any) -> tuple[Floats, Ints] | None:
+    """The same of whole numbers that lie within `DISTINCT` of one another; None of others."""
+    if some.dtype.kind == "f" and not _are_whole(some[:64]):
+        return None
+    low, high = some.min(), some.max()
+    if not (low > -_EXACT and high < _EXACT and int(high) - int(low) < DISTINCT):
+        return None
+    if some.dtype.kind == "f" and not _are_whole(some):
+        return None
+    counts: Ints = np.zeros(int(high) - int(low) + 1, np.int64)
+    (fast or counting).count_values((some - low).astype(np.uint16), counts)
+    found = np.flatnonzero(counts)
+    return found.astype(np.float64) + float(low) + 0.0, counts[found]
+
+
+def _are_whole(some: npt.NDArray[Any]) -> bool:
+    return bool((np.rint(some) == some).all())
 
 
 def _total(mine: npt.NDArray[np.bool_], counts: Ints | None) -> int:
