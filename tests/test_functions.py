@@ -101,7 +101,7 @@ def test_what_a_function_gives_is_checked(folder: Path) -> None:
         ({"extension": ".xyz"}, "belong to read="),
         ({"read": ReadFuncLoading(), "extension": ".xyz"}, "are its own"),
         ({"read": read_raw, "extension": ".abc"}, r"called like '\*.abc'"),
-        ({"read": read_raw, "level": 1}, "neither level= nor stack="),
+        ({"read": read_raw, "level": 1}, "neither level=, stack= nor array="),
     ]
     for wrong, what in cases:
         with pytest.raises(SourceError, match=what):
