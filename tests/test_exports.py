@@ -806,6 +806,21 @@ def test_hdf5_holds_the_manifest(
         assert values == told[name].to_pylist(), name
 
 
+def test_hdf5_holds_columns_with_nulls(tmp_path: Path) -> None:
+    """Of every type: NaN among numbers and flags, empty among texts."""
+    h5py = pytest.importorskip("h5py")
+    rows = [{"n": 1, "size": 0.5, "ok": True, "who": "ä"}, {"n": None, "size": None, "ok": None}]
+    images = patchloom.open_images([np.ones((16, 16), "uint8")] * 2, ids=["a", "b"], sample=rows)
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]}, rows_per_shard=2)
+    patchloom.materialize(plan, tmp_path / "s.zarr", progress=False)
+    export(tmp_path / "s.zarr", "hdf5", tmp_path / "out")
+    with h5py.File(tmp_path / "out" / "patches-000000.h5") as file:
+        columns = file["manifest"]
+        for name, want in (("n", [1, np.nan]), ("size", [0.5, np.nan]), ("ok", [1, np.nan])):
+            assert np.array_equal(columns[name][:], want, equal_nan=True)
+        assert columns["who"].asstr()[:].tolist() == ["ä", ""]
+
+
 def test_phenocoders_loader_reads_its_layout(store: patchloom.PatchStore, tmp_path: Path) -> None:
     """Splits by sample, batches with channels last, scaled as its generator scales, statistics."""
     out = tmp_path / "sets" / "mine"

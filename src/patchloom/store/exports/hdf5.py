@@ -102,6 +102,8 @@ def _column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     if pa.types.is_string(column.type):
         texts = [(text or "").encode() for text in column.to_pylist()]
         return np.array(texts, f"S{max(1, *map(len, texts))}" if texts else "S1")
+    if pa.types.is_boolean(column.type) and column.null_count:
+        column = column.cast(pa.float64())
     return np.asarray(column.to_numpy())
 
 
