@@ -31,6 +31,9 @@ _QUERY = re.compile(r"[?#].*$")
 _QUOTED_QUERY = re.compile(r"(?<=://)([^\s?#'\"]*)[?#][^\s'\"<>]*")
 """Of a URL within a text."""
 _ATTEMPTS = 3
+_PIECE = 2**17
+"""Bytes that a local file is handed at a time. For more, Linux takes large pages for its cache, which
+cost several times as long to find and clear as the many small ones that were freed last."""
 Found = TypeVar("Found")
 
 
@@ -311,7 +314,8 @@ def _write_local(path: str, parts: Sequence[bytes | memoryview]) -> None:
         partial = f"{path}.{uuid.uuid4().hex}.part"
         try:
             with open(partial, "wb") as file:
-                file.writelines(parts)
+                for part in map(memoryview, parts):
+                    file.writelines(part[i : i + _PIECE] for i in range(0, len(part), _PIECE))
             os.replace(partial, path)
         except FileNotFoundError:
             # Another client that resumes the same store took ours for a leftover.
