@@ -32,8 +32,8 @@ _QUOTED_QUERY = re.compile(r"(?<=://)([^\s?#'\"]*)[?#][^\s'\"<>]*")
 """Of a URL within a text."""
 _ATTEMPTS = 3
 _PIECE = 2**17
-"""Bytes that a local file is handed at a time. For more, Linux takes large pages for its cache, which
-cost several times as long to find and clear as the many small ones that were freed last."""
+"""Bytes that a local file is handed at a time. For more, Linux takes large pages for its cache, and
+to find them takes it several times as long as to use again many small ones."""
 Found = TypeVar("Found")
 
 
