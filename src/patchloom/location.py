@@ -314,8 +314,9 @@ def _write_local(path: str, parts: Sequence[bytes | memoryview]) -> None:
         partial = f"{path}.{uuid.uuid4().hex}.part"
         try:
             with open(partial, "wb") as file:
-                for part in map(memoryview, parts):
-                    file.writelines(part[i : i + _PIECE] for i in range(0, len(part), _PIECE))
+                for part in parts:
+                    view = memoryview(part)
+                    file.writelines(view[i : i + _PIECE] for i in range(0, len(view), _PIECE))
             os.replace(partial, path)
         except FileNotFoundError:
             # Another client that resumes the same store took ours for a leftover.

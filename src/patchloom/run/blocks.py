@@ -224,7 +224,7 @@ class BlockCache:
         ends, every = [edge.tolist() for edge in edges], slice(None)
         for k, number, *box in zip(patch.tolist(), numbers, *ends, strict=True):
             to, of = map(slice, box[0], box[1]), map(slice, box[2], box[3])
-            out[(k, every, *to)] = self._held[number][(inside, every, *of)]
+            out[(k, every, *to)] = self._held[number][inside][(every, *of)]
 
     def _region(
         self, sample: int, corner: Ints, start: Ints, stop: Ints, cut: Cut
