@@ -208,23 +208,23 @@ class BlockCache:
 
     def _copy(self, sample: int, corner: Ints, out: Pixels) -> None:
         """Copy patches inside the image out of their blocks, piece by piece, and only once."""
-        layout = self._image.layout
+        layout, chunks = self._image.layout, np.asarray(self._image.layout.space.chunks)
         inside = layout.sample_in_block(sample) if layout.samples.shape else 0
         end = corner + np.asarray(out.shape[2:])
-        low, high = layout.space.chunk_of(corner.min(0)), layout.space.chunk_of(end.max(0) - 1)
-        for step in np.ndindex(*(high - low + 1).tolist()):
-            at = low + np.asarray(step)
-            first, last = layout.space.box(at.tolist())
-            start, stop = np.maximum(corner, first), np.minimum(end, last)
-            hit = np.flatnonzero((start < stop).all(1))
-            if not len(hit):
-                continue
-            [number] = layout.blocks_of(np.asarray([sample]), at[None]).tolist()
-            block, every = self._held[number][inside], slice(None)
-            edges = (start - corner, stop - corner, start - first, stop - first)
-            for k, *box in zip(hit.tolist(), *(edge[hit].tolist() for edge in edges), strict=True):
-                to, of = map(slice, box[0], box[1]), map(slice, box[2], box[3])
-                out[(k, every, *to)] = block[(every, *of)]
+        low, high = layout.space.chunk_of(corner), layout.space.chunk_of(end - 1)
+        # All pieces at once, patch after patch: how far each one's block is from the patch's first.
+        on = np.argwhere(np.ones((high - low).max(0) + 1, np.bool_))
+        at = low[:, None] + on
+        patch, step = np.nonzero((at <= high[:, None]).all(-1))
+        at, corner = at[patch, step], corner[patch]
+        first = at * chunks
+        start, stop = np.maximum(corner, first), np.minimum(end[patch], first + chunks)
+        numbers = layout.blocks_of(np.full(len(at), sample), at).tolist()
+        edges = (start - corner, stop - corner, start - first, stop - first)
+        ends, every = [edge.tolist() for edge in edges], slice(None)
+        for k, number, *box in zip(patch.tolist(), numbers, *ends, strict=True):
+            to, of = map(slice, box[0], box[1]), map(slice, box[2], box[3])
+            out[(k, every, *to)] = self._held[number][inside][(every, *of)]
 
     def _region(
         self, sample: int, corner: Ints, start: Ints, stop: Ints, cut: Cut

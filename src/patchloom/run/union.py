@@ -58,7 +58,8 @@ def counted(
         An index into the block; which pixels there count, None for all; and how often.
     """
     for cells, edges, times in _layers(each, low, high, extent):
-        apart = list(itertools.islice(_apart(cells, edges), _FEW + 1))
+        ends = [axis.tolist() for axis in edges]
+        apart = list(itertools.islice(_apart(cells, ends), _FEW + 1))
         if len(apart) <= _FEW:
             yield from ((box, None, times) for box in apart)
         else:
@@ -83,18 +84,20 @@ def _layers(
             yield cells, edges, 1 << bit
 
 
-def _apart(cells: Flags, edges: Sequence[Ints]) -> Iterator[tuple[slice, ...]]:
+def _apart(cells: Flags, edges: Sequence[list[int]]) -> Iterator[tuple[slice, ...]]:
     """Boxes of pixels that cover the cells, each once: runs of equal lines, axis by axis."""
-    lines = cells.reshape(len(cells), -1)
-    begins = [0, *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1).tolist()]
-    for begin, end in itertools.pairwise([*begins, len(cells)]):
-        if not lines[begin].any():
+    # There are few, and of few Python is faster than NumPy.
+    lines = cells.tolist() if cells.ndim == 1 else [line.tobytes() for line in cells]
+    begin = 0
+    for end in range(1, len(lines) + 1):
+        if end < len(lines) and lines[end] == lines[begin]:
             continue
-        span = slice(int(edges[0][begin]), int(edges[0][end]))
-        if cells.ndim == 1:
-            yield (span,)
-        else:
+        span = slice(edges[0][begin], edges[0][end])
+        if cells.ndim > 1:
             yield from ((span, *rest) for rest in _apart(cells[begin], edges[1:]))
+        elif lines[begin]:
+            yield (span,)
+        begin = end
 
 
 def _counted(low: Ints, high: Ints, extent: Sequence[int]) -> tuple[Ints, list[Ints]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import google_crc32c
 import numcodecs
+import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
 from fsspec.implementations.local import LocalFileSystem
@@ -562,7 +563,7 @@ class _Into:
 
 
 _UNPACK_INTO = {
-    "blosc": _Into(numcodecs.Blosc().decode, _blosc_bytes),
+    "blosc": _Into(numcodecs.blosc.decompress, _blosc_bytes),
     "zstd": _Into(numcodecs.Zstd().decode, _zstd_bytes),
 }
 _UNPACK: dict[str, Callable[[Any], Any]] = {
