@@ -119,6 +119,8 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         patchloom.open_images(image, mask=np.ones((2, 512, 512), bool))
     patchloom.open_images(image, mask=np.ones((37, 37), bool))
     patchloom.open_images(np.zeros((100, 120)), mask=np.ones((37, 41), bool))
+    # 4 x coarser: the only row stands for 3 of the 4 that it could show.
+    patchloom.open_images(np.zeros((3, 16)), mask=np.ones((1, 4), bool))
 
 
 def test_physical_coordinates_decide(tmp_path: Any) -> None:

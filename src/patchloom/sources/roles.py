@@ -249,9 +249,10 @@ def _check_aspect(
     (h, m), (w, n) = ((shape[k], extents[k]) for k in (spatial.index("y"), spatial.index("x")))
     # Rounding moves each extent by less than one pixel.
     low = max(Fraction(h, m + 1), Fraction(w, n + 1))
-    high = min(Fraction(h, max(m - 1, 1)), Fraction(w, max(n - 1, 1)))
+    # One pixel may stand for any part of what a larger one would show.
+    high = [Fraction(a, b - 1) for a, b in ((h, m), (w, n)) if b > 1]
     ratio = Fraction(h * n, m * w)
-    if low > high and not Fraction(4, 5) <= ratio <= Fraction(5, 4):
+    if high and low > min(high) and not Fraction(4, 5) <= ratio <= Fraction(5, 4):
         raise CoverageError(
             f"a {name} covers its whole image, but {name} of {m} x {n} pixels has another aspect "
             f"ratio than {image.id!r} of {h} x {w} (y, x); pick the one of this image, or give it "
