@@ -51,13 +51,18 @@ _Kind = (
     | InstanceOf[AutoMask]
     | InstanceOf[NodataMask]
 )
-_Masks = _Kind | list[_Kind | None] | dict[str, _Kind | None]
-PerImage = str | list[str | None] | dict[str, str | None]
+_Part = dict[Literal["from", "channels", "isel"], Any]
+"""Part of an array that stands somewhere."""
+_Masks = _Kind | list[_Kind | _Part | None] | dict[str, _Kind | _Part | None] | _Part
+PerImage = str | list[str | _Part | None] | dict[str, str | _Part | None] | _Part
 Whole = Annotated[int, Field(strict=True)]
 _Nodata = Literal["nan"] | Annotated[float, Field(strict=True)]
 AtLeastOne = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
+_Channel = Whole | str
+_Taken = Whole | str | list[Whole]
+_Between = float | Annotated[list[float | None], Field(min_length=2, max_length=2)]
 
 _SECRET = ("storage_options", "output_options")
 """Keys whose values are never repeated in a message."""
@@ -134,6 +139,17 @@ class Job(BaseModel):
     """The value of pixels that tell nothing (a number or `nan`), which statistics leave out; one of
     these for all, per image in a list, or per image id in a mapping. By default what the metadata
     say."""
+    channels: _Channel | list[_Channel] | None = None
+    """The channels to take, by number or name, in this order; by default all."""
+    isel: dict[str, _Taken | dict[str, _Taken] | None] | list[dict[str, _Taken] | None] | None = (
+        None
+    )
+    """What is taken along other axes, in pixels: an index (the axis goes), text like `"10:50"` or a
+    list of indices; by axis for all images, for each in a list, or per image id in a mapping."""
+    sel: (
+        dict[str, _Between | dict[str, _Between] | None] | list[dict[str, _Between] | None] | None
+    ) = None
+    """The same in physical units: a pair of coordinates, or one (the axis goes); docs/axes.md."""
     storage_options: Options = Field(default_factory=StorageOptions, exclude=True)
     """Options of the images' file system (fsspec); never shown, saved or written to a store."""
 

@@ -36,9 +36,13 @@ _HOMES = {
     "auto": ("patchloom.sources.automatic", "AutoSource"),
     "derived": ("patchloom.sources.derived", "DerivedSource"),
     "outlines": ("patchloom.sources.outlines", "OutlineSource"),
+    "selected": ("patchloom.sources.selected", "SelectedSource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
 }
-_PYRAMIDS = {"zarr": ("patchloom.sources.pyramids", "ZarrPyramid")}
+_PYRAMIDS = {
+    "selected": ("patchloom.sources.selected", "SelectedPyramid"),
+    "zarr": ("patchloom.sources.pyramids", "ZarrPyramid"),
+}
 
 
 @dataclass
@@ -79,7 +83,9 @@ class Source(Protocol):
     """Where an image's chunks come from: a small value that opens on the worker.
 
     One that makes its pixels itself has a method ``identity() -> JSON value`` besides: what they
-    are made by is part of what a plan is about.
+    are made by is part of what a plan is about. One that makes them of another image has that as
+    ``image``, and ``filled(source)`` is the same of the pixels of another source. One whose
+    reader holds pixels besides those that it gives has their bytes, at most, as ``held_bytes``.
     """
 
     def reader(self) -> ChunkReader:
@@ -278,6 +284,18 @@ class Image:
         """The arrays that patches are cut from: the image, and labels and target it has."""
         roles = {name: getattr(self, name) for name in ("labels", "target")}
         return {"image": self, **{n: role.image for n, role in roles.items() if role is not None}}
+
+    def decodes(self, blocks: Ints) -> int:
+        """Stored chunks under some distinct blocks of `layout`, each once."""
+        # Those of a selection may lie across the chunks that are stored.
+        under = getattr(self.source, "decodes", None) if self.source.addressable else None
+        return len(blocks) * self.layout.chunks_per_block if under is None else under(self, blocks)
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """Bytes of pixels of what is decoded at once, if it is whole."""
+        inner = getattr(self.source, "chunk_nbytes", None)
+        return math.prod(self.grid.chunks) * self.dtype.itemsize if inner is None else inner
 
     @property
     def data(self) -> xarray.DataArray:

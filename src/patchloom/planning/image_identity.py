@@ -42,33 +42,35 @@ def identity_of(image: Image) -> dict[str, Any]:
 
 def with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) -> Image:
     """An image of a saved plan with the arrays that were in memory taken from a given one."""
-
-    def check(what: str, saved: Image, own: Image | None) -> None:
-        if own is None or own.shape != saved.shape or own.dtype != saved.dtype:
-            raise SourceError(
-                f"{what} ({saved.shape}, {saved.dtype}) was an array in memory, which a saved plan "
-                "does not hold; pass the image with it: Plan.load(url, images=[...])"
-            )
-
-    roles = document["roles"]
     for name in ROLES:
         role = getattr(image, name)
         if role is None:
             continue
         own = None if given is None else getattr(given, name)
-        source = roles[name]["image"]["source"]
-        if source["kind"] == "array":
-            check(f"the {name} of {image.id!r}", role.image, None if own is None else own.image)
-            image = image.with_role(name, own)
-        elif source.get("image", {}).get("source", {}).get("kind") == "array":
-            # A mask is made of it anew, by the rule that was saved.
-            own_image = None if own is None else getattr(own.image.source, "image", None)
-            check(f"what the {name} of {image.id!r} is made of", role.image.source.image, own_image)
-            assert own_image is not None
-            filled = role.image.source.filled(own_image.source)
-            image = image.with_role(name, replace(role, image=replace(role.image, source=filled)))
-    if document["source"]["kind"] == "array":
-        check(f"{image.id!r}", image, given)
-        assert given is not None
-        image = replace(image, source=given.source)
-    return image
+        item = document["roles"][name]["image"]
+        array = None if own is None else own.image
+        filled = _filled(f"the {name} of {image.id!r}", role.image, item, array)
+        image = image.with_role(name, replace(role, image=filled))
+    return _filled(f"{image.id!r}", image, document, given)
+
+
+def _filled(what: str, saved: Image, document: Mapping[str, Any], own: Image | None) -> Image:
+    """A saved image with the pixels of a given one, if it was in memory or made of one that was."""
+    source = document["source"]
+    if source["kind"] == "array":
+        if own is None or own.shape != saved.shape or own.dtype != saved.dtype:
+            raise SourceError(
+                f"{what} ({saved.shape}, {saved.dtype}) was an array in memory, which a saved plan "
+                "does not hold; pass the image with it: Plan.load(url, images=[...])"
+            )
+        return replace(saved, source=own.source)
+    if "image" not in source:
+        return saved
+    # It is made anew, by what was saved, of the other image.
+    inner: Image = saved.source.image  # type: ignore[attr-defined]
+    given = None if own is None else getattr(own.source, "image", None)
+    made = what if what.startswith("what ") else f"what {what} is made of"
+    filled = _filled(made, inner, source["image"], given)
+    if filled is inner:
+        return saved
+    return replace(saved, source=saved.source.filled(filled.source))  # type: ignore[attr-defined]

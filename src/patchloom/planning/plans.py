@@ -559,7 +559,7 @@ class Plan:
             flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
             for patches in self.walk_image(index):
                 flags[touches(layout, patches.sample, patches.corner, self.cut)[1]] = True
-            found.append(int(flags.sum()) * layout.chunks_per_block)
+            found.append(image.decodes(np.flatnonzero(flags)))
         return found
 
     @property
@@ -586,8 +586,7 @@ class Plan:
     def bytes_decoded(self) -> int:
         """Bytes of the chunks that an undisturbed run decodes, images' only, each chunk whole."""
         return sum(
-            n * math.prod(image.grid.chunks) * image.dtype.itemsize
-            for n, image in zip(self._image_reads, self.images, strict=True)
+            n * image.chunk_nbytes for n, image in zip(self._image_reads, self.images, strict=True)
         )
 
     @cached_property
@@ -611,7 +610,7 @@ class Plan:
                     sample = np.zeros_like(sample)
                 blocks = np.unique(touches(layout, sample, patches.corner, self.cut)[1])
                 if array.source.addressable:
-                    found[patches.image] += len(blocks) * layout.chunks_per_block
+                    found[patches.image] += array.decodes(blocks)
                 else:
                     shared.setdefault(patches.image, []).append(blocks)
         for index, blocks_of in shared.items():

@@ -561,7 +561,7 @@ def _live(
         # came in one piece with others; and one block is joined from its chunks.
         batch = np.minimum(max(1, fetch // max(1, nbytes)), n)
         loading += (batch if array.shards is not None else 1) * nbytes
-        held += np.minimum(peak + batch, n) * nbytes
+        held += np.minimum(peak + batch, n) * nbytes + getattr(array.source, "held_bytes", 0)
     # Blocks are loaded and counted, then patches are cut.
     cutting = region * image.layout.n_channels * image.dtype.itemsize + pixels
     held += np.maximum(loading, cutting)

@@ -29,6 +29,9 @@ def images_of(job: Job) -> list[Image]:
         storage_options=job.storage_options,
         ids=job.ids,
         nodata=job.nodata,
+        channels=job.channels,
+        isel=job.isel,
+        sel=job.sel,
     )
 
 

@@ -407,7 +407,7 @@ def _needed(plan: Plan, shards: Sequence[int]) -> int:
             found = touches(layout, part.sample, part.corner, plan.cut)[1]
             blocks.setdefault(part.image, []).append(np.unique(found))
     return sum(
-        len(np.unique(np.concatenate(found))) * plan.images[image].layout.chunks_per_block
+        plan.images[image].decodes(np.unique(np.concatenate(found)))
         for image, found in blocks.items()
     )
 

@@ -30,6 +30,7 @@ from patchloom.run.masks import read_region
 from patchloom.run.scaling import recorded
 from patchloom.run.verify_report import VerifyReport
 from patchloom.sources.opening import open_images
+from patchloom.sources.selected import selected_again
 from patchloom.store.additions import additions_of, n_shards_of
 from patchloom.store.checking import Damage, check_metadata, check_shard, specs_of
 from patchloom.store.patch_store import open_patches, read_attributes
@@ -420,9 +421,11 @@ def _source(work: _Work, image_id: str, name: str) -> Image | str:
     if name != "images" or told is None or not told["uri"]:
         return "the store tells no URL of its source"
     try:
+        taken = told.get("selection", {"axes": told["axes"], "picks": {}})
         [found] = open_images(
-            told["uri"], axes=told["axes"], level=told["level"], storage_options=work.options
+            told["uri"], axes=taken["axes"], level=told["level"], storage_options=work.options
         )
+        found = selected_again(found, taken["picks"])
     except (PatchloomError, OSError, ValueError) as error:
         return f"its source cannot be opened: {error}"
     if list(found.shape) != told["shape"]:

@@ -22,6 +22,7 @@ from patchloom.errors import (
 from patchloom.image import Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
+from patchloom.sources.axis_selection import narrowed, of_channels, part_of
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
@@ -47,6 +48,9 @@ def open_images(
     storage_options: Mapping[str, Any] | None = None,
     ids: Sequence[str] | None = None,
     nodata: Any = None,
+    channels: Any = None,
+    isel: Any = None,
+    sel: Any = None,
 ) -> list[Image]:
     """Open images lazily: their metadata are read, no pixel is.
 
@@ -58,10 +62,12 @@ def open_images(
         What stands at a URL is a Zarr array (v2 or v3, sharded or not) or an OME-Zarr image.
     mask, labels, target
         Arrays over the same field: an array, a URL, a pattern with ``{stem}``, the name of an
-        OME-Zarr label group, one of these per image in a list, or per image id in a mapping.
+        OME-Zarr label group, one of these per image in a list, or per image id in a mapping, or a
+        glob: then the text that ``*`` stands for is the id of the image.
         A mask may have any lower resolution; nonzero means covered. It may also be made of
         something else: ``{"labels": ..., "classes": [1, 2]}``, ``{"polygons": "{stem}.geojson"}``,
         ``{"boxes": table}``, ``{"auto": "otsu"}`` or ``{"nodata": 0}``; docs/masks.md shows them.
+        ``{"from": ..., "channels": [...], "isel": {...}}`` is part of an array.
     axes
         The dimensions as stored, one letter each in either case, for example ``"CZYX"``; by
         default what the metadata say, else X, YX, ZYX, CZYX, TCZYX by their number.
@@ -80,6 +86,15 @@ def open_images(
         The value of pixels that tell nothing, a number or ``"nan"``, which statistics count apart
         and leave out; one for each image in a list, or per image id in a mapping. By default what
         an array's attributes tell (``_FillValue``, ``missing_value``), which is mostly nothing.
+    channels
+        The channels to take, by number or name, in this order; by default all.
+    isel
+        What is taken along other axes, by name and in pixels: an index (the axis goes), a slice
+        or a list of indices (the axis stays), as NumPy takes them. One mapping for all images, one
+        for each in a list, or per image id in a mapping. Roles follow; docs/axes.md has the rules.
+    sel
+        The same in physical units, by spacing and origin: ``{"z": (10.0, 50.0)}`` takes the
+        pixels whose centres lie between, both included; one number the pixel that it lies in.
 
     Returns
     -------
@@ -112,20 +127,27 @@ def open_images(
         name = None if ids is None else str(ids[position])
         images.append(_open(item, axes, level, options, name, position))
     _check_ids(images)
-    images = with_nodata(nodata, _with_samples(images, sample))
+    images = of_channels(with_nodata(nodata, _with_samples(images, sample)), channels)
 
     def open_role(item: Any, image: Image) -> Image:
-        return _open_role(named_for(item, image), image, level, options)
+        return part_of(
+            item, lambda inner: _open_role(named_for(inner, image), image, level, options)
+        )
 
-    maker = MaskMaker(open_role, options)
-    images = join(maker.items(mask, images), images, "mask", maker.role)
+    def glob(pattern: str) -> list[str]:
+        return [str(path) for path in _expand(pattern, options)]
+
+    maker = MaskMaker(open_role, options, glob)
+    over, of_pixels = maker.items(mask, images)
+    images = join(over, images, "mask", maker.role)
     for name, given in (("labels", labels), ("target", target)):
 
         def role(item: Any, image: Image, name: str = name) -> Role:
             return align(image, open_role(item, image), name)
 
-        images = join(per_image(given, images, name), images, name, role)
-    return images
+        images = join(per_image(given, images, name, glob), images, name, role)
+    # Roles are joined to whole images and follow; what is made of pixels, of those that stay.
+    return join(of_pixels, narrowed(images, isel, sel), "mask", maker.role)
 
 
 def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:
@@ -373,9 +395,10 @@ def _open_role(item: Any, image: Image, level: int | str, options: Mapping[str, 
 
 def _label_group(name: str, image: Image) -> Node | None:
     """The label image of an OME-Zarr, if `name` is the name of one."""
-    if "://" in name or "/" in name.strip("/") or not isinstance(image.source, ZarrSource):
+    source = getattr(image.source, "image", image).source  # of the whole, if channels were chosen
+    if "://" in name or "/" in name.strip("/") or not isinstance(source, ZarrSource):
         return None
-    location = image.source.location
+    location = source.location
     # The image array lies one or more names below the group that holds "labels".
     for depth in range(1, 4):
         parent = Location(location.url.rsplit("/", depth)[0], location.options)

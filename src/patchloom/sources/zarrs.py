@@ -96,9 +96,14 @@ def reading_since(image: Image, moment: float) -> Image:
         role = getattr(image, name)
         if role is not None:
             image = image.with_role(name, replace(role, image=reading_since(role.image, moment)))
-    if not isinstance(image.source, ZarrSource):
+    if isinstance(image.source, ZarrSource):
+        return replace(image, source=replace(image.source, since=moment))
+    filled = getattr(image.source, "filled", None)
+    if filled is None:
         return image
-    return replace(image, source=replace(image.source, since=moment))
+    # It is made of another image's pixels.
+    inner: Image = image.source.image  # type: ignore[attr-defined]
+    return replace(image, source=filled(reading_since(inner, moment).source))
 
 
 @dataclass(frozen=True)
