@@ -27,7 +27,7 @@ __all__ = ["ROLES", "ChunkReader", "Image", "Layout", "Pyramid", "Reads", "Role"
 Ints = npt.NDArray[np.int64]
 
 ROLES = ("mask", "labels", "target")
-"""What else can lie over the field of an image."""
+"""What else can lie over the field of an image, besides further arrays of the user's names."""
 
 # A saved plan names the kind of each source; kinds are found here by name, so that reading a
 # plan loads no code that the plan chooses.
@@ -250,6 +250,9 @@ class Image:
     mask: Role | None = None
     labels: Role | None = None
     target: Role | None = None
+    more: Mapping[str, Role] = field(default_factory=dict)
+    """Further arrays that are cut along: ``weights``, and ``targets_NAME`` for each further target;
+    they stand under these names in a store."""
     pyramid: Pyramid | None = field(default=None, repr=False)
     nodata: float | None = None
     """The value of pixels that tell nothing, which statistics leave out; None if every value
@@ -280,10 +283,15 @@ class Image:
         return () if self.pyramid is None else self.pyramid.levels(self)
 
     @property
+    def roles(self) -> dict[str, Role]:
+        """All that lies over it, by name."""
+        known = {name: getattr(self, name) for name in ROLES}
+        return {**{n: role for n, role in known.items() if role is not None}, **self.more}
+
+    @property
     def cut_arrays(self) -> dict[str, Image]:
-        """The arrays that patches are cut from: the image, and labels and target it has."""
-        roles = {name: getattr(self, name) for name in ("labels", "target")}
-        return {"image": self, **{n: role.image for n, role in roles.items() if role is not None}}
+        """The arrays that patches are cut from: the image, and all that lies over it but a mask."""
+        return {"image": self, **{n: r.image for n, r in self.roles.items() if n != "mask"}}
 
     def decodes(self, blocks: Ints) -> int:
         """Stored chunks under some distinct blocks of `layout`, each once."""
@@ -361,8 +369,7 @@ class Image:
                 "scale": [str(v) for v in role.alignment.scale],
                 "offset": [str(v) for v in role.alignment.offset],
             }
-            for name in ROLES
-            if (role := getattr(self, name)) is not None
+            for name, role in self.roles.items()
         }
         return {
             "id": self.id,
@@ -413,8 +420,8 @@ class Image:
                 item["axes"],
             )
             for role, item in document["roles"].items()
-            if role in ROLES
         }
+        more = {name: roles.pop(name) for name in [*roles] if name not in ROLES}
         shards, pyramid = document["shards"], document.get("pyramid")
         nodata = document.get("nodata")
         return cls(
@@ -434,16 +441,20 @@ class Image:
             metadata=document["metadata"],
             pyramid=_restored(_PYRAMIDS, pyramid, options) if pyramid else None,
             nodata=None if nodata is None else float(nodata),
+            more=more,
             **roles,
         )
 
     def with_role(self, name: str, role: Role | None) -> Image:
-        """The same image with one role set: ``mask``, ``labels`` or ``target``."""
-        return replace(self, **{name: role})  # type: ignore[arg-type]
+        """The same image with one role set, or gone: one of `ROLES`, or a further array."""
+        if name in ROLES:
+            return replace(self, **{name: role})  # type: ignore[arg-type]
+        others = {n: r for n, r in self.more.items() if n != name}
+        return replace(self, more=others if role is None else {**others, name: role})
 
     def __repr__(self) -> str:
         extents = " x ".join(f"{a}={n}" for a, n in zip(self.axes.names, self.shape, strict=True))
-        roles = "".join(f", {r}" for r in ROLES if getattr(self, r))
+        roles = "".join(f", {r}" for r in self.roles)
         return f"<Image {self.id!r} {extents} {self.dtype}, level {self.level}{roles}>"
 
     def _repr_html_(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from patchloom.errors import SourceError
-from patchloom.image import ROLES, Image
+from patchloom.image import Image
 
 __all__ = ["identity_of", "with_pixels"]
 
@@ -20,8 +20,7 @@ def identity_of(image: Image) -> dict[str, Any]:
             role.axes,
             [str(v) for v in (*role.alignment.scale, *role.alignment.offset)],
         ]
-        for name in ROLES
-        if (role := getattr(image, name)) is not None
+        for name, role in image.roles.items()
     }
     identity = getattr(image.source, "identity", None)
     made = {} if identity is None else {"made": identity()}
@@ -42,11 +41,8 @@ def identity_of(image: Image) -> dict[str, Any]:
 
 def with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) -> Image:
     """An image of a saved plan with the arrays that were in memory taken from a given one."""
-    for name in ROLES:
-        role = getattr(image, name)
-        if role is None:
-            continue
-        own = None if given is None else getattr(given, name)
+    for name, role in image.roles.items():
+        own = None if given is None else given.roles.get(name)
         item = document["roles"][name]["image"]
         array = None if own is None else own.image
         filled = _filled(f"the {name} of {image.id!r}", role.image, item, array)

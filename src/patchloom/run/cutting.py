@@ -36,7 +36,14 @@ from patchloom.run.tiles import columns_of
 from patchloom.run.union import counted
 from patchloom.store.manifest import check_columns, manifest_bytes
 from patchloom.store.pending import check_pending
-from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_name, summary_name
+from patchloom.store.schema import (
+    ArraySpec,
+    array_of,
+    gap_name,
+    manifest_name,
+    shard_name,
+    summary_name,
+)
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 from patchloom.summaries.packed import summary_bytes
@@ -46,7 +53,7 @@ __all__ = ["Job", "steps_of", "write_run"]
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
 ArrayKey = tuple[int, str]
-"""Position of an image and the role of the array: "image", "labels" or "target"."""
+"""Position of an image and the role of the array, for example "image", "labels" or "target"."""
 
 
 @dataclass(frozen=True)
@@ -379,9 +386,6 @@ def _classes(image: Image, labels: Pixels, corner: Ints, place: Ints) -> Pixels:
     return found
 
 
-_ARRAY_NAMES = {"image": "images", "labels": "labels", "target": "targets"}
-
-
 def steps_of(cell: Ints, shard: Ints, plan: Plan) -> Ints:
     """Number the steps of a walk: one cell of one shard, in pieces of bounded size."""
     change = np.ones(len(cell), np.bool_)
@@ -406,7 +410,7 @@ def _store(
         pixels = scaling.apply(pixels, run.plan.images[image].id)
     run.meter.take(pixels.nbytes)
     for shard, which in into:
-        builder = _builder(run, shard, _ARRAY_NAMES[name])
+        builder = _builder(run, shard, array_of(name))
         builder.put(slot[which], (pixels[k] for k in which.tolist()))
     run.meter.give(pixels.nbytes)
 

@@ -32,6 +32,8 @@ def images_of(job: Job) -> list[Image]:
         channels=job.channels,
         isel=job.isel,
         sel=job.sel,
+        targets=job.targets,
+        weights=job.weights,
     )
 
 

@@ -40,6 +40,7 @@ from patchloom.store.schema import (
     gap_name,
     group_document,
     manifest_name,
+    role_of,
     shard_objects,
 )
 
@@ -55,7 +56,6 @@ _OPEN = 32
 _DRAWN = 16
 """How often a random strategy may have drawn one box."""
 _DIFFERS = "differs from its source"
-_ROLES = {"images": "image", "labels": "labels", "targets": "target"}
 _NORMALIZES = {"image": "normalize", "target": "normalize_targets"}
 """Settings of a job that say whether an array is normalised."""
 
@@ -399,7 +399,7 @@ def _differs(
     except (PatchloomError, OSError) as error:
         return f"its source cannot be read: {error}"
     stored = pixels[(slice(None), *inside)]
-    role = _ROLES[name]
+    role = role_of(name)
     if work.attributes["job"].get(_NORMALIZES.get(role)) is not None:
         scaling = work.numbers.get(role)
         if scaling is None or not scaling.knows(told["image_id"]):
@@ -415,7 +415,7 @@ def _source(work: _Work, image_id: str, name: str) -> Image | str:
         same = [i for plan in work.plans.values() for i in plan.images if i.id == image_id]
         if not same:
             return f"the plan has no image {image_id!r}"
-        array = same[0].cut_arrays[_ROLES[name]]
+        array = same[0].cut_arrays[role_of(name)]
         return array if array.source.addressable else "its source is a Dask array, or in memory"
     [told] = [i for i in work.attributes["images"] if i["id"] == image_id] or [None]
     if name != "images" or told is None or not told["uri"]:

@@ -14,9 +14,9 @@ from patchloom.sources.picks import Pick, pick_by_index, pick_by_place
 from patchloom.sources.roles import per_image
 from patchloom.sources.selected import selected
 
-__all__ = ["narrowed", "of_channels", "part_of"]
+__all__ = ["is_resampled", "narrowed", "of_channels", "part_of"]
 
-_PART = {"from", "channels", "isel"}
+_PART = {"from", "channels", "isel", "resample"}
 
 
 def of_channels(images: Sequence[Image], channels: Any) -> list[Image]:
@@ -80,6 +80,20 @@ def part_of(given: Any, open_one: Callable[[Any], Image]) -> Image:
     [image] = of_channels([image], given.get("channels"))
     [image] = narrowed([image], given.get("isel"), None)
     return image
+
+
+def is_resampled(given: Any) -> bool:
+    """Whether an array is to be brought to the pixels of its image.
+
+    Raises
+    ------
+    ConfigError
+        If it is to be in a way that there is not.
+    """
+    how = given.get("resample") if isinstance(given, Mapping) else None
+    if how not in (None, "nearest"):
+        raise ConfigError(f"resample: is 'nearest', got {how!r}; leave it out to take it as it is")
+    return how is not None
 
 
 def _mappings(given: Any, images: Sequence[Image], name: str) -> list[Mapping[str, Any]]:

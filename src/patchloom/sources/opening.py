@@ -22,13 +22,14 @@ from patchloom.errors import (
 from patchloom.image import Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
-from patchloom.sources.axis_selection import narrowed, of_channels, part_of
+from patchloom.sources.axis_selection import is_resampled, narrowed, of_channels, part_of
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
 from patchloom.sources.ome_zarr import Level, label_names, levels_of
 from patchloom.sources.pyramids import ZarrPyramid
-from patchloom.sources.roles import align, join, named_for, per_image, role_axes
+from patchloom.sources.roles import align, further, join, named_for, per_image, role_axes
+from patchloom.sources.selected import resampled
 from patchloom.sources.zarrs import Node, ZarrSource, open_node
 
 __all__ = ["open_images"]
@@ -51,6 +52,8 @@ def open_images(
     channels: Any = None,
     isel: Any = None,
     sel: Any = None,
+    targets: Mapping[str, Any] | None = None,
+    weights: Any = None,
 ) -> list[Image]:
     """Open images lazily: their metadata are read, no pixel is.
 
@@ -67,7 +70,8 @@ def open_images(
         A mask may have any lower resolution; nonzero means covered. It may also be made of
         something else: ``{"labels": ..., "classes": [1, 2]}``, ``{"polygons": "{stem}.geojson"}``,
         ``{"boxes": table}``, ``{"auto": "otsu"}`` or ``{"nodata": 0}``; docs/masks.md shows them.
-        ``{"from": ..., "channels": [...], "isel": {...}}`` is part of an array.
+        ``{"from": ..., "channels": [...], "isel": {...}}`` is part of an array, and with
+        ``"resample": "nearest"`` one of other pixels that is cut along; docs/roles.md shows it.
     axes
         The dimensions as stored, one letter each in either case, for example ``"CZYX"``; by
         default what the metadata say, else X, YX, ZYX, CZYX, TCZYX by their number.
@@ -95,6 +99,10 @@ def open_images(
     sel
         The same in physical units, by spacing and origin: ``{"z": (10.0, 50.0)}`` takes the
         pixels whose centres lie between, both included; one number the pixel that it lies in.
+    targets
+        Further targets by name, each given like `target`: ``targets_NAME`` in a store.
+    weights
+        What each pixel counts in a loss, given like `target` and cut along.
 
     Returns
     -------
@@ -140,10 +148,12 @@ def open_images(
     maker = MaskMaker(open_role, options, glob)
     over, of_pixels = maker.items(mask, images)
     images = join(over, images, "mask", maker.role)
-    for name, given in (("labels", labels), ("target", target)):
+    others = {"labels": labels, "target": target, **further(targets, weights)}
+    for name, given in others.items():
 
         def role(item: Any, image: Image, name: str = name) -> Role:
-            return align(image, open_role(item, image), name)
+            found = align(image, open_role(item, image), name)
+            return resampled(image, found) if is_resampled(item) else found
 
         images = join(per_image(given, images, name, glob), images, name, role)
     # Roles are joined to whole images and follow; what is made of pixels, of those that stay.

@@ -9,17 +9,62 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from patchloom.errors import ConfigError
 
-__all__ = ["Pick", "pick_by_index", "pick_by_place", "regular_parts"]
+__all__ = ["Pick", "Stretch", "pick_by_index", "pick_by_place", "regular_parts"]
 
 _SLICE = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?\s*)?")
 _CLOSE = 1e-6
 """Shares of a pixel by which a physical coordinate may miss it through rounding."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Indices of the pixels of one array that lie under those of another, along one axis.
+
+    Pixel k of the array covers ``[offset + k * scale, offset + (k + 1) * scale)`` in pixels of the
+    other; under one of the other's lies the one that its middle is in, or the nearest.
+
+    >>> np.asarray(Stretch(5, 2, Fraction(5, 2), Fraction(0))).tolist()
+    [0, 0, 1, 1, 1]
+    """
+
+    n: int
+    """Pixels of the other."""
+    extent: int
+    """Pixels of the array."""
+    scale: Fraction
+    offset: Fraction
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, where: Any) -> Any:
+        inside = range(self.n)[where]
+        return self._at(np.asarray(inside, np.int64))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self._at(np.arange(self.n, dtype=np.int64)).astype(dtype or np.int64, copy=False)
+
+    def _at(self, pixel: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        # (k + 1/2 - offset) / scale, in integers.
+        slope = 1 / self.scale
+        start = (Fraction(1, 2) - self.offset) * slope
+        whole = math.lcm(slope.denominator, start.denominator)
+        found = (pixel * int(slope * whole) + int(start * whole)) // whole
+        return np.clip(found, 0, self.extent - 1)
+
+    def taken(self, some: range) -> Stretch:
+        """Those under some of the other's pixels."""
+        half, step = Fraction(1, 2), some.step
+        offset = (self.offset - some.start - half) / step + half
+        return Stretch(len(some), self.extent, self.scale / step, offset)
 
 
 @dataclass(frozen=True)
@@ -30,7 +75,7 @@ class Pick:
     range(2, 8, 2)
     """
 
-    indices: range | tuple[int, ...]
+    indices: range | tuple[int, ...] | Stretch
     """At least one; ascending by equal steps if it is a range."""
     drops: bool = False
     """Whether the axis goes: there is one index then."""
@@ -43,20 +88,24 @@ class Pick:
         if isinstance(self.indices, range) and isinstance(other.indices, range):
             o = other.indices
             return Pick(self.indices[o.start : o.stop : o.step], other.drops)
-        return Pick(tuple(self.indices[k] for k in other.indices), other.drops)
+        if isinstance(self.indices, Stretch) and isinstance(other.indices, range):
+            return Pick(self.indices.taken(other.indices), other.drops)
+        return Pick(tuple(int(self.indices[k]) for k in other.indices), other.drops)
 
     def is_whole(self, extent: int) -> bool:
         """Whether it takes an axis as it is."""
         return not self.drops and self.indices == range(extent)
 
     def to_document(self) -> dict[str, Any]:
-        """For JSON: ``range`` (start, stop, step) or ``indices``, and ``drops``."""
+        """For JSON: ``range`` (start, stop, step), ``stretch`` or ``indices``, and ``drops``."""
         i = self.indices
-        taken: dict[str, Any] = (
-            {"range": [i.start, i.stop, i.step]}
-            if isinstance(i, range)
-            else {"indices": [*self.indices]}
-        )
+        taken: dict[str, Any]
+        if isinstance(i, range):
+            taken = {"range": [i.start, i.stop, i.step]}
+        elif isinstance(i, Stretch):
+            taken = {"stretch": [i.n, i.extent, str(i.scale), str(i.offset)]}
+        else:
+            taken = {"indices": [*i]}
         return {**taken, "drops": True} if self.drops else taken
 
     @classmethod
@@ -64,10 +113,14 @@ class Pick:
         """Inverse of `to_document`."""
         if "range" in document:
             return cls(range(*document["range"]), document.get("drops", False))
+        if "stretch" in document:
+            n, extent, *exact = document["stretch"]
+            stretch = Stretch(n, extent, *(Fraction(text) for text in exact))
+            return cls(stretch, document.get("drops", False))
         return cls(tuple(document["indices"]), document.get("drops", False))
 
 
-def regular_parts(indices: Sequence[int], extent: int) -> tuple[int, bool]:
+def regular_parts(indices: Sequence[int] | Stretch, extent: int) -> tuple[int, bool]:
     """Into how long parts indices fall so that each lies in one chunk, and none in another's.
 
     Parameters

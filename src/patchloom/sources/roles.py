@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import PurePath
@@ -10,17 +11,18 @@ from typing import Any
 
 from patchloom.axes import Axes
 from patchloom.coverage import Alignment
-from patchloom.errors import AxesError, CoverageError, IdentityError, SourceError
+from patchloom.errors import AxesError, ConfigError, CoverageError, IdentityError, SourceError
 from patchloom.image import Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import is_array
 
-__all__ = ["align", "join", "named_for", "per_image", "role_axes"]
+__all__ = ["align", "further", "join", "named_for", "per_image", "role_axes"]
 
 _PRECISION = 4096
 """Ratios of spacings are rationals with a denominator up to this."""
 
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _METRES = {
     "angstrom": 1e-10,
     "nanometer": 1e-9,
@@ -151,6 +153,34 @@ def _check_both_sides(found: Sequence[str], ids: Sequence[str], law: str, what: 
         raise IdentityError(
             f"{law}, but these stand on one side only: {', '.join(alone)}; give one for each"
         )
+
+
+def further(targets: Any, weights: Any) -> dict[str, Any]:
+    """What is given for further arrays that are cut along, by their names in a store.
+
+    Parameters
+    ----------
+    targets
+        By names of the user's.
+    weights
+        As given.
+
+    Raises
+    ------
+    ConfigError
+        If a name could be no array's.
+    """
+    if targets is None:
+        targets = {}
+    names = [*targets] if isinstance(targets, Mapping) else [None]
+    wrong = [n for n in names if not isinstance(n, str) or not _NAME.fullmatch(n)]
+    if wrong:
+        raise ConfigError(
+            "targets= is a mapping from names (small letters, digits and _, a letter first) to "
+            f"what target= takes, got {wrong[0] if isinstance(targets, Mapping) else targets!r}"
+        )
+    found = {f"targets_{name}": given for name, given in targets.items()}
+    return found if weights is None else {**found, "weights": weights}
 
 
 def named_for(item: Any, image: Image) -> Any:

@@ -18,15 +18,16 @@ from patchloom.axes import Axes
 from patchloom.coverage import Alignment
 from patchloom.errors import AxesError
 from patchloom.grid import ChunkGrid
-from patchloom.image import ROLES, ChunkReader, Image, Ints, Role
+from patchloom.image import ChunkReader, Image, Ints, Role
 from patchloom.sources.arrays import ArraySource, regular_chunks
 from patchloom.sources.derived import bare
-from patchloom.sources.picks import Pick, regular_parts
+from patchloom.sources.picks import Pick, Stretch, regular_parts
 from patchloom.sources.zarrs import Sliceable
 
 __all__ = [
     "SelectedPyramid",
     "SelectedSource",
+    "resampled",
     "selected",
     "selected_again",
     "selection_document",
@@ -38,7 +39,7 @@ _FETCH = 16 * 2**20
 _KEPT = 64 * 2**20
 """Bytes of decoded chunks that a reader keeps where several of its own lie in one."""
 
-_Part = tuple[int, slice, slice]
+_Part = tuple[int, slice, slice | Ints]
 """A chunk of the other image along one axis, where its pixels go, and which they are."""
 
 
@@ -186,8 +187,7 @@ class SelectedSource:
             self.parts, self.picks, self.image.grid.chunks, strict=True
         ):
             indices = pick.indices
-            step = indices.step if isinstance(indices, range) else c
-            n *= c if is_one else (extent * step // c + 2) * c
+            n *= c if is_one else (int(extent * _step(indices, c)) // c + 2) * c
         return n
 
 
@@ -199,8 +199,43 @@ def _chunk(axis: str, pick: Pick, extent: int) -> tuple[int, bool]:
     if axis == "c":
         # A patch takes all channels: they are put together once.
         return len(pick), False
-    step = pick.indices.step if isinstance(pick.indices, range) else extent
-    return min(len(pick), max(1, extent // step)), False
+    return min(len(pick), max(1, int(extent / _step(pick.indices, extent)))), False
+
+
+def _step(indices: range | tuple[int, ...] | Stretch, extent: int) -> Fraction:
+    """Pixels of the other array for one of the selection's; of a list, as far as a chunk."""
+    if isinstance(indices, range):
+        return Fraction(indices.step)
+    return 1 / indices.scale if isinstance(indices, Stretch) else Fraction(extent)
+
+
+def resampled(image: Image, role: Role) -> Role:
+    """A role brought to the pixels of its image: under each, the one its middle lies in.
+
+    Parameters
+    ----------
+    image, role
+        The image, and what lies over it at any scale.
+    """
+    other = role.image
+    scale, offset = dict(_by_axis(role, "scale")), dict(_by_axis(role, "offset"))
+    picks = []
+    for axis, n in zip(other.axes.names, other.shape, strict=True):
+        own = range(n)
+        if axis not in scale:
+            picks.append(Pick(own))
+            continue
+        extent = image.shape[image.axes.names.index(axis)]
+        same = scale[axis] == 1 and offset[axis] == 0 and n == extent
+        picks.append(Pick(own if same else Stretch(extent, n, scale[axis], offset[axis])))
+    shown = {
+        name: {a: v for a, v in getattr(image, name).items() if a in role.axes}
+        for name in ("spacing", "origin", "unit")
+    }
+    n_axes = len(role.axes)
+    alike = Alignment((Fraction(1),) * n_axes, (Fraction(0),) * n_axes)
+    made = replace(other, pyramid=None, **shown, **_array(other, tuple(picks)))
+    return Role(made, alike, role.axes)
 
 
 def selected(image: Image, picks: Mapping[str, Pick]) -> Image:
@@ -245,10 +280,9 @@ def selected(image: Image, picks: Mapping[str, Pick]) -> Image:
         pyramid=None if image.pyramid is None else SelectedPyramid(bare_with(image), some),
         **_array(image, every),
     )
-    for name in ROLES:
-        if (role := getattr(image, name)) is not None:
-            own = {a: p for a, p in some.items() if a != "c"}
-            found = found.with_role(name, _follow(role, image, own, name))
+    own = {a: p for a, p in some.items() if a != "c"}
+    for name, role in image.roles.items():
+        found = found.with_role(name, _follow(role, image, own, name))
     return found
 
 
@@ -281,7 +315,8 @@ def _array(image: Image, picks: tuple[Pick, ...]) -> dict[str, Any]:
     """Shape, grid, shards and source of a selection."""
     shape = tuple(len(p) for p in picks if not p.drops)
     source = image.source
-    if isinstance(source, ArraySource) and source.array is not None:
+    stretched = any(isinstance(p.indices, Stretch) for p in picks)
+    if isinstance(source, ArraySource) and source.array is not None and not stretched:
         array = _taken(source.array, picks)
         names = [a for a, p in zip(image.axes.names, picks, strict=True) if not p.drops]
         chunks = regular_chunks(array, [k for k, a in enumerate(names) if a == "c"])
@@ -312,7 +347,7 @@ def _taken(array: Any, picks: Sequence[Pick]) -> Any:
     left = [p for p in picks if not p.drops]
     for axis, pick in enumerate(left):
         if not isinstance(pick.indices, range):
-            array = array[(slice(None),) * axis + ([*pick.indices],)]
+            array = array[(slice(None),) * axis + (np.asarray(pick.indices),)]
     return array
 
 
@@ -454,8 +489,10 @@ class _SelectedReader:
         # A copy: a view would hold all that was decoded.
         out = np.empty(extents, first.dtype)
         for part in parts:
-            of = tuple(of for _, _, of in part)
-            out[tuple(into for _, into, _ in part)] = there[tuple(k for k, _, _ in part)][of]
+            pixels = there[tuple(k for k, _, _ in part)]
+            for axis, (_, _, of) in enumerate(part):
+                pixels = pixels[(slice(None),) * axis + (of,)]
+            out[tuple(into for _, into, _ in part)] = pixels
         return out.reshape(shape)
 
     def _parts(self, row: Sequence[int]) -> Iterator[list[_Part]]:
@@ -470,20 +507,15 @@ class _SelectedReader:
             yield self._along[axis, at]
 
 
-def _parts_along(indices: Sequence[int], chunk: int) -> Iterator[_Part]:
-    """Stretches of indices that lie in one chunk and ascend by equal steps."""
-    begin = 0
-    while begin < len(indices):
-        key, first = divmod(indices[begin], chunk)
-        stop, step = begin + 1, 1
-        if stop < len(indices) and indices[stop] > indices[begin]:
-            step = indices[stop] - indices[begin]
-            while (
-                stop < len(indices)
-                and indices[stop] - indices[stop - 1] == step
-                and indices[stop] // chunk == key
-            ):
-                stop += 1
-        last = first + (stop - begin - 1) * step
-        yield key, slice(begin, stop), slice(first, last + 1, step)
-        begin = stop
+def _parts_along(indices: Sequence[int] | Ints, chunk: int) -> Iterator[_Part]:
+    """Stretches of indices that lie in one chunk, after one another."""
+    key, inside = np.divmod(np.asarray(indices, np.int64), chunk)
+    begins = np.append(np.flatnonzero(np.diff(key, prepend=-1)), len(key)).tolist()
+    for begin, stop in itertools.pairwise(begins):
+        some = inside[begin:stop]
+        steps = np.unique(np.diff(some)).tolist()
+        of: slice | Ints = some
+        if len(steps) < 2 and (step := (steps or [1])[0]) > 0:
+            # A slice copies faster.
+            of = slice(int(some[0]), int(some[-1]) + 1, step)
+        yield int(key[begin]), slice(begin, stop), of

@@ -88,13 +88,12 @@ def reading_since(image: Image, moment: float) -> Image:
     Parameters
     ----------
     image
-        With what is cut along with it: labels and target.
+        With what is cut along with it.
     moment
         In seconds since 1970.
     """
-    for name in ("labels", "target"):
-        role = getattr(image, name)
-        if role is not None:
+    for name, role in image.roles.items():
+        if name != "mask":
             image = image.with_role(name, replace(role, image=reading_since(role.image, moment)))
     if isinstance(image.source, ZarrSource):
         return replace(image, source=replace(image.source, since=moment))
