@@ -105,6 +105,7 @@ labels: [l.zarr, null]
 target: targets/{stem}.zarr
 targets: {edges: {from: e.zarr, channels: [1], resample: nearest}}
 weights: "weights/*.zarr"
+context: [2]
 axes: cyx
 level: 1
 sample: {a: {donor: 1}, b: {donor: 2}}

@@ -177,6 +177,9 @@ class Job(BaseModel):
     """Further targets by name, each given like `target`; `targets_NAME` in the store."""
     weights: PerImage | None = None
     """What each pixel counts in a loss, to cut along; given like `target`."""
+    context: list[Annotated[int, Field(strict=True, ge=1)]] = []
+    """Coarser levels, by number, of which as many pixels are cut around the same centre:
+    `context_N` in the store; docs/context.md."""
     axes: str | None = None
     """The dimensions as stored, one letter each, for example `CZYX`; by default what the metadata
     say."""

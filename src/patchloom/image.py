@@ -22,12 +22,25 @@ from patchloom.table import html_table
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["ROLES", "ChunkReader", "Image", "Layout", "Pyramid", "Reads", "Role", "Source"]
+__all__ = [
+    "CONTEXT",
+    "ROLES",
+    "ChunkReader",
+    "Image",
+    "Layout",
+    "Pyramid",
+    "Reads",
+    "Role",
+    "Source",
+]
 
 Ints = npt.NDArray[np.int64]
 
 ROLES = ("mask", "labels", "target")
 """What else can lie over the field of an image, besides further arrays of the user's names."""
+
+CONTEXT = "context_"
+"""How the names of further arrays begin that are seen around patches: coarser levels, by number."""
 
 # A saved plan names the kind of each source; kinds are found here by name, so that reading a
 # plan loads no code that the plan chooses.
@@ -251,8 +264,8 @@ class Image:
     labels: Role | None = None
     target: Role | None = None
     more: Mapping[str, Role] = field(default_factory=dict)
-    """Further arrays that are cut along: ``weights``, and ``targets_NAME`` for each further target;
-    they stand under these names in a store."""
+    """Further arrays that are cut along, by their names in a store: ``weights``, ``targets_NAME``
+    of a further target, ``context_N`` of a coarser level that is seen around patches."""
     pyramid: Pyramid | None = field(default=None, repr=False)
     nodata: float | None = None
     """The value of pixels that tell nothing, which statistics leave out; None if every value

@@ -32,6 +32,7 @@ from patchloom.planning.groups import DEALING, Groups
 from patchloom.planning.held import folded, unfolded
 from patchloom.planning.image_identity import identity_of, with_pixels
 from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
+from patchloom.planning.lenses import around
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
@@ -608,7 +609,8 @@ class Plan:
                 if layout.n_samples == 1:
                     # Labels or a target without samples of their own are the same for all.
                     sample = np.zeros_like(sample)
-                blocks = np.unique(touches(layout, sample, patches.corner, self.cut)[1])
+                place, cut = around(self.images[patches.image], name, patches.corner, self.cut)
+                blocks = np.unique(touches(layout, sample, place, cut)[1])
                 if array.source.addressable:
                     found[patches.image] += array.decodes(blocks)
                 else:

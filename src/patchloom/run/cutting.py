@@ -20,7 +20,8 @@ from patchloom.image import ChunkReader, Image, Layout
 from patchloom.location import Location
 from patchloom.normalization import Normalization
 from patchloom.planning.identity import patch_ids
-from patchloom.planning.incidence import Patches, touches
+from patchloom.planning.incidence import Cut, Patches, touches
+from patchloom.planning.lenses import around, is_context
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER, fetch_bytes
 from patchloom.run.allocating import keep_pages
@@ -273,12 +274,15 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
     arrays, contents = run.job.arrays(image), Contents.of(plan)
     samples = {name: array.layout.own_samples(sample) for name, array in arrays.items()}
     caches: dict[str, BlockCache] = {}
+    places: dict[str, Ints] = {}
+    cuts: dict[str, Cut] = {}
     losses = Losses(len(corner))
     for name, array in arrays.items():
-        pairs = partial(touches, array.layout, samples[name], corner, plan.cut)
+        places[name], cuts[name] = around(image, name, corner, plan.cut)
+        pairs = partial(touches, array.layout, samples[name], places[name], cuts[name])
         patch, block = pairs()
         counter = missed = share = None
-        shares = run.visit is not None and array.source.addressable
+        shares = run.visit is not None and array.source.addressable and not is_context(name)
         if name == "image" or shares:
             near = Nearby.of(plan, index, array.layout, np.unique(block), sample)
         if name == "image":
@@ -312,7 +316,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                     some, _ = losses.split(whole)
                     into = _by_shard(begun, shard[some])
                 if len(some):
-                    pixels = cache.windows(int(samples[name][a]), corner[some], plan.cut)
+                    pixels = cache.windows(int(samples[name][a]), places[name][some], cuts[name])
                     shown = contents.of_batch(plan, name, pixels)
                     for current, which in into:
                         current.tell(slot[some[which]], {k: v[which] for k, v in shown.items()})

@@ -22,6 +22,7 @@ from patchloom.planning.alignment import Align, aligned
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
+from patchloom.planning.lenses import is_context
 from patchloom.planning.plans import Plan
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.rows import ORDERS
@@ -361,7 +362,7 @@ def _check(
                 )
     for image in images:
         for name, role in image.roles.items():
-            if name == "mask":
+            if name == "mask" or is_context(name):
                 continue
             same = role.image.layout.space.shape == image.layout.space.shape
             if not same or not role.alignment.is_identity or role.axes != image.axes.spatial:

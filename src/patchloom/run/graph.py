@@ -13,6 +13,7 @@ from dask.optimization import cull
 
 from patchloom.image import Image, Ints
 from patchloom.planning.incidence import Patches, touches
+from patchloom.planning.lenses import around
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.cutting import ArrayKey, Job, write_run
@@ -229,7 +230,8 @@ def _supplies(
                 continue
             layout = array.layout
             sample = layout.own_samples(patches.sample)
-            _, blocks = touches(layout, sample, patches.corner, plan.cut)
+            place, cut = around(image, name, patches.corner, plan.cut)
+            _, blocks = touches(layout, sample, place, cut)
             rows = [tuple(row) for row in stored_chunks(array, np.unique(blocks)).tolist()]
             arrays.append((patches.image, name))
             chunks.append(tuple(rows))

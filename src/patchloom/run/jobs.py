@@ -34,6 +34,7 @@ def images_of(job: Job) -> list[Image]:
         sel=job.sel,
         targets=job.targets,
         weights=job.weights,
+        context=job.context,
     )
 
 

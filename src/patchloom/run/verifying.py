@@ -22,6 +22,8 @@ from patchloom.image import Image
 from patchloom.location import Location, StorageOptions
 from patchloom.normalization import Normalization
 from patchloom.planning.identity import box_ids, patch_ids
+from patchloom.planning.incidence import Cut
+from patchloom.planning.lenses import around, is_context
 from patchloom.planning.plans import Plan
 from patchloom.run.appending import stages_of
 from patchloom.run.executing import execute
@@ -388,6 +390,9 @@ def _differs(
         return source
     axes = str(work.attributes["axes"]).replace("c", "")
     corner = np.array([told[f"start_{a}"] for a in axes], np.int64)
+    if is_context(name):
+        [image, *_] = [i for p in work.plans.values() for i in p.images if i.id == told["image_id"]]
+        corner = around(image, name, corner[None], Cut(pixels.shape[1:], (0,) * len(axes)))[0][0]
     extent = np.array(source.layout.space.shape, np.int64)
     low = np.maximum(corner, 0)
     high = np.minimum(corner + np.array(pixels.shape[1:]), extent)

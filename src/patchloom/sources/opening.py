@@ -23,6 +23,7 @@ from patchloom.image import Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
 from patchloom.sources.axis_selection import is_resampled, narrowed, of_channels, part_of
+from patchloom.sources.context import with_context
 from patchloom.sources.handles import axes_of, image_of, image_of_node, letters
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
@@ -54,6 +55,7 @@ def open_images(
     sel: Any = None,
     targets: Mapping[str, Any] | None = None,
     weights: Any = None,
+    context: Sequence[int] = (),
 ) -> list[Image]:
     """Open images lazily: their metadata are read, no pixel is.
 
@@ -103,6 +105,9 @@ def open_images(
         Further targets by name, each given like `target`: ``targets_NAME`` in a store.
     weights
         What each pixel counts in a loss, given like `target` and cut along.
+    context
+        Numbers of coarser levels of which as many pixels are cut around the same centre:
+        ``context_N`` in a store. docs/context.md shows it.
 
     Returns
     -------
@@ -156,6 +161,7 @@ def open_images(
             return resampled(image, found) if is_resampled(item) else found
 
         images = join(per_image(given, images, name, glob), images, name, role)
+    images = [with_context(image, context) for image in images]
     # Roles are joined to whole images and follow; what is made of pixels, of those that stay.
     return join(of_pixels, narrowed(images, isel, sel), "mask", maker.role)
 

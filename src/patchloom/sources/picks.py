@@ -7,7 +7,7 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -44,6 +44,9 @@ class Stretch:
 
     def __len__(self) -> int:
         return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.asarray(self).tolist())
 
     def __getitem__(self, where: Any) -> Any:
         inside = range(self.n)[where]

@@ -228,7 +228,7 @@ def resampled(image: Image, role: Role) -> Role:
         extent = image.shape[image.axes.names.index(axis)]
         same = scale[axis] == 1 and offset[axis] == 0 and n == extent
         picks.append(Pick(own if same else Stretch(extent, n, scale[axis], offset[axis])))
-    shown = {
+    shown: dict[str, Any] = {
         name: {a: v for a, v in getattr(image, name).items() if a in role.axes}
         for name in ("spacing", "origin", "unit")
     }
