@@ -114,6 +114,7 @@ nodata: {a: nan, b: 0}
 channels: [DAPI, 2]
 isel: {a: {t: 0, y: "8:"}, b: {t: [0, 2]}}
 sel: {z: [10.0, null]}
+time: {window: 2, step: 3}
 storage_options: {anon: true, client_kwargs: {region_name: here}}
 patching: {name: random, patch_size: [32, 32], n_patches: 10}
 min_coverage: 1

@@ -39,6 +39,7 @@ from patchloom.patching.config import PatchingConfig, PointsTable
 from patchloom.planning.filters import FilterConfig
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.split_config import SplitConfig
+from patchloom.windows import Windows
 
 __all__ = ["Job", "job_schema", "load_job"]
 
@@ -204,6 +205,8 @@ class Job(BaseModel):
         dict[str, _Between | dict[str, _Between] | None] | list[dict[str, _Between] | None] | None
     ) = None
     """The same in physical units: a pair of coordinates, or one (the axis goes); docs/axes.md."""
+    time: Windows | None = None
+    """Several frames as the channels of one sample; docs/axes.md."""
     storage_options: Options = Field(default_factory=StorageOptions, exclude=True)
     """Options of the images' file system (fsspec); never shown, saved or written to a store."""
 

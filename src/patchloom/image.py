@@ -50,6 +50,7 @@ _HOMES = {
     "derived": ("patchloom.sources.derived", "DerivedSource"),
     "outlines": ("patchloom.sources.outlines", "OutlineSource"),
     "selected": ("patchloom.sources.selected", "SelectedSource"),
+    "windowed": ("patchloom.sources.windows", "WindowedSource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
 }
 _PYRAMIDS = {
@@ -341,13 +342,17 @@ class Image:
             },
         )
 
-    def read(self, start: Sequence[int], stop: Sequence[int]) -> npt.NDArray[Any]:
+    def read(
+        self, start: Sequence[int], stop: Sequence[int], reader: ChunkReader | None = None
+    ) -> npt.NDArray[Any]:
         """Exactly the pixels of a box, in stored axis order.
 
         Parameters
         ----------
         start, stop
             Half-open box in pixels of this level, one number a stored axis.
+        reader
+            Of its source; by default a fresh one.
 
         Raises
         ------
@@ -367,7 +372,7 @@ class Image:
         high = self.grid.chunk_of(np.asarray(stop) - 1)
         ranges = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
         index = np.stack([m.ravel() for m in np.meshgrid(*ranges, indexing="ij")], -1)
-        for chunk, pixels in zip(index, self.source.reader().read(index), strict=True):
+        for chunk, pixels in zip(index, (reader or self.source.reader()).read(index), strict=True):
             first, _ = self.grid.box(chunk.tolist())
             into, of = overlap(first, pixels.shape, start, out.shape)
             out[into] = pixels[of]

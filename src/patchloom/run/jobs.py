@@ -35,6 +35,7 @@ def images_of(job: Job) -> list[Image]:
         targets=job.targets,
         weights=job.weights,
         context=job.context,
+        time=job.time,
     )
 
 

@@ -425,6 +425,8 @@ def _source(work: _Work, image_id: str, name: str) -> Image | str:
     [told] = [i for i in work.attributes["images"] if i["id"] == image_id] or [None]
     if name != "images" or told is None or not told["uri"]:
         return "the store tells no URL of its source"
+    if "windows" in told:
+        return "it shows time windows, which a plan knows"
     try:
         taken = told.get("selection", {"axes": told["axes"], "picks": {}})
         [found] = open_images(

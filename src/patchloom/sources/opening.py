@@ -31,6 +31,7 @@ from patchloom.sources.ome_zarr import Level, label_names, levels_of
 from patchloom.sources.pyramids import ZarrPyramid
 from patchloom.sources.roles import align, further, join, named_for, per_image, role_axes
 from patchloom.sources.selected import resampled
+from patchloom.sources.windows import windowed
 from patchloom.sources.zarrs import Node, ZarrSource, open_node
 
 __all__ = ["open_images"]
@@ -56,6 +57,7 @@ def open_images(
     targets: Mapping[str, Any] | None = None,
     weights: Any = None,
     context: Sequence[int] = (),
+    time: Any = None,
 ) -> list[Image]:
     """Open images lazily: their metadata are read, no pixel is.
 
@@ -108,6 +110,9 @@ def open_images(
     context
         Numbers of coarser levels of which as many pixels are cut around the same centre:
         ``context_N`` in a store. docs/context.md shows it.
+    time
+        ``{"window": 2, "step": 1}`` makes samples of several frames: those at ``t``, ``t + step``
+        and so on are channels of one; docs/axes.md shows it.
 
     Returns
     -------
@@ -163,7 +168,8 @@ def open_images(
         images = join(per_image(given, images, name, glob), images, name, role)
     images = [with_context(image, context) for image in images]
     # Roles are joined to whole images and follow; what is made of pixels, of those that stay.
-    return join(of_pixels, narrowed(images, isel, sel), "mask", maker.role)
+    images = [windowed(image, time) for image in narrowed(images, isel, sel)]
+    return join(of_pixels, images, "mask", maker.role)
 
 
 def _expand(urls: Any, options: Mapping[str, Any]) -> list[Any]:

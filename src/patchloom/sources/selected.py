@@ -27,6 +27,8 @@ from patchloom.sources.zarrs import Sliceable
 __all__ = [
     "SelectedPyramid",
     "SelectedSource",
+    "follow",
+    "n_under",
     "resampled",
     "selected",
     "selected_again",
@@ -158,15 +160,7 @@ class SelectedSource:
                 # Where parts are chunks, which one it is says the part as well.
                 lows.append(at[axis] if is_one else under[begin])
                 highs.append(at[axis] if is_one else under[last])
-        low, high = np.stack(lows, -1), np.stack(highs, -1)
-        widest = (high - low).max(0, initial=0) + 1
-        found = []
-        for step in np.ndindex(*widest.tolist()):
-            there = low + np.asarray(step)
-            found.append(there[(there <= high).all(-1)])
-        rows = np.concatenate(found)
-        counts = (rows.max(0, initial=0) + 1).tolist()
-        return n * len(np.unique(np.ravel_multi_index([*rows.T], counts)))
+        return n * n_under(np.stack(lows, -1), np.stack(highs, -1))
 
     @property
     def chunk_nbytes(self) -> int:
@@ -189,6 +183,18 @@ class SelectedSource:
             indices = pick.indices
             n *= c if is_one else (int(extent * _step(indices, c)) // c + 2) * c
         return n
+
+
+def n_under(low: Ints, high: Ints) -> int:
+    """Distinct chunks of some boxes of chunks: from `low` to `high`, both included, [n, ndim]."""
+    widest = (high - low).max(0, initial=0) + 1
+    found = []
+    for step in np.ndindex(*widest.tolist()):
+        there = low + np.asarray(step)
+        found.append(there[(there <= high).all(-1)])
+    rows = np.concatenate(found)
+    counts = (rows.max(0, initial=0) + 1).tolist()
+    return len(np.unique(np.ravel_multi_index([*rows.T], counts)))
 
 
 def _chunk(axis: str, pick: Pick, extent: int) -> tuple[int, bool]:
@@ -282,7 +288,7 @@ def selected(image: Image, picks: Mapping[str, Pick]) -> Image:
     )
     own = {a: p for a, p in some.items() if a != "c"}
     for name, role in image.roles.items():
-        found = found.with_role(name, _follow(role, image, own, name))
+        found = found.with_role(name, follow(role, image, own, name))
     return found
 
 
@@ -351,7 +357,7 @@ def _taken(array: Any, picks: Sequence[Pick]) -> Any:
     return array
 
 
-def _follow(role: Role, image: Image, picks: Mapping[str, Pick], name: str) -> Role:
+def follow(role: Role, image: Image, picks: Mapping[str, Pick], name: str) -> Role:
     """The same part of what lies over an image; `picks` are of the image."""
     other, own = role.image, {}
     scale, offset = dict(_by_axis(role, "scale")), dict(_by_axis(role, "offset"))
@@ -420,7 +426,7 @@ class SelectedPyramid:
         found = []
         for role in self.image.levels:
             try:
-                level = _follow(role, self.image, own, "level")
+                level = follow(role, self.image, own, "level")
                 found.append(replace(level, image=selected(level.image, channels)))
             except AxesError:
                 continue
