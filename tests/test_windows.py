@@ -95,6 +95,18 @@ def test_frames_are_decoded_once(tmp_path: Path) -> None:
     assert [*alone.not_compared] == ["it shows time windows, which a plan knows"]
 
 
+def test_frames_of_a_selection_are_counted_as_stored(tmp_path: Path) -> None:
+    """What a plan counts and a run decodes are stored chunks, however they are put together."""
+    url = write(tmp_path / "a.zarr", PIXELS, chunks=(2, 1, 8, 8))
+    [image] = patchloom.open_images(
+        url, axes="TCYX", isel={"t": slice(1, 7), "x": slice(3, 19)}, time={"window": 2}
+    )
+    plan = patchloom.plan(image, GRID)
+    report = patchloom.materialize(plan, "memory://selected-windows.zarr", progress=False)
+    # Frames 1 to 6 in 4 chunks, 2 channels, rows in 3 chunks, columns 3 to 18 in 3.
+    assert plan.chunks_needed == plan.chunk_reads == report.chunk_reads == 4 * 2 * 3 * 3
+
+
 def test_roles_show_the_first_frame_of_a_window(tmp_path: Path) -> None:
     """Labels and masks that have time go with it; channels tell their frames; plans are saved."""
     labels = np.random.default_rng(1).integers(0, 9, (7, 24, 20), dtype="uint8")

@@ -27,8 +27,8 @@ from patchloom.sources.zarrs import Sliceable
 __all__ = [
     "SelectedPyramid",
     "SelectedSource",
+    "chunks_under",
     "follow",
-    "n_under",
     "resampled",
     "selected",
     "selected_again",
@@ -160,7 +160,7 @@ class SelectedSource:
                 # Where parts are chunks, which one it is says the part as well.
                 lows.append(at[axis] if is_one else under[begin])
                 highs.append(at[axis] if is_one else under[last])
-        return n * n_under(np.stack(lows, -1), np.stack(highs, -1))
+        return n * len(chunks_under(np.stack(lows, -1), np.stack(highs, -1)))
 
     @property
     def chunk_nbytes(self) -> int:
@@ -170,8 +170,10 @@ class SelectedSource:
     @property
     def held_bytes(self) -> int:
         """What a reader holds besides the chunks that it gives."""
+        whole = math.prod(self.image.shape) * self.image.dtype.itemsize
         kept = 0 if all(is_one for _, is_one in self.parts) else _KEPT
-        return kept + max(_FETCH, self.decoded_bytes)
+        inner = int(getattr(self.image.source, "held_bytes", 0))
+        return min(kept, whole) + min(max(_FETCH, self.decoded_bytes), whole) + inner
 
     @cached_property
     def decoded_bytes(self) -> int:
@@ -185,8 +187,8 @@ class SelectedSource:
         return n
 
 
-def n_under(low: Ints, high: Ints) -> int:
-    """Distinct chunks of some boxes of chunks: from `low` to `high`, both included, [n, ndim]."""
+def chunks_under(low: Ints, high: Ints) -> Ints:
+    """Distinct chunks of some boxes of chunks, from `low` to `high`, both included: [n, ndim]."""
     widest = (high - low).max(0, initial=0) + 1
     found = []
     for step in np.ndindex(*widest.tolist()):
@@ -194,7 +196,8 @@ def n_under(low: Ints, high: Ints) -> int:
         found.append(there[(there <= high).all(-1)])
     rows = np.concatenate(found)
     counts = (rows.max(0, initial=0) + 1).tolist()
-    return len(np.unique(np.ravel_multi_index([*rows.T], counts)))
+    flat = np.unique(np.ravel_multi_index([*rows.T], counts))
+    return np.stack(np.unravel_index(flat, counts), -1).astype(np.int64)
 
 
 def _chunk(axis: str, pick: Pick, extent: int) -> tuple[int, bool]:
@@ -490,7 +493,8 @@ class _SelectedReader:
         extents = [max(part[k][1].stop for part in parts) for k in range(len(picks))]
         shape = [n for n, pick in zip(extents, picks, strict=True) if not pick.drops]
         first = there[tuple(k for k, _, _ in parts[0])]
-        if len(parts) == 1 and first.size == math.prod(extents):
+        in_order = len(parts) == 1 and all(isinstance(of, slice) for _, _, of in parts[0])
+        if in_order and first.size == math.prod(extents):
             return first.reshape(shape)
         # A copy: a view would hold all that was decoded.
         out = np.empty(extents, first.dtype)

@@ -17,7 +17,7 @@ from patchloom.grid import ChunkGrid
 from patchloom.image import CONTEXT, ChunkReader, Image, Ints
 from patchloom.sources.derived import bare
 from patchloom.sources.picks import Pick
-from patchloom.sources.selected import follow, n_under
+from patchloom.sources.selected import chunks_under, follow
 from patchloom.sources.zarrs import Sliceable
 from patchloom.windows import Windows
 
@@ -115,20 +115,20 @@ class WindowedSource:
 
     def decodes(self, image: Image, blocks: Ints) -> int:
         """Chunks of the image under some distinct blocks of windows, each once."""
-        axes, layout, grid = image.axes, image.layout, self.image.grid
+        axes, layout, inner = image.axes, image.layout, self.image
         group, flat = np.divmod(np.asarray(blocks, np.int64), layout.space.n_chunks)
         at = dict(zip(axes.sample, layout.samples.unflat(group).T, strict=True))
         at |= dict(zip(axes.spatial, layout.space.unflat(flat).T, strict=True))
-        t = self.image.axes.names.index("t")
-        begin = at["t"] * image.grid.chunks[axes.names.index("t")]
-        end = np.minimum(
-            begin + image.grid.chunks[axes.names.index("t")] + self.windows.reach,
-            self.image.shape[t],
-        )
-        others = [at[a] for a in axes.names if a not in "tc"]
-        low = np.stack([begin // grid.chunks[t], *others], -1)
-        high = np.stack([(end - 1) // grid.chunks[t], *others], -1)
-        return self.image.layout.channels.n_chunks * n_under(low, high)
+        n_windows, t = image.grid.chunks[axes.names.index("t")], inner.axes.names.index("t")
+        begin = at["t"] * n_windows
+        end = np.minimum(begin + n_windows + self.windows.reach, inner.shape[t])
+        n_frames, names = inner.grid.chunks[t], axes.sample + axes.spatial
+        low = {**at, "t": begin // n_frames}
+        high = {**at, "t": (end - 1) // n_frames}
+        rows = chunks_under(*(np.stack([side[a] for a in names], -1) for side in (low, high)))
+        n = len(axes.sample)
+        groups = inner.layout.samples.flat(rows[:, :n]) * inner.layout.space.n_chunks
+        return inner.decodes(np.unique(groups + inner.layout.space.flat(rows[:, n:])))
 
     @property
     def chunk_nbytes(self) -> int:
