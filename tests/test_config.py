@@ -105,6 +105,9 @@ images: [a.zarr, s3://bucket/b.zarr]
 mask: {a: m.zarr, b: null}
 labels: [l.zarr, null]
 target: targets/{stem}.zarr
+targets: {edges: {from: e.zarr, channels: [1], resample: nearest}}
+weights: "weights/*.zarr"
+context: [2]
 axes: cyx
 level: 1
 array: raw
@@ -112,6 +115,10 @@ sample: {a: {donor: 1}, b: {donor: 2}}
 ids: [a, b]
 nodata: {a: nan, b: 0}
 stack: z{z}.png
+channels: [DAPI, 2]
+isel: {a: {t: 0, y: "8:"}, b: {t: [0, 2]}}
+sel: {z: [10.0, null]}
+time: {window: 2, step: 3}
 storage_options: {anon: true, client_kwargs: {region_name: here}}
 patching: {name: random, patch_size: [32, 32], n_patches: 10}
 min_coverage: 1

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from patchloom.configs import Strict, parsed_as
 from patchloom.errors import ConfigError
 from patchloom.location import Location, StorageOptions
 from patchloom.mask_config import (
@@ -38,6 +39,7 @@ from patchloom.patching.config import PatchingConfig, PointsTable
 from patchloom.planning.filters import FilterConfig
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.split_config import SplitConfig
+from patchloom.windows import Windows
 
 __all__ = ["Job", "job_schema", "load_job"]
 
@@ -51,13 +53,14 @@ _Kind = (
     | InstanceOf[AutoMask]
     | InstanceOf[NodataMask]
 )
-_Masks = _Kind | list[_Kind | None] | dict[str, _Kind | None]
-PerImage = str | list[str | None] | dict[str, str | None]
 Whole = Annotated[int, Field(strict=True)]
 _Nodata = Literal["nan"] | Annotated[float, Field(strict=True)]
 AtLeastOne = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
+_Channel = Whole | str
+_Taken = Whole | str | list[Whole]
+_Between = float | Annotated[list[float | None], Field(min_length=2, max_length=2)]
 
 _SECRET = ("storage_options", "output_options")
 """Keys whose values are never repeated in a message."""
@@ -98,6 +101,56 @@ def _kinds(given: Any) -> Any:
     return given
 
 
+class _Part(Strict):
+    """Part of an array that stands somewhere."""
+
+    source: str | list[str | None] | dict[str, str | None] = Field(alias="from")
+    """Where it stands; given like a role."""
+    channels: _Channel | list[_Channel] | None = None
+    """Its channels to take, by number or name, in this order."""
+    isel: dict[str, _Taken] | None = None
+    """What is taken along its axes, in pixels."""
+    resample: Literal["nearest"] | None = None
+    """Whether it is brought to the pixels of its image."""
+
+
+def _parts(given: Any) -> Any:
+    """Roles with those that are parts of something as models."""
+    if isinstance(given, Mapping) and "from" in given:
+        try:
+            return parsed_as(_Part, "part of an array", given)
+        except ConfigError as error:
+            raise PydanticCustomError("mask", "{text}", {"text": str(error)}) from None
+    if isinstance(given, list):
+        return [_parts(item) for item in given]
+    if isinstance(given, dict):
+        return {key: _parts(item) for key, item in given.items()}
+    return given
+
+
+def _plain(given: Any) -> Any:
+    """The same as the verbs of Python take it."""
+    if isinstance(given, _Part):
+        return given.model_dump(by_alias=True, exclude_none=True)
+    if isinstance(given, list):
+        return [_plain(item) for item in given]
+    return {k: _plain(v) for k, v in given.items()} if isinstance(given, dict) else given
+
+
+_APart = InstanceOf[_Part]
+_Masks = Annotated[
+    _Kind | _APart | list[_Kind | _APart | None] | dict[str, _Kind | _APart | None],
+    AfterValidator(_plain),
+    BeforeValidator(_kinds),
+    BeforeValidator(_parts),
+]
+PerImage = Annotated[
+    str | _APart | list[str | _APart | None] | dict[str, str | _APart | None],
+    AfterValidator(_plain),
+    BeforeValidator(_parts),
+]
+
+
 class Job(BaseModel):
     """What to take from which images, and where to put it: the arguments of the Python verbs.
 
@@ -113,7 +166,7 @@ class Job(BaseModel):
     output: str
     """Path or URL of the patch store to write."""
 
-    mask: Annotated[_Masks, BeforeValidator(_kinds)] | None = None
+    mask: _Masks | None = None
     """Where patches may lie: a URL, a pattern with `{stem}`, the name of an OME-Zarr label group or
     what it is made of (docs/masks.md); one of these for all, per image in a list, or per image id
     in a mapping."""
@@ -121,6 +174,13 @@ class Job(BaseModel):
     """Label images to cut along; given like `mask`."""
     target: PerImage | None = None
     """Target images to cut along; given like `mask`."""
+    targets: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], PerImage] | None = None
+    """Further targets by name, each given like `target`; `targets_NAME` in the store."""
+    weights: PerImage | None = None
+    """What each pixel counts in a loss, to cut along; given like `target`."""
+    context: list[Annotated[int, Field(strict=True, ge=1)]] = []
+    """Coarser levels, by number, of which as many pixels are cut around the same centre:
+    `context_N` in the store; docs/context.md."""
     axes: str | None = None
     """The dimensions as stored, one letter each, for example `CZYX`; by default what the metadata
     say."""
@@ -139,6 +199,19 @@ class Job(BaseModel):
     stack: str | None = None
     """Makes one image of files that are its planes: an axis (`z`, `c`, `t`, `sample`) along which
     they lie in order, or a pattern of their names such as `img_z{z}_c{c}.png`."""
+    channels: _Channel | list[_Channel] | None = None
+    """The channels to take, by number or name, in this order; by default all."""
+    isel: dict[str, _Taken | dict[str, _Taken] | None] | list[dict[str, _Taken] | None] | None = (
+        None
+    )
+    """What is taken along other axes, in pixels: an index (the axis goes), text like `"10:50"` or a
+    list of indices; by axis for all images, for each in a list, or per image id in a mapping."""
+    sel: (
+        dict[str, _Between | dict[str, _Between] | None] | list[dict[str, _Between] | None] | None
+    ) = None
+    """The same in physical units: a pair of coordinates, or one (the axis goes); docs/axes.md."""
+    time: Windows | None = None
+    """Several frames as the channels of one sample; docs/axes.md."""
     storage_options: Options = Field(default_factory=StorageOptions, exclude=True)
     """Options of the images' file system (fsspec); never shown, saved or written to a store."""
 

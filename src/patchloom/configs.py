@@ -55,7 +55,7 @@ def parsed_as(kind: type[_Model], name: str, given: Any) -> _Model | None:
 def _sentence(kind: type[BaseModel], name: str, item: Any) -> str:
     key = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
-        known = list(kind.model_fields)
+        known = [field.alias or key for key, field in kind.model_fields.items()]
         near = difflib.get_close_matches(key, known, 1)
         return f"{name} has the keys {known}, got {key!r}" + (
             f"; did you mean {near[0]!r}?" if near else ""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = [
+    "CONTEXT",
     "ROLES",
     "ChunkReader",
     "Image",
@@ -37,7 +38,10 @@ __all__ = [
 Ints = npt.NDArray[np.int64]
 
 ROLES = ("mask", "labels", "target")
-"""What else can lie over the field of an image."""
+"""What else can lie over the field of an image, besides further arrays of the user's names."""
+
+CONTEXT = "context_"
+"""How the names of further arrays begin that are seen around patches: coarser levels, by number."""
 
 # A saved plan names the kind of each source; kinds are found here by name, so that reading a
 # plan loads no code that the plan chooses.
@@ -49,10 +53,13 @@ _HOMES = {
     "function": ("patchloom.sources.functions", "FunctionSource"),
     "loader": ("patchloom.sources.functions", "LoaderSource"),
     "outlines": ("patchloom.sources.outlines", "OutlineSource"),
+    "selected": ("patchloom.sources.selected", "SelectedSource"),
     "stack": ("patchloom.sources.stacks", "StackSource"),
+    "windowed": ("patchloom.sources.windows", "WindowedSource"),
     "zarr": ("patchloom.sources.zarrs", "ZarrSource"),
 }
 _PYRAMIDS = {
+    "selected": ("patchloom.sources.selected", "SelectedPyramid"),
     "tiff": ("patchloom.sources.tiff", "TiffPyramid"),
     "zarr": ("patchloom.sources.pyramids", "ZarrPyramid"),
 }
@@ -97,7 +104,9 @@ class Source(Protocol):
     """Where an image's chunks come from: a small value that opens on the worker.
 
     One that makes its pixels itself has a method ``identity() -> JSON value`` besides: what they
-    are made by is part of what a plan is about.
+    are made by is part of what a plan is about. One that makes them of another image has that as
+    ``image``, and ``filled(source)`` is the same of the pixels of another source. One whose
+    reader holds pixels besides those that it gives has their bytes, at most, as ``held_bytes``.
     """
 
     def reader(self) -> ChunkReader:
@@ -262,6 +271,9 @@ class Image:
     mask: Role | None = None
     labels: Role | None = None
     target: Role | None = None
+    more: Mapping[str, Role] = field(default_factory=dict)
+    """Further arrays that are cut along, by their names in a store: ``weights``, ``targets_NAME``
+    of a further target, ``context_N`` of a coarser level that is seen around patches."""
     pyramid: Pyramid | None = field(default=None, repr=False)
     nodata: float | None = None
     """The value of pixels that tell nothing, which statistics leave out; None if every value
@@ -292,10 +304,27 @@ class Image:
         return () if self.pyramid is None else self.pyramid.levels(self)
 
     @property
+    def roles(self) -> dict[str, Role]:
+        """All that lies over it, by name."""
+        known = {name: getattr(self, name) for name in ROLES}
+        return {**{n: role for n, role in known.items() if role is not None}, **self.more}
+
+    @property
     def cut_arrays(self) -> dict[str, Image]:
-        """The arrays that patches are cut from: the image, and labels and target it has."""
-        roles = {name: getattr(self, name) for name in ("labels", "target")}
-        return {"image": self, **{n: role.image for n, role in roles.items() if role is not None}}
+        """The arrays that patches are cut from: the image, and all that lies over it but a mask."""
+        return {"image": self, **{n: r.image for n, r in self.roles.items() if n != "mask"}}
+
+    def decodes(self, blocks: Ints) -> int:
+        """Stored chunks under some distinct blocks of `layout`, each once."""
+        # Those of a selection may lie across the chunks that are stored.
+        under = getattr(self.source, "decodes", None) if self.source.addressable else None
+        return len(blocks) * self.layout.chunks_per_block if under is None else under(self, blocks)
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """Bytes of pixels of what is decoded at once, if it is whole."""
+        inner = getattr(self.source, "chunk_nbytes", None)
+        return math.prod(self.grid.chunks) * self.dtype.itemsize if inner is None else inner
 
     @property
     def data(self) -> xarray.DataArray:
@@ -320,13 +349,17 @@ class Image:
             },
         )
 
-    def read(self, start: Sequence[int], stop: Sequence[int]) -> npt.NDArray[Any]:
+    def read(
+        self, start: Sequence[int], stop: Sequence[int], reader: ChunkReader | None = None
+    ) -> npt.NDArray[Any]:
         """Exactly the pixels of a box, in stored axis order.
 
         Parameters
         ----------
         start, stop
             Half-open box in pixels of this level, one number a stored axis.
+        reader
+            Of its source; by default a fresh one.
 
         Raises
         ------
@@ -346,7 +379,7 @@ class Image:
         high = self.grid.chunk_of(np.asarray(stop) - 1)
         ranges = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
         index = np.stack([m.ravel() for m in np.meshgrid(*ranges, indexing="ij")], -1)
-        for chunk, pixels in zip(index, self.source.reader().read(index), strict=True):
+        for chunk, pixels in zip(index, (reader or self.source.reader()).read(index), strict=True):
             first, _ = self.grid.box(chunk.tolist())
             into, of = overlap(first, pixels.shape, start, out.shape)
             out[into] = pixels[of]
@@ -361,8 +394,7 @@ class Image:
                 "scale": [str(v) for v in role.alignment.scale],
                 "offset": [str(v) for v in role.alignment.offset],
             }
-            for name in ROLES
-            if (role := getattr(self, name)) is not None
+            for name, role in self.roles.items()
         }
         return {
             "id": self.id,
@@ -413,8 +445,8 @@ class Image:
                 item["axes"],
             )
             for role, item in document["roles"].items()
-            if role in ROLES
         }
+        more = {name: roles.pop(name) for name in [*roles] if name not in ROLES}
         shards, pyramid = document["shards"], document.get("pyramid")
         nodata = document.get("nodata")
         return cls(
@@ -434,16 +466,20 @@ class Image:
             metadata=document["metadata"],
             pyramid=_restored(_PYRAMIDS, pyramid, options) if pyramid else None,
             nodata=None if nodata is None else float(nodata),
+            more=more,
             **roles,
         )
 
     def with_role(self, name: str, role: Role | None) -> Image:
-        """The same image with one role set: ``mask``, ``labels`` or ``target``."""
-        return replace(self, **{name: role})  # type: ignore[arg-type]
+        """The same image with one role set, or gone: one of `ROLES`, or a further array."""
+        if name in ROLES:
+            return replace(self, **{name: role})  # type: ignore[arg-type]
+        others = {n: r for n, r in self.more.items() if n != name}
+        return replace(self, more=others if role is None else {**others, name: role})
 
     def __repr__(self) -> str:
         extents = " x ".join(f"{a}={n}" for a, n in zip(self.axes.names, self.shape, strict=True))
-        roles = "".join(f", {r}" for r in ROLES if getattr(self, r))
+        roles = "".join(f", {r}" for r in self.roles)
         return f"<Image {self.id!r} {extents} {self.dtype}, level {self.level}{roles}>"
 
     def _repr_html_(self) -> str:

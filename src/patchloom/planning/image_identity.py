@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from patchloom.errors import SourceError
-from patchloom.image import ROLES, Image
+from patchloom.image import Image
 
 __all__ = ["identity_of", "with_pixels"]
 
@@ -23,8 +23,7 @@ def identity_of(image: Image) -> dict[str, Any]:
             role.axes,
             [str(v) for v in (*role.alignment.scale, *role.alignment.offset)],
         ]
-        for name in ROLES
-        if (role := getattr(image, name)) is not None
+        for name, role in image.roles.items()
     }
     identity = getattr(image.source, "identity", None)
     made = {} if identity is None else {"made": identity()}
@@ -45,34 +44,33 @@ def identity_of(image: Image) -> dict[str, Any]:
 
 def with_pixels(image: Image, document: Mapping[str, Any], given: Image | None) -> Image:
     """An image of a saved plan with the arrays that were in memory taken from a given one."""
+    for name, role in image.roles.items():
+        own = None if given is None else given.roles.get(name)
+        item = document["roles"][name]["image"]
+        array = None if own is None else own.image
+        filled = _filled(f"the {name} of {image.id!r}", role.image, item, array)
+        image = image.with_role(name, replace(role, image=filled))
+    return _filled(f"{image.id!r}", image, document, given)
 
-    def check(what: str, saved: Image, own: Image | None) -> None:
+
+def _filled(what: str, saved: Image, document: Mapping[str, Any], own: Image | None) -> Image:
+    """A saved image with the pixels of a given one, if it was in memory or made of one that was."""
+    source = document["source"]
+    if source["kind"] in _GIVEN:
         if own is None or own.shape != saved.shape or own.dtype != saved.dtype:
             raise SourceError(
                 f"{what} ({saved.shape}, {saved.dtype}) was an array in memory or is read by a "
                 "function, which a saved plan does not hold; pass the image with it: "
                 "Plan.load(url, images=[...])"
             )
-
-    roles = document["roles"]
-    for name in ROLES:
-        role = getattr(image, name)
-        if role is None:
-            continue
-        own = None if given is None else getattr(given, name)
-        source = roles[name]["image"]["source"]
-        if source["kind"] in _GIVEN:
-            check(f"the {name} of {image.id!r}", role.image, None if own is None else own.image)
-            image = image.with_role(name, own)
-        elif source.get("image", {}).get("source", {}).get("kind") in _GIVEN:
-            # A mask is made of it anew, by the rule that was saved.
-            own_image = None if own is None else getattr(own.image.source, "image", None)
-            check(f"what the {name} of {image.id!r} is made of", role.image.source.image, own_image)
-            assert own_image is not None
-            filled = role.image.source.filled(own_image.source)
-            image = image.with_role(name, replace(role, image=replace(role.image, source=filled)))
-    if document["source"]["kind"] in _GIVEN:
-        check(f"{image.id!r}", image, given)
-        assert given is not None
-        image = replace(image, source=given.source)
-    return image
+        return replace(saved, source=own.source)
+    if "image" not in source:
+        return saved
+    # It is made anew, by what was saved, of the other image.
+    inner: Image = saved.source.image  # type: ignore[attr-defined]
+    given = None if own is None else getattr(own.source, "image", None)
+    made = what if what.startswith("what ") else f"what {what} is made of"
+    filled = _filled(made, inner, source["image"], given)
+    if filled is inner:
+        return saved
+    return replace(saved, source=saved.source.filled(filled.source))  # type: ignore[attr-defined]

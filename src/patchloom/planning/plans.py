@@ -32,6 +32,7 @@ from patchloom.planning.groups import DEALING, Groups
 from patchloom.planning.held import folded, unfolded
 from patchloom.planning.image_identity import identity_of, with_pixels
 from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
+from patchloom.planning.lenses import around
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
@@ -559,7 +560,7 @@ class Plan:
             flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
             for patches in self.walk_image(index):
                 flags[touches(layout, patches.sample, patches.corner, self.cut)[1]] = True
-            found.append(int(flags.sum()) * layout.chunks_per_block)
+            found.append(image.decodes(np.flatnonzero(flags)))
         return found
 
     @property
@@ -586,8 +587,7 @@ class Plan:
     def bytes_decoded(self) -> int:
         """Bytes of the chunks that an undisturbed run decodes, images' only, each chunk whole."""
         return sum(
-            n * math.prod(image.grid.chunks) * image.dtype.itemsize
-            for n, image in zip(self._image_reads, self.images, strict=True)
+            n * image.chunk_nbytes for n, image in zip(self._image_reads, self.images, strict=True)
         )
 
     @cached_property
@@ -609,9 +609,10 @@ class Plan:
                 if layout.n_samples == 1:
                     # Labels or a target without samples of their own are the same for all.
                     sample = np.zeros_like(sample)
-                blocks = np.unique(touches(layout, sample, patches.corner, self.cut)[1])
+                place, cut = around(self.images[patches.image], name, patches.corner, self.cut)
+                blocks = np.unique(touches(layout, sample, place, cut)[1])
                 if array.source.addressable:
-                    found[patches.image] += len(blocks) * layout.chunks_per_block
+                    found[patches.image] += array.decodes(blocks)
                 else:
                     shared.setdefault(patches.image, []).append(blocks)
         for index, blocks_of in shared.items():

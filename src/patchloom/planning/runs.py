@@ -16,6 +16,7 @@ from patchloom.grid import ChunkGrid
 from patchloom.image import Image, Layout
 from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Cut
+from patchloom.planning.lenses import bound, is_context
 from patchloom.planning.rows import Rows, ranges
 from patchloom.summaries import tally_bytes
 
@@ -551,17 +552,24 @@ def _live(
     extents = zip(image.layout.space.chunks, cut.size, before, strict=True)
     region = math.prod(c + p + back for c, p, back in extents) * (1 + sticks_out)
     held = np.zeros(len(lows), np.int64)
-    for array in image.cut_arrays.values():
+    for name, array in image.cut_arrays.items():
         nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
         # What aligned patches take is inside their cell, as if they were one pixel.
         ones = (1,) * len(cut.size)
         span = Cut(ones, (0,) * len(ones)) if aligned else cut
-        peak, n = _peaks(image.layout, cells, span, array.layout, lows, highs)
+        layout = array.layout
+        if is_context(name):
+            layout, span = bound(image, name, layout, cut)
+            # Padded, a region is made once more.
+            wide = zip(image.layout.space.chunks, cut.size, strict=True)
+            nearby = math.prod(c + 2 * p for c, p in wide)
+            held += 2 * nearby * layout.n_channels * array.dtype.itemsize
+        peak, n = _peaks(image.layout, cells, span, layout, lows, highs)
         # A batch is fetched ahead. What is decoded is forgotten as stored, but for chunks that
         # came in one piece with others; and one block is joined from its chunks.
         batch = np.minimum(max(1, fetch // max(1, nbytes)), n)
         loading += (batch if array.shards is not None else 1) * nbytes
-        held += np.minimum(peak + batch, n) * nbytes
+        held += np.minimum(peak + batch, n) * nbytes + getattr(array.source, "held_bytes", 0)
     # Blocks are loaded and counted, then patches are cut.
     cutting = region * image.layout.n_channels * image.dtype.itemsize + pixels
     held += np.maximum(loading, cutting)

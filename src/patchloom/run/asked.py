@@ -9,6 +9,7 @@ import numpy as np
 
 from patchloom.image import Image, Ints, Role
 from patchloom.planning.incidence import Patches, touches
+from patchloom.planning.lenses import around
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import fetch_bytes
 from patchloom.run.blocks import arrivals, batch_blocks
@@ -71,7 +72,7 @@ def asked(plan: Plan, *, normalized: Collection[str], over: str) -> dict[tuple[i
             step = steps_of(part.cell, turn // plan.rows_per_shard, plan)
             for name, array in image.cut_arrays.items():
                 found = arrays.setdefault((part.image, name), Asked(array))
-                blocks = _queue(plan, array, part, step)
+                blocks = _queue(plan, name, array, part, step)
                 batch = batch_blocks(array, fetch) * array.layout.chunks_per_block
                 found.ask("image" if name == "image" else "role", blocks, batch)
                 if name == "target" and name in normalized and over == "patches":
@@ -107,11 +108,12 @@ def _ask_survey(plan: Plan, over: str, role: str, arrays: dict[tuple[int, str], 
             found.ask("survey", blocks, max(1, batch_chunks(image) // n) * n)
 
 
-def _queue(plan: Plan, array: Image, part: Patches, step: Ints) -> Ints:
+def _queue(plan: Plan, name: str, array: Image, part: Patches, step: Ints) -> Ints:
     """The blocks of one array that a task reads, in its order."""
     layout = array.layout
     sample = layout.own_samples(part.sample)
-    patch, block = touches(layout, sample, part.corner, plan.cut)
+    place, cut = around(plan.images[part.image], name, part.corner, plan.cut)
+    patch, block = touches(layout, sample, place, cut)
     return arrivals(step[patch], block)[0]
 
 

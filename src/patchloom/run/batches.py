@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.planning.incidence import Patches, touches
+from patchloom.planning.incidence import Cut, Patches, touches
+from patchloom.planning.lenses import around, is_context
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import fetch_bytes
 from patchloom.run.allocating import keep_pages
@@ -69,12 +70,14 @@ def _cut(
     turn = plan.sequence.turns_of(part.rank)
     step = steps_of(part.cell, turn // plan.rows_per_shard, plan)
     caches: dict[str, BlockCache] = {}
+    seen: dict[str, tuple[Ints, Cut]] = {}
     samples = {name: array.layout.own_samples(part.sample) for name, array in arrays.items()}
     for name, array in arrays.items():
-        patch, block = touches(array.layout, samples[name], part.corner, plan.cut)
+        place, cut = seen[name] = around(plan.images[part.image], name, part.corner, plan.cut)
+        patch, block = touches(array.layout, samples[name], place, cut)
         found = given.get((part.image, name))
         share = None
-        if visit is not None and array.source.addressable:
+        if visit is not None and array.source.addressable and not is_context(name):
             near = Nearby.of(plan, part.image, array.layout, np.unique(block), part.sample)
             share = Share(visit, part.image, name, near.shared(plan))
         caches[name] = BlockCache(
@@ -91,6 +94,7 @@ def _cut(
         for name, cache in caches.items():
             cache.enter(k)
             sample = int(samples[name][some[0]])
-            pixels[name] = cache.windows(sample, part.corner[some], plan.cut)
+            place, cut = seen[name]
+            pixels[name] = cache.windows(sample, place[some], cut)
             cache.leave(k)
         yield part.row[some], pixels

@@ -20,7 +20,8 @@ from patchloom.image import ChunkReader, Image, Layout
 from patchloom.location import Location
 from patchloom.normalization import Normalization
 from patchloom.planning.identity import patch_ids
-from patchloom.planning.incidence import Patches, touches
+from patchloom.planning.incidence import Cut, Patches, touches
+from patchloom.planning.lenses import around, is_context
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER, fetch_bytes
 from patchloom.run.allocating import keep_pages
@@ -36,7 +37,14 @@ from patchloom.run.tiles import columns_of
 from patchloom.run.union import counted
 from patchloom.store.manifest import check_columns, manifest_bytes
 from patchloom.store.pending import check_pending
-from patchloom.store.schema import ArraySpec, gap_name, manifest_name, shard_name, summary_name
+from patchloom.store.schema import (
+    ArraySpec,
+    array_of,
+    gap_name,
+    manifest_name,
+    shard_name,
+    summary_name,
+)
 from patchloom.store.shards import ShardBuilder
 from patchloom.summaries import Summary, Tally
 from patchloom.summaries.packed import summary_bytes
@@ -46,7 +54,7 @@ __all__ = ["Job", "steps_of", "write_run"]
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
 ArrayKey = tuple[int, str]
-"""Position of an image and the role of the array: "image", "labels" or "target"."""
+"""Position of an image and the role of the array, for example "image", "labels" or "target"."""
 
 
 @dataclass(frozen=True)
@@ -266,12 +274,15 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
     arrays, contents = run.job.arrays(image), Contents.of(plan)
     samples = {name: array.layout.own_samples(sample) for name, array in arrays.items()}
     caches: dict[str, BlockCache] = {}
+    places: dict[str, Ints] = {}
+    cuts: dict[str, Cut] = {}
     losses = Losses(len(corner))
     for name, array in arrays.items():
-        pairs = partial(touches, array.layout, samples[name], corner, plan.cut)
+        places[name], cuts[name] = around(image, name, corner, plan.cut)
+        pairs = partial(touches, array.layout, samples[name], places[name], cuts[name])
         patch, block = pairs()
         counter = missed = share = None
-        shares = run.visit is not None and array.source.addressable
+        shares = run.visit is not None and array.source.addressable and not is_context(name)
         if name == "image" or shares:
             near = Nearby.of(plan, index, array.layout, np.unique(block), sample)
         if name == "image":
@@ -305,7 +316,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
                     some, _ = losses.split(whole)
                     into = _by_shard(begun, shard[some])
                 if len(some):
-                    pixels = cache.windows(int(samples[name][a]), corner[some], plan.cut)
+                    pixels = cache.windows(int(samples[name][a]), places[name][some], cuts[name])
                     shown = contents.of_batch(plan, name, pixels)
                     for current, which in into:
                         current.tell(slot[some[which]], {k: v[which] for k, v in shown.items()})
@@ -379,9 +390,6 @@ def _classes(image: Image, labels: Pixels, corner: Ints, place: Ints) -> Pixels:
     return found
 
 
-_ARRAY_NAMES = {"image": "images", "labels": "labels", "target": "targets"}
-
-
 def steps_of(cell: Ints, shard: Ints, plan: Plan) -> Ints:
     """Number the steps of a walk: one cell of one shard, in pieces of bounded size."""
     change = np.ones(len(cell), np.bool_)
@@ -406,7 +414,7 @@ def _store(
         pixels = scaling.apply(pixels, run.plan.images[image].id)
     run.meter.take(pixels.nbytes)
     for shard, which in into:
-        builder = _builder(run, shard, _ARRAY_NAMES[name])
+        builder = _builder(run, shard, array_of(name))
         builder.put(slot[which], (pixels[k] for k in which.tolist()))
     run.meter.give(pixels.nbytes)
 

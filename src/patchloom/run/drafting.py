@@ -22,6 +22,7 @@ from patchloom.planning.alignment import Align, aligned
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
+from patchloom.planning.lenses import is_context
 from patchloom.planning.plans import Plan
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.rows import ORDERS
@@ -360,16 +361,16 @@ def _check(
                     f"{b} for {image.id!r}; plan them apart"
                 )
     for image in images:
-        for name in ("labels", "target"):
-            role = getattr(image, name)
-            if role is None:
+        for name, role in image.roles.items():
+            if name == "mask" or is_context(name):
                 continue
             same = role.image.layout.space.shape == image.layout.space.shape
             if not same or not role.alignment.is_identity or role.axes != image.axes.spatial:
                 raise PlanError(
                     f"{name} are cut on the pixels of their image, got "
                     f"{role.image.layout.space.shape} for {image.layout.space.shape} in "
-                    f"{image.id!r}; open the level that has its shape"
+                    f"{image.id!r}; open the level that has its shape, or bring it there: "
+                    "{'from': ..., 'resample': 'nearest'}"
                 )
     return coverage
 
@@ -377,8 +378,8 @@ def _check(
 def _roles(image: Image) -> dict[str, tuple[Any, ...]]:
     return {
         name: (role.image.dtype, role.image.layout.n_channels)
-        for name in ("labels", "target")
-        if (role := getattr(image, name)) is not None
+        for name, role in image.roles.items()
+        if name != "mask"
     }
 
 

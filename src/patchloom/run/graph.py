@@ -13,6 +13,7 @@ from dask.optimization import cull
 
 from patchloom.image import Image, Ints
 from patchloom.planning.incidence import Patches, touches
+from patchloom.planning.lenses import around
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.cutting import ArrayKey, Job, write_run
@@ -191,9 +192,8 @@ def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:
 
 def light(image: Image) -> Image:
     """The image without the pixels that Dask hands over anyway."""
-    for name in ("labels", "target"):
-        role = getattr(image, name)
-        if role is not None and not role.image.source.addressable:
+    for name, role in image.roles.items():
+        if name != "mask" and not role.image.source.addressable:
             bare = replace(role.image, source=role.image.source.without_pixels())
             image = image.with_role(name, replace(role, image=bare))
     if image.source.addressable:
@@ -224,14 +224,14 @@ def _supplies(
     keys: list[Any] = []
     for patches in parts:
         image = plan.images[patches.image]
-        for name in ("image", "labels", "target"):
+        for name, array in image.cut_arrays.items():
             lazy = lazies.get((patches.image, name))
             if lazy is None:
                 continue
-            array = image.cut_arrays[name]
             layout = array.layout
             sample = layout.own_samples(patches.sample)
-            _, blocks = touches(layout, sample, patches.corner, plan.cut)
+            place, cut = around(image, name, patches.corner, plan.cut)
+            _, blocks = touches(layout, sample, place, cut)
             rows = [tuple(row) for row in stored_chunks(array, np.unique(blocks)).tolist()]
             arrays.append((patches.image, name))
             chunks.append(tuple(rows))

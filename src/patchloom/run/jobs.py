@@ -35,6 +35,13 @@ def images_of(job: Job) -> list[Image]:
         ids=job.ids,
         nodata=job.nodata,
         stack=job.stack,
+        channels=job.channels,
+        isel=job.isel,
+        sel=job.sel,
+        targets=job.targets,
+        weights=job.weights,
+        context=job.context,
+        time=job.time,
     )
 
 

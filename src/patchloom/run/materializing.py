@@ -35,7 +35,15 @@ from patchloom.run.surveying import channel_names
 from patchloom.run.verifying import verify as check
 from patchloom.run.writing import Outcome, Work, documents
 from patchloom.store.patch_store import open_patches, read_attributes
-from patchloom.store.schema import CODECS, FORMAT, PARTIAL, ArraySpec, Codec, as_json
+from patchloom.store.schema import (
+    CODECS,
+    FORMAT,
+    PARTIAL,
+    ArraySpec,
+    Codec,
+    array_of,
+    as_json,
+)
 from patchloom.summaries.asked import check_pixels
 
 __all__ = ["check_choices", "checked", "materialize"]
@@ -264,12 +272,17 @@ def check_choices(
 
 def _specs(plan: Plan, normalized: Collection[str], codec: Codec) -> dict[str, ArraySpec]:
     axes, specs = plan.images[0].axes.canonical, {}
-    names = {"image": "images", "labels": "labels", "target": "targets"}
     for role, array in plan.images[0].cut_arrays.items():
         dtype = np.dtype(np.float32) if role in normalized else array.dtype
         shape = (array.layout.n_channels, *plan.patch_size)
-        name = names[role]
+        name = array_of(role)
         specs[name] = ArraySpec(name, shape, dtype, axes, plan.rows_per_shard, codec)
+    taken = {name for spec in specs.values() for name in (spec.name, spec.dimensions[1])}
+    if wrong := sorted(taken & {key for image in plan.images for key in image.metadata}):
+        raise ConfigError(
+            f"metadata columns have other names than arrays, got {wrong}; call them otherwise "
+            "in sample="
+        )
     return specs
 
 
@@ -432,7 +445,7 @@ def _needed(plan: Plan, shards: Sequence[int]) -> int:
             found = touches(layout, part.sample, part.corner, plan.cut)[1]
             blocks.setdefault(part.image, []).append(np.unique(found))
     return sum(
-        len(np.unique(np.concatenate(found))) * plan.images[image].layout.chunks_per_block
+        plan.images[image].decodes(np.unique(np.concatenate(found)))
         for image, found in blocks.items()
     )
 

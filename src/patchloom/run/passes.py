@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from dask.highlevelgraph import HighLevelGraph
 
-from patchloom.image import ROLES, Image, Ints
+from patchloom.image import Image, Ints
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.counting import HISTOGRAMS, Held, Piece, chunks_of, count
@@ -275,8 +275,8 @@ def _held(
 def _slim(image: Image, question: Question) -> Image:
     """The image with what is read of it alone; pixels that Dask hands over stay here."""
     slim = replace(image, pyramid=None)
-    for name in ROLES:
-        role = getattr(image, name) if name in question.roles else None
+    for name, known in image.roles.items():
+        role = known if name in question.roles else None
         if role is not None and not role.image.source.addressable:
             bare = replace(role.image, source=role.image.source.without_pixels())
             role = replace(role, image=bare)

@@ -22,6 +22,8 @@ from patchloom.image import Image
 from patchloom.location import Location, StorageOptions
 from patchloom.normalization import Normalization
 from patchloom.planning.identity import box_ids, patch_ids
+from patchloom.planning.incidence import Cut
+from patchloom.planning.lenses import around, is_context
 from patchloom.planning.plans import Plan
 from patchloom.run.appending import stages_of
 from patchloom.run.executing import execute
@@ -30,6 +32,7 @@ from patchloom.run.masks import read_region
 from patchloom.run.scaling import recorded
 from patchloom.run.verify_report import VerifyReport
 from patchloom.sources.opening import open_images
+from patchloom.sources.selected import selected_again
 from patchloom.store.additions import additions_of, n_shards_of
 from patchloom.store.checking import Damage, check_metadata, check_shard, specs_of
 from patchloom.store.patch_store import open_patches, read_attributes
@@ -39,6 +42,7 @@ from patchloom.store.schema import (
     gap_name,
     group_document,
     manifest_name,
+    role_of,
     shard_objects,
 )
 
@@ -54,7 +58,6 @@ _OPEN = 32
 _DRAWN = 16
 """How often a random strategy may have drawn one box."""
 _DIFFERS = "differs from its source"
-_ROLES = {"images": "image", "labels": "labels", "targets": "target"}
 _NORMALIZES = {"image": "normalize", "target": "normalize_targets"}
 """Settings of a job that say whether an array is normalised."""
 
@@ -387,6 +390,9 @@ def _differs(
         return source
     axes = str(work.attributes["axes"]).replace("c", "")
     corner = np.array([told[f"start_{a}"] for a in axes], np.int64)
+    if is_context(name):
+        [image, *_] = [i for p in work.plans.values() for i in p.images if i.id == told["image_id"]]
+        corner = around(image, name, corner[None], Cut(pixels.shape[1:], (0,) * len(axes)))[0][0]
     extent = np.array(source.layout.space.shape, np.int64)
     low = np.maximum(corner, 0)
     high = np.minimum(corner + np.array(pixels.shape[1:]), extent)
@@ -398,7 +404,7 @@ def _differs(
     except (PatchloomError, OSError) as error:
         return f"its source cannot be read: {error}"
     stored = pixels[(slice(None), *inside)]
-    role = _ROLES[name]
+    role = role_of(name)
     if work.attributes["job"].get(_NORMALIZES.get(role)) is not None:
         scaling = work.numbers.get(role)
         if scaling is None or not scaling.knows(told["image_id"]):
@@ -414,15 +420,19 @@ def _source(work: _Work, image_id: str, name: str) -> Image | str:
         same = [i for plan in work.plans.values() for i in plan.images if i.id == image_id]
         if not same:
             return f"the plan has no image {image_id!r}"
-        array = same[0].cut_arrays[_ROLES[name]]
+        array = same[0].cut_arrays[role_of(name)]
         return array if array.source.addressable else "its source is a Dask array, or in memory"
     [told] = [i for i in work.attributes["images"] if i["id"] == image_id] or [None]
     if name != "images" or told is None or not told["uri"]:
         return "the store tells no URL of its source"
+    if "windows" in told:
+        return "it shows time windows, which a plan knows"
     try:
+        taken = told.get("selection", {"axes": told["axes"], "picks": {}})
         [found] = open_images(
-            told["uri"], axes=told["axes"], level=told["level"], storage_options=work.options
+            told["uri"], axes=taken["axes"], level=told["level"], storage_options=work.options
         )
+        found = selected_again(found, taken["picks"])
     except (PatchloomError, OSError, ValueError) as error:
         return f"its source cannot be opened: {error}"
     if list(found.shape) != told["shape"]:

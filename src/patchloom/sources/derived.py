@@ -106,7 +106,7 @@ def derived(image: Image, rule: Rule) -> Image:
 
 def bare(image: Image) -> Image:
     """An image without what does not touch its pixels."""
-    return replace(image, mask=None, labels=None, target=None, pyramid=None, metadata={})
+    return replace(image, mask=None, labels=None, target=None, more={}, pyramid=None, metadata={})
 
 
 def gathered(

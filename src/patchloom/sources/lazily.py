@@ -20,18 +20,22 @@ def reading_since(image: Image, moment: float) -> Image:
     Parameters
     ----------
     image
-        With what is cut along with it: labels and target.
+        With what is cut along with it.
     moment
         In seconds since 1970.
     """
-    for name in ("labels", "target"):
-        role = getattr(image, name)
-        if role is not None:
+    for name, role in image.roles.items():
+        if name != "mask":
             image = image.with_role(name, replace(role, image=reading_since(role.image, moment)))
-    if not hasattr(image.source, "since"):
+    if hasattr(image.source, "since"):
+        watched = replace(image.source, since=moment)  # type: ignore[type-var]
+        return replace(image, source=watched)
+    filled = getattr(image.source, "filled", None)
+    if filled is None:
         return image
-    watched = replace(image.source, since=moment)  # type: ignore[type-var]
-    return replace(image, source=watched)
+    # It is made of another image's pixels.
+    inner: Image = image.source.image  # type: ignore[attr-defined]
+    return replace(image, source=filled(reading_since(inner, moment).source))
 
 
 @dataclass(frozen=True)

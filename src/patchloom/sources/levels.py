@@ -128,9 +128,9 @@ def label_group(name: str, image: Image) -> Node | None:
         If there are label images, but neither one of that name nor a file.
     """
     stray = "::" in name or "/" in name.strip("/") or name in (".", "..", "")
-    if stray or not isinstance(image.source, ZarrSource):
+    source = getattr(image.source, "image", image).source  # of the whole, if channels were chosen
+    if stray or not isinstance(source, ZarrSource):
         return None
-    source = image.source
     above = source.location
     # The image array lies one or more names below the group that holds "labels".
     for _ in range(3):

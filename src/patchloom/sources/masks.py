@@ -84,27 +84,41 @@ def _is_per_image(parts: Mapping[Any, Any], ids: set[str]) -> bool:
 class MaskMaker:
     """Makes the masks of one call; what several images share is read once."""
 
-    def __init__(self, open_one: Callable[[Any, Image], Image], options: Mapping[str, Any]) -> None:
-        self._open, self._options = open_one, options
+    def __init__(
+        self,
+        open_one: Callable[[Any, Image], Image],
+        options: Mapping[str, Any],
+        glob: Callable[[str], Sequence[str]] | None = None,
+    ) -> None:
+        self._open, self._options, self._glob = open_one, options, glob
         self._tables: dict[tuple[int | str, str, str], Callable[[str], Outlines]] = {}
         self._lock = Lock()  # several images ask at a time
 
-    def items(self, given: Any, images: Sequence[Image]) -> list[Any]:
-        """What is given for each image: of a kind, or what is opened as it is."""
+    def items(self, given: Any, images: Sequence[Image]) -> tuple[list[Any], list[Any]]:
+        """What is given for each image, of a kind or opened as it is, in two lists.
+
+        The first has what lies over an image, the second what is made of its own pixels.
+        """
+        found = self._items(given, images)
+        own = [item is not None and isinstance(item.kind, AutoMask | NodataMask) for item in found]
+        rows = [*zip(found, own, strict=True)]
+        return [None if of else item for item, of in rows], [i if of else None for i, of in rows]
+
+    def _items(self, given: Any, images: Sequence[Image]) -> list[_Item | None]:
         ids = {image.id for image in images}
         if isinstance(given, Mapping) and {*map(str, given)} == ids:
             kind = None  # an image may be called like a kind
         else:
             kind = parse_mask(given)
         if kind is None:
-            items = per_image(given, images, "mask")
+            items = per_image(given, images, "mask", self._glob)
             return [_Item.of(item) for item in items]
         parts = getattr(kind, _key(kind)) if _key(kind) else None
         # A table may be a mapping of columns, and GeoJSON is one.
         whole = isinstance(parts, Mapping) and not _is_per_image(parts, ids)
         if whole and not isinstance(kind, LabelsMask):
             return [_Item(kind, parts)] * len(images)
-        found = per_image(parts, images, f"mask={{{_key(kind)!r}: ...}}")
+        found = per_image(parts, images, f"mask={{{_key(kind)!r}: ...}}", self._glob)
         return [None if _key(kind) and part is None else _Item(kind, part) for part in found]
 
     def role(self, item: _Item, image: Image) -> Role:

@@ -15,8 +15,10 @@ from patchloom.errors import AxesError, IdentityError, NotAnArrayError, SourceEr
 from patchloom.image import ROLES, Image, Role
 from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
+from patchloom.sources.axis_selection import is_resampled, narrowed, of_channels, part_of
 from patchloom.sources.collections import images_of_collection
 from patchloom.sources.containers import node_inside, only_inside, unzipped
+from patchloom.sources.context import with_context
 from patchloom.sources.datasets import described
 from patchloom.sources.files import Wanted, format_of, open_file, sniffed
 from patchloom.sources.functions import reading_of
@@ -27,8 +29,10 @@ from patchloom.sources.items import expanded, with_array
 from patchloom.sources.levels import image_at, label_group, matching_level
 from patchloom.sources.masks import MaskMaker
 from patchloom.sources.nodata import told_nodata, with_nodata
-from patchloom.sources.roles import align, join, named_for, per_image, role_axes
+from patchloom.sources.roles import align, further, join, named_for, per_image, role_axes
+from patchloom.sources.selected import resampled
 from patchloom.sources.stacks import Stack, opened_stack, stacks
+from patchloom.sources.windows import windowed
 from patchloom.sources.zarrs import Node
 
 __all__ = ["open_images"]
@@ -51,6 +55,13 @@ def open_images(
     read: Any = None,
     read_kwargs: Mapping[str, Any] | None = None,
     extension: str = "",
+    channels: Any = None,
+    isel: Any = None,
+    sel: Any = None,
+    targets: Mapping[str, Any] | None = None,
+    weights: Any = None,
+    context: Sequence[int] = (),
+    time: Any = None,
 ) -> list[Image]:
     """Open images lazily: their metadata are read, no pixel is.
 
@@ -70,10 +81,13 @@ def open_images(
         to it.
     mask, labels, target
         Arrays over the same field: an array, a URL, a pattern with ``{stem}``, the name of an
-        OME-Zarr label group, one of these per image in a list, or per image id in a mapping.
+        OME-Zarr label group, one of these per image in a list, or per image id in a mapping, or a
+        glob: then the text that ``*`` stands for is the id of the image.
         A mask may have any lower resolution; nonzero means covered. It may also be made of
         something else: ``{"labels": ..., "classes": [1, 2]}``, ``{"polygons": "{stem}.geojson"}``,
         ``{"boxes": table}``, ``{"auto": "otsu"}`` or ``{"nodata": 0}``; docs/masks.md shows them.
+        ``{"from": ..., "channels": [...], "isel": {...}}`` is part of an array, and with
+        ``"resample": "nearest"`` one of other pixels that is cut along; docs/roles.md shows it.
     axes
         The dimensions as stored, one letter each in either case, for example ``"CZYX"``; by
         default what the metadata say, else X, YX, ZYX, CZYX, TCZYX by their number.
@@ -112,6 +126,25 @@ def open_images(
         Further arguments of the function.
     extension
         Which files `read` gets, of folders and lists: ``".xyz"`` or ``"*_raw.xyz"``.
+    channels
+        The channels to take, by number or name, in this order; by default all.
+    isel
+        What is taken along other axes, by name and in pixels: an index (the axis goes), a slice
+        or a list of indices (the axis stays), as NumPy takes them. One mapping for all images, one
+        for each in a list, or per image id in a mapping. Roles follow; docs/axes.md has the rules.
+    sel
+        The same in physical units, by spacing and origin: ``{"z": (10.0, 50.0)}`` takes the
+        pixels whose centres lie between, both included; one number the pixel that it lies in.
+    targets
+        Further targets by name, each given like `target`: ``targets_NAME`` in a store.
+    weights
+        What each pixel counts in a loss, given like `target` and cut along.
+    context
+        Numbers of coarser levels of which as many pixels are cut around the same centre:
+        ``context_N`` in a store. docs/context.md shows it.
+    time
+        ``{"window": 2, "step": 1}`` makes samples of several frames: those at ``t``, ``t + step``
+        and so on are channels of one; docs/axes.md shows it.
 
     Returns
     -------
@@ -141,6 +174,8 @@ def open_images(
         given = {"mask": mask, "labels": labels, "target": target, "ids": ids}
         rest = {"axes": axes, "level": level, "sample": sample, "nodata": nodata, "stack": stack}
         rest |= {"array": array, "read": read, "read_kwargs": read_kwargs, "extension": extension}
+        rest |= {"channels": channels, "isel": isel, "sel": sel, "targets": targets}
+        rest |= {"weights": weights, "context": context, "time": time}
         return _of_table(table, given, {**rest, "storage_options": options})
     reading = reading_of(read, read_kwargs, extension)
     if reading is not None and (level != 0 or stack is not None or array is not None):
@@ -163,20 +198,31 @@ def open_images(
                 for image in opening(with_array(item, array), position=position)
             ]
     images = _named(images, ids)
-    images = with_nodata(nodata, _with_samples(images, sample))
+    images = of_channels(with_nodata(nodata, _with_samples(images, sample)), channels)
 
     def open_role(item: Any, image: Image) -> Image:
-        return _open_role(named_for(item, image), image, level, options)
+        return part_of(
+            item, lambda inner: _open_role(named_for(inner, image), image, level, options)
+        )
 
-    maker = MaskMaker(open_role, options)
-    images = join(maker.items(mask, images), images, "mask", maker.role)
-    for name, given in (("labels", labels), ("target", target)):
+    def glob(pattern: str) -> list[str]:
+        return [str(path) for path in expanded(pattern, options, folders=False)]
+
+    maker = MaskMaker(open_role, options, glob)
+    over, of_pixels = maker.items(mask, images)
+    images = join(over, images, "mask", maker.role)
+    others = {"labels": labels, "target": target, **further(targets, weights)}
+    for name, given in others.items():
 
         def role(item: Any, image: Image, name: str = name) -> Role:
-            return align(image, open_role(item, image), name)
+            found = align(image, open_role(item, image), name)
+            return resampled(image, found) if is_resampled(item) else found
 
-        images = join(per_image(given, images, name), images, name, role)
-    return images
+        images = join(per_image(given, images, name, glob), images, name, role)
+    images = [with_context(image, context) for image in images]
+    # Roles are joined to whole images and follow; what is made of pixels, of those that stay.
+    images = [windowed(image, time) for image in narrowed(images, isel, sel)]
+    return join(of_pixels, images, "mask", maker.role)
 
 
 def _of_table(table: ImageTable, given: Mapping[str, Any], rest: Mapping[str, Any]) -> list[Image]:

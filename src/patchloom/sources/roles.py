@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -11,11 +12,12 @@ from typing import Any
 
 from patchloom.axes import Axes
 from patchloom.coverage import Alignment
-from patchloom.errors import AxesError, CoverageError, IdentityError, SourceError
+from patchloom.errors import AxesError, ConfigError, CoverageError, IdentityError, SourceError
 from patchloom.image import Image, Role
+from patchloom.location import Location
 from patchloom.sources.arrays import is_array
 
-__all__ = ["align", "join", "named_for", "per_image", "role_axes"]
+__all__ = ["align", "further", "join", "named_for", "per_image", "role_axes"]
 
 _ABREAST = 16
 """Roles whose metadata are asked for at a time: each waits for several answers in turn."""
@@ -23,6 +25,7 @@ _PRECISION = 4096
 """Ratios of spacings are rationals with a denominator up to this."""
 
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _METRES = {
     "angstrom": 1e-10,
     "nanometer": 1e-9,
@@ -63,40 +66,130 @@ def join(
     ]
 
 
-def per_image(given: Any, images: Sequence[Image], name: str) -> list[Any]:
+def per_image(
+    given: Any,
+    images: Sequence[Image],
+    name: str,
+    glob: Callable[[str], Sequence[str]] | None = None,
+) -> list[Any]:
     """What is given for each image.
 
     Parameters
     ----------
     given
-        One for all images; one per image in a list, or per image id in a mapping.
+        One for all images; one per image in a list, or per image id in a mapping; a glob, whose
+        files are matched to the images by id. Paths in a list go by id too, where each is called
+        like one image; else by position.
     images
         The images.
     name
-        ``mask``, ``labels`` or ``target``.
+        ``mask``, ``labels``, ... for errors.
+    glob
+        Lists the files of a glob; None takes a glob as it is.
 
     Raises
     ------
     IdentityError
-        If the list or mapping does not match the images one to one.
+        If the list, mapping or files do not match the images one to one.
     """
+    ids = [image.id for image in images]
     if isinstance(given, Mapping):
-        ids = [image.id for image in images]
-        unmatched = sorted(set(map(str, given)) ^ set(ids))
-        if unmatched:
-            raise IdentityError(
-                f"{name}= has one entry for each image id, but these stand on one side only: "
-                f"{unmatched}; the images are {ids}"
-            )
-        return [given[i] for i in ids]
+        if "from" in given and "from" not in ids:
+            parts = per_image(given["from"], images, name, glob)
+            return [None if part is None else {**given, "from": part} for part in parts]
+        found = {str(key): item for key, item in given.items()}
+        _check_both_sides([*found], ids, f"{name}= has one entry for each image id", "entries")
+        return [found[i] for i in ids]
+    if glob is not None and _is_glob(given):
+        return _files_by_id(os.fspath(given), glob(os.fspath(given)), ids, name)
     if isinstance(given, list | tuple) and not is_array(given):
         if len(given) != len(images):
             raise IdentityError(
                 f"{name}= is one for all or one for each image, got {len(given)} for "
-                f"{len(images)} images {[image.id for image in images]}"
+                f"{len(images)} images {ids}"
             )
+        if all(isinstance(item, str | os.PathLike) and os.fspath(item) for item in given):
+            stems = {Location.of(item).stem: item for item in given}
+            if stems.keys() == {*ids}:
+                return [stems[i] for i in ids]
         return list(given)
     return [given] * len(images)
+
+
+def _is_glob(given: Any) -> bool:
+    if not isinstance(given, str | os.PathLike):
+        return False
+    text = os.fspath(given)
+    web = text.startswith(("http://", "https://"))
+    magic = set("*[" if web else "*?[") & set(text.partition("://")[2] or text)
+    return bool(magic) and "{stem}" not in text and not os.path.exists(text)
+
+
+def _files_by_id(pattern: str, paths: Sequence[str], ids: Sequence[str], name: str) -> list[str]:
+    """The files of a glob, one for each image.
+
+    What its one ``*`` stands for is the id, or a name whose stem that is; of a glob of other kind
+    the stem of the path is.
+    """
+    parts = pattern.rstrip("/").split("/")
+    starred = [k for k, part in enumerate(parts) if set("*?[") & set(part)]
+    before, star, after = parts[starred[-1]].partition("*")
+    one = len(starred) == 1 and star and not set("*?[") & set(before + after)
+    back = starred[-1] - len(parts) if one else -1
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        text = path.rstrip("/").split("/")[back]
+        if one:
+            text = text[len(before) : len(text) - len(after)]
+        stem = text if text in ids else Location.of(text).stem
+        found.setdefault(stem, []).append(path)
+    what = f"{name}={Location.of(pattern).shown!r} has one file for each image"
+    _check_both_sides([*found], ids, what, "files for")
+    twice = {i: [Location.of(p).shown for p in some] for i, some in found.items() if len(some) > 1}
+    if twice:
+        raise IdentityError(f"{what}, but several for these: {twice}; give a narrower pattern")
+    return [found[i][0] for i in ids]
+
+
+def _check_both_sides(found: Sequence[str], ids: Sequence[str], law: str, what: str) -> None:
+    """Refuse what stands on one side only, of what is joined by id."""
+    sides = (
+        (what, sorted({*found} - {*ids}), "an image"),
+        ("images", sorted({*ids} - {*found}), "one"),
+    )
+    alone = [f"{side} {some} without {other}" for side, some, other in sides if some]
+    if alone:
+        raise IdentityError(
+            f"{law}, but these stand on one side only: {', '.join(alone)}; give one for each"
+        )
+
+
+def further(targets: Any, weights: Any) -> dict[str, Any]:
+    """What is given for further arrays that are cut along, by their names in a store.
+
+    Parameters
+    ----------
+    targets
+        By names of the user's.
+    weights
+        As given.
+
+    Raises
+    ------
+    ConfigError
+        If a name could be no array's.
+    """
+    if targets is None:
+        targets = {}
+    names = [*targets] if isinstance(targets, Mapping) else [None]
+    wrong = [n for n in names if not isinstance(n, str) or not _NAME.fullmatch(n)]
+    if wrong:
+        raise ConfigError(
+            "targets= is a mapping from names (small letters, digits and _, a letter first) to "
+            f"what target= takes, got {wrong[0] if isinstance(targets, Mapping) else targets!r}"
+        )
+    found = {f"targets_{name}": given for name, given in targets.items()}
+    return found if weights is None else {**found, "weights": weights}
 
 
 def named_for(item: Any, image: Image) -> Any:

@@ -432,7 +432,8 @@ class PatchStore:
         rows
             int[n] rows of the store, in any order, also more than once.
         array
-            ``"images"``, ``"labels"`` or ``"targets"``.
+            One of ``attributes["arrays"]``: ``"images"``, ``"labels"``, ``"targets"``,
+            ``"weights"``, or ``"targets_NAME"`` of a further target.
         normalize
             From `normalization` or of your own; each patch is scaled by the numbers of its image,
             to float32. Of targets, too; labels are never scaled. None: as they are stored.
@@ -450,18 +451,19 @@ class PatchStore:
                 f"normalize= takes a Normalization, got {normalize!r}; make one, once, with "
                 "store.normalization(kind, per=)"
             )
-        if normalize is not None and (array == "labels" or array in self.applied):
-            why = "labels are classes" if array == "labels" else "they were when they were written"
+        never = {"labels": "labels are classes", "weights": "weights are no grey levels"}
+        if normalize is not None and (array in never or array in self.applied):
+            why = never.get(array, "they were when they were written")
             raise ConfigError(
                 f"patches are normalised once, and labels never, got normalize= for {array!r}, but "
                 f"{why}; read them without"
             )
         index, place = self._places(rows)
-        found = {"images": self.images, "labels": self.labels, "targets": self.targets}[array]
-        assert found is not None
+        opened = ("images", "labels", "targets")
+        found = getattr(self, array) if array in opened else self._array(array)
         if not len(index):
             return np.zeros((0, *found.shape[1:]), found.dtype if normalize is None else np.float32)
-        pixels = np.asarray(found.oindex[index])
+        pixels: npt.NDArray[Any] = np.asarray(found.oindex[index])
         if normalize is None:
             return pixels
         ids = self.manifest["image_id"].take(pa.array(place)).to_numpy()
@@ -551,7 +553,7 @@ class PatchStore:
         """
         import xarray
 
-        names = [n for n in ("images", "labels", "targets") if n in self.attributes["arrays"]]
+        names = sorted(self.attributes["arrays"])
         view: xarray.Dataset = xarray.open_zarr(
             self._store(), chunks=None, consolidated=True, zarr_format=3
         )[names]

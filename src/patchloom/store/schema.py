@@ -5,7 +5,8 @@ A store is a Zarr v3 group::
     zarr.json                   format, provenance, statistics, completion mark
     images/zarr.json            (patch, c, [z], y, x): one patch a chunk, many a shard
     images/c/K/0/0/0            shard K: rows [K * rows_per_shard, (K + 1) * rows_per_shard)
-    labels/..., targets/...     the same, where the plan has them
+    labels/..., targets/...     the same, where the plan has them; also weights/..., and
+                                targets_NAME/... for each further target
     summaries/KKKKKKKK.parquet  what shard K adds to the statistics
     summaries/KKKKKKKK.whole.parquet    what the statistics of the images whose first shard is K are
                                 made from, where its shards do not add up to that
@@ -36,10 +37,12 @@ __all__ = [
     "SKIPPED",
     "ArraySpec",
     "Codec",
+    "array_of",
     "as_json",
     "gap_name",
     "group_document",
     "manifest_name",
+    "role_of",
     "shard_name",
     "shard_objects",
     "shard_of",
@@ -60,7 +63,8 @@ APPENDED = 2
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.part$")
 """What a write that was killed leaves behind on a local disk."""
 
-_SHARD = re.compile(r"(?:[a-z]+/c/|manifest/|summaries/)(\d+)")
+_SHARD = re.compile(r"(?:[a-z][a-z0-9_]*/c/|manifest/|summaries/)(\d+)")
+_NAMES = {"image": "images", "target": "targets"}
 
 _NUMCODECS = {
     "blosc-zstd": {"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 2},
@@ -185,6 +189,20 @@ def group_document(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
             "metadata": dict(arrays),
         },
     }
+
+
+def array_of(role: str) -> str:
+    """The array of a store that holds what was cut in some role.
+
+    >>> array_of("image"), array_of("labels"), array_of("targets_edges")
+    ('images', 'labels', 'targets_edges')
+    """
+    return _NAMES.get(role, role)
+
+
+def role_of(array: str) -> str:
+    """Inverse of `array_of`."""
+    return {name: role for role, name in _NAMES.items()}.get(array, array)
 
 
 def shard_name(spec: ArraySpec, shard: int) -> str:
