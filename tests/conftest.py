@@ -33,8 +33,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "patchloom")
 # Wherever numba is installed, the tests of this process count with it from the first pixel on.
 kernels.PATIENCE = -1
 
-# Run as a program of its own; imports aiohttp, which may be absent, when doctests are looked for.
-collect_ignore = ["servers/gcs_emulator.py"]
+# Run as programs of their own; they import aiohttp and spatialdata, which may be absent, when
+# doctests are looked for.
+collect_ignore = ["servers/gcs_emulator.py", "data/spatialdata/make.py"]
 
 S3_VARIABLE = "PATCHLOOM_TEST_S3"
 _servers = pytest.StashKey[list[S3Server | GcsServer]]()
