@@ -11,13 +11,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
+import h5py
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import yaml
 import zarr
 from click.testing import CliRunner, Result
@@ -28,6 +32,7 @@ import patchloom
 from patchloom.cli import main
 from patchloom.errors import ConfigError, FingerprintError, SourceMissingError, StoreError
 from patchloom.run.verifying import TASKS
+from tests import ome
 from tests.servers.s3 import S3Server
 
 PATCHING = {"name": "sequential", "patch_size": [12, 12], "overlaps": [4, 4]}
@@ -532,3 +537,145 @@ def test_run_says_what_was_skipped(job: Path, source: Path, tmp_path: Path) -> N
     assert "gaps.zarr/skipped.parquet" in told.stdout
     table = pq.read_table(io.BytesIO((tmp_path / "gaps.zarr/skipped.parquet").read_bytes()))
     assert f"{table.num_rows} patches: every chunk" in told.stdout
+
+
+# -- sources of every kind ---------------------------------------------------------------------
+
+PIXELS = np.random.default_rng(5).integers(1, 4000, (3, 40, 48), dtype="uint16")
+
+
+def _pyramid_tiff(folder: Path) -> Any:
+    with tifffile.TiffWriter(folder / "a.tif") as tif:
+        for step in (1, 2):
+            tif.write(PIXELS[0, ::step, ::step], tile=(16, 16), subfiletype=step - 1, metadata=None)
+    return folder / "a.tif"
+
+
+def _several_tiffs(folder: Path) -> Any:
+    with tifffile.TiffWriter(folder / "a.tif") as tif:
+        for plane in PIXELS[:2]:
+            tif.write(plane, photometric="minisblack", metadata=None)
+            tif.write(plane[:30], photometric="minisblack", metadata=None)
+    return f"{folder / 'a.tif'}::1"
+
+
+def _hdf5(folder: Path) -> Any:
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["deep/raw"] = PIXELS
+        file["other"] = PIXELS + 1
+    return f"{folder / 'a.h5'}::deep/raw"
+
+
+def _pyramid_zarr(folder: Path, version: str) -> Any:
+    levels = ome.multiscale("zyx", [(1.0, 1.0, 1.0), (1.0, 2.0, 2.0)])
+    path = ome.group(folder / "a.ome.zarr", version, {"multiscales": [levels]})
+    for k, step in enumerate((1, 2)):
+        ome.array(path / str(k), version, PIXELS[:, ::step, ::step])
+    return path
+
+
+def _plate(folder: Path) -> Any:
+    ome.plate(folder / "p.ome.zarr", "0.5", {"A/1": 2, "B/2": 1})
+    return folder / "p.ome.zarr"
+
+
+def _planes(folder: Path) -> Any:
+    (folder / "planes").mkdir()
+    for k, plane in enumerate(PIXELS):
+        np.save(folder / "planes" / f"z{k}.npy", plane)
+    return folder / "planes"
+
+
+def _npz(folder: Path) -> Any:
+    np.savez_compressed(folder / "a.npz", raw=PIXELS, other=PIXELS + 1)
+    return f"{folder / 'a.npz'}::raw"
+
+
+def _npy(folder: Path) -> Any:
+    np.save(folder / "a.npy", PIXELS)
+    return folder / "a.npy"
+
+
+def _nifti(folder: Path) -> Any:
+    nibabel.save(nibabel.Nifti1Image(PIXELS.T, np.eye(4)), folder / "a.nii.gz")
+    return folder / "a.nii.gz"
+
+
+def _zipped(folder: Path) -> Any:
+    zarr.create_array(folder / "a.zarr", data=PIXELS, chunks=(1, 16, 16))
+    return shutil.make_archive(str(folder / "a"), "zip", folder, "a.zarr")
+
+
+def _turned(path: Path) -> Any:
+    """Not what the file holds: opened by its URL alone, it would look damaged."""
+    return np.load(path)[..., ::-1].copy()
+
+
+class _Whole:
+    """A stack as CAREamics takes them."""
+
+    def __init__(self, source: Path) -> None:
+        self.source, self.array = source, np.load(source)[:, None, :, ::-1]
+        self.data_shape, self.data_dtype = self.array.shape, self.array.dtype
+
+    def extract_patch(self, sample_idx: int, channels: Any, coords: Any, patch_size: Any) -> Any:
+        box = tuple(slice(a, a + n) for a, n in zip(coords, patch_size, strict=True))
+        return self.array[(sample_idx, slice(None), *box)]
+
+
+def _loader(given: Any, axes: Any) -> list[_Whole]:
+    return [_Whole(given)]
+
+
+_LOADING = SimpleNamespace(image_stack_loader=_loader, image_stack_loader_kwargs={})
+_SELECTED = {"isel": {"z": slice(0, 3, 2), "x": slice(5, 40)}}
+
+SOURCES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    "a level of OME-Zarr 0.4": (lambda f: _pyramid_zarr(f, "0.4"), {"level": 1}, ""),
+    "a level of OME-Zarr 0.5": (lambda f: _pyramid_zarr(f, "0.5"), {"level": "1"}, ""),
+    "part of a level": (lambda f: _pyramid_zarr(f, "0.5"), {"level": 1, "isel": {"z": 1}}, ""),
+    "a level of a TIFF": (_pyramid_tiff, {"level": 1}, ""),
+    "one of several images in a TIFF": (_several_tiffs, {}, ""),
+    "one of several in HDF5": (_hdf5, {}, ""),
+    "part of one in HDF5": (_hdf5, _SELECTED, ""),
+    "planes as samples": (_hdf5, {"sample": "z"}, ""),
+    "one of several in .npz": (_npz, {}, ""),
+    "part of a .npy": (_npy, _SELECTED, ""),
+    "some channels": (_npy, {"axes": "CYX", "channels": [2, 0]}, ""),
+    "NIfTI": (_nifti, {}, ""),
+    "Zarr in an archive": (_zipped, {}, ""),
+    "fields of a plate": (_plate, {}, ""),
+    "a stack of files": (_planes, {"stack": "z"}, "it is a stack of files"),
+    "part of a stack": (_planes, {"stack": "z", **_SELECTED}, "it is a stack of files"),
+    "a function": (_npy, {"read": _turned}, "a function that was given as read="),
+    "a loader": (_npy, {"read": _LOADING}, "a loader that was given as read="),
+    "time windows": (_npy, {"axes": "TYX", "time": {"window": 2}}, "it shows time windows"),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_patches_of_any_source_are_compared_or_it_is_said_why_not(
+    kind: str, tmp_path: Path
+) -> None:
+    """Without a plan by what the store tells, with one always."""
+    write, options, why_not = SOURCES[kind]
+    images = patchloom.open_images(write(tmp_path), **options)
+    whole = [12] * len(images[0].axes.spatial)
+    if len(whole) == 3:
+        whole[0] = images[0].layout.space.shape[0]
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": whole})
+    out = tmp_path / "out.zarr"
+    patchloom.materialize(plan, out, progress=False)
+    n = plan.n_patches
+    assert n
+    report = check(out, plan, sample=n)
+    assert (report.ok, report.n_compared, report.not_compared) == (True, n, {})
+    report = check(out, sample=n)
+    assert report.ok
+    if why_not:
+        [(said, count)] = report.not_compared.items()
+        assert (report.n_compared, count) == (0, n)
+        assert said.startswith(why_not)
+        assert said.endswith(", which a plan knows")
+    else:
+        assert (report.n_compared, report.not_compared) == (n, {})

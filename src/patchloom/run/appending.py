@@ -21,6 +21,7 @@ from patchloom.planning.plans import Plan
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.subsets import fixed_split, same_splits, subset
 from patchloom.run.surveying import channel_names
+from patchloom.sources.reopening import reading_document
 from patchloom.sources.selected import selection_document
 from patchloom.sources.windows import windows_document
 from patchloom.store.additions import Addition, additions_of, fingerprint_of, n_shards_of
@@ -293,6 +294,7 @@ def image_documents(images: Sequence[Image]) -> list[dict[str, Any]]:
             **image.nodata_document(),
             **selection_document(image),
             **windows_document(image),
+            **reading_document(image),
             **_columns(image),
         }
         for image in images

@@ -31,8 +31,7 @@ from patchloom.run.graph import Graph, light
 from patchloom.run.masks import read_region
 from patchloom.run.scaling import recorded
 from patchloom.run.verify_report import VerifyReport
-from patchloom.sources.opening import open_images
-from patchloom.sources.selected import selected_again
+from patchloom.sources.reopening import reopened
 from patchloom.store.additions import additions_of, n_shards_of
 from patchloom.store.checking import Damage, check_metadata, check_shard, specs_of
 from patchloom.store.patch_store import open_patches, read_attributes
@@ -423,18 +422,9 @@ def _source(work: _Work, image_id: str, name: str) -> Image | str:
         array = same[0].cut_arrays[role_of(name)]
         return array if array.source.addressable else "its source is a Dask array, or in memory"
     [told] = [i for i in work.attributes["images"] if i["id"] == image_id] or [None]
-    if name != "images" or told is None or not told["uri"]:
+    if name != "images" or told is None:
         return "the store tells no URL of its source"
-    if "windows" in told:
-        return "it shows time windows, which a plan knows"
     try:
-        taken = told.get("selection", {"axes": told["axes"], "picks": {}})
-        [found] = open_images(
-            told["uri"], axes=taken["axes"], level=told["level"], storage_options=work.options
-        )
-        found = selected_again(found, taken["picks"])
+        return reopened(told, work.options)
     except (PatchloomError, OSError, ValueError) as error:
         return f"its source cannot be opened: {error}"
-    if list(found.shape) != told["shape"]:
-        return f"its source {found.uri!r} has another shape now"
-    return found

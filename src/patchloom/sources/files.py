@@ -73,6 +73,7 @@ class _Known:
 
 
 _FORMATS = {
+    "bioio": _Known("patchloom.sources.bioio", (".czi", ".nd2", ".lif")),
     "hdf5": _Known(
         "patchloom.sources.hdf5", (".h5", ".hdf5", ".hdf", ".he5", ".ims"), (b"\x89HDF\r\n\x1a\n",)
     ),

@@ -189,7 +189,7 @@ def _image(
     space = space_of(tif, whole, number)
     image = image_of(
         name=wanted.name,
-        uri=shown,
+        uri=shown if wanted.inside is None else f"{shown}::{wanted.inside}",
         axes=axes,
         shape=layout["shape"],
         dtype=dtype,
