@@ -467,7 +467,7 @@ class _Pieces:
 
     def __iter__(self) -> Iterator[bytes]:
         with open(self.path, "rb") as file:
-            yield from iter(partial(file.read, 2**22), b"")
+            yield from iter(partial(file.read, _PIECE), b"")
 
 
 def _write_remote(fs: fsspec.AbstractFileSystem, path: str, body: bytes) -> None:
