@@ -1072,3 +1072,24 @@ def test_a_copied_export_is_found_complete(store: patchloom.PatchStore, tmp_path
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     shutil.copytree(store.url, tmp_path / "s2.zarr")
     assert export(tmp_path / "s2.zarr", "webdataset", tmp_path / "b").n_written == 0
+
+
+def test_numbers_of_other_images_or_channels_are_refused_first(
+    store: patchloom.PatchStore, tmp_path: Path
+) -> None:
+    """The place stays free for a call that is right."""
+    images = patchloom.open_images([np.eye(16)] * 2, ids=["a", "c"])
+    config = {"name": "sequential", "patch_size": [16, 16]}
+    plan = patchloom.plan(images, config)
+    patchloom.materialize(plan, tmp_path / "s.zarr", progress=False)
+    other = patchloom.open_patches(tmp_path / "s.zarr")
+    for one, per, says in ((other, "all", "with 1 channel"), (other, "image", "channel")):
+        with pytest.raises(ConfigError, match=says):
+            export(store, "zarr", tmp_path / "out", normalize=one.normalization("min-max", per))
+        assert not (tmp_path / "out").exists()
+    alone = patchloom.plan(patchloom.open_images(np.eye(16), ids=["z"]), config)
+    patchloom.materialize(alone, tmp_path / "z.zarr", progress=False)
+    scaling = patchloom.open_patches(tmp_path / "z.zarr").normalization("min-max")
+    with pytest.raises(ConfigError, match="there are none for"):
+        export(other, "zarr", tmp_path / "out", normalize=scaling)
+    assert not (tmp_path / "out").exists()

@@ -238,8 +238,27 @@ def _scaling(
                 f"patches are normalised once, but the images of {store.url!r} were when they were "
                 "written; export them without normalize="
             )
-        return normalize if isinstance(normalize, Normalization) else None
+        if not isinstance(normalize, Normalization):
+            return None
+        _check_scaling(store, normalize)
+        return normalize
     return store.normalization(normalize, per, percentiles=percentiles)
+
+
+def _check_scaling(store: PatchStore, scaling: Normalization) -> None:
+    """Refuse numbers of other channels, or of none of the images, before anything is written."""
+    pixel = np.zeros((1, len(store.attributes["channels"]), 1, 1), np.uint8)
+    refused = None
+    for image in store.attributes["images"]:
+        try:
+            scaling.apply(pixel, image["id"])
+        except ConfigError as error:
+            # Of an image that no exported row is of, no numbers are needed.
+            refused = error
+        else:
+            return
+    if refused is not None:
+        raise refused
 
 
 def _specs(store: PatchStore, arrays: Sequence[str] | None, form: Format) -> dict[str, ArraySpec]:
