@@ -433,7 +433,8 @@ class PatchStore:
             int[n] rows of the store, in any order, also more than once.
         array
             One of ``attributes["arrays"]``: ``"images"``, ``"labels"``, ``"targets"``,
-            ``"weights"``, or ``"targets_NAME"`` of a further target.
+            ``"weights"``, ``"targets_NAME"`` of a further target, or ``"context_N"`` of a coarser
+            level.
         normalize
             From `normalization` or of your own; each patch is scaled by the numbers of its image,
             to float32. Of targets, too; labels are never scaled. None: as they are stored.
