@@ -101,12 +101,18 @@ def test_a_dry_run_is_a_plan(job: Path) -> None:
         ({"normalize": "percentile", "percentiles": [50]}, "percentile"),
         ({"normalize": "min-max", "per": "stain"}, "stain"),
         ({"over": "mask", "mask": None, "min_coverage": 0.0}, "mask"),
+        ({"weights": "a.zarr", "sample": {"c_weights": 1}}, "['c_weights']"),
     ],
 )
 def test_a_dry_run_tells_that_settings_would_be_refused(
-    tmp_path: Path, job: Path, more: dict[str, Any], word: str
+    tmp_path: Path,
+    job: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+    word: str,
 ) -> None:
     """With the sentence of the run, which is refused before it writes anything."""
+    monkeypatch.chdir(tmp_path)
     name = write_job(tmp_path, "other.yaml", **more)
     told = call("run", name, "--dry-run")
     assert told.exit_code == 0, told.stderr

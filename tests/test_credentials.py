@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,32 @@ def test_the_folder_goes_with_its_process() -> None:
     path, _, existed = done.stdout.strip().rpartition(" ")
     assert existed == "True"
     assert not Path(path).exists()
+
+
+def test_a_process_lends_from_its_own_folder_alone() -> None:
+    """Also what its parent has lent before the fork: the parent may end first."""
+    program = (
+        "import os\n"
+        "from patchloom import vault\n"
+        "keys = [vault.keep({'a': n}) for n in range(2)]\n"
+        "before = [vault.lend(key) for key in keys]\n"
+        "if (child := os.fork()) == 0:\n"
+        "    names = [vault.lend(key) for key in keys]\n"
+        "    own = str(vault._folder[1])\n"
+        "    os._exit(0 if all(name.startswith(own) for name in names) else 3)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        "assert [vault.lend(key) for key in keys] == before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_cannot_travel_does_not_stop_runs_that_need_none_of_it(tmp_path: Path) -> None:
+    """Options may hold an object of some client, with a lock in it."""
+    StorageOptions({"session": threading.Lock()})
+    plan = patchloom.plan(patchloom.open_images(np.ones((16, 16), "uint8")), PATCHING)
+    with local_cluster(n_workers=1, threads_per_worker=1) as cluster, cluster.get_client():
+        report = patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
+    assert report.complete
 
 
 def test_an_error_of_a_worker_shows_no_secret(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -147,9 +148,9 @@ def read_webdataset(folder: Path) -> Read:
     urls = sorted(map(str, folder.glob("patches-*.tar")))
     found: Read = {}
     for sample in webdataset.WebDataset(urls, shardshuffle=False).decode():
-        for name in ("images", "labels", "targets"):
-            if f"{name}.npy" in sample:
-                found.setdefault(name, []).append(sample[f"{name}.npy"])
+        for key in sample:
+            if key.endswith(".npy"):
+                found.setdefault(key.removesuffix(".npy"), []).append(sample[key])
     return found
 
 
@@ -157,7 +158,7 @@ def read_tiff(folder: Path) -> Read:
     tifffile = pytest.importorskip("tifffile")
     found: Read = {}
     for path in sorted((folder / "images").iterdir(), key=_number):
-        for name in ("images", "labels", "targets"):
+        for name in _folders(folder):
             if (beside := folder / name / path.name).exists():
                 with tifffile.TiffFile(beside) as file:
                     [series] = file.series
@@ -175,11 +176,16 @@ def read_png(folder: Path) -> Read:
     image = pytest.importorskip("PIL.Image")
     found: Read = {}
     for path in sorted((folder / "images").iterdir(), key=_number):
-        for name in ("images", "labels", "targets"):
+        for name in _folders(folder):
             if (beside := folder / name / path.name).exists():
                 with image.open(beside) as picture:
                     found.setdefault(name, []).append(np.asarray(picture))
     return found
+
+
+def _folders(folder: Path) -> list[str]:
+    """Those of arrays."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "manifest")
 
 
 def _number(path: Path) -> int:
@@ -215,9 +221,8 @@ def read_npy(folder: Path) -> Read:
     loader = Loader([folder.name], folder.parent, "sample")
     rows = loader.patches.sort_values("id")
     found: Read = {"images": [np.load(path) for path in rows["file_path"]]}
-    for name in ("labels", "targets"):
-        if (folder / name).exists():
-            found[name] = [np.load(folder / name / file) for file in rows["file"]]
+    for name in _folders(folder):
+        found[name] = [np.load(folder / name / file) for file in rows["file"]]
     return found
 
 
@@ -275,6 +280,45 @@ def test_a_format_reads_back_identical_pixels(
     report = export(store, to, tmp_path / "out", **OPTIONS.get(to, {}))
     assert report.n_patches == 32
     assert_same(READERS[to](tmp_path / "out"), wanted(store, range(32), to))
+
+
+@pytest.mark.parametrize("to", HERE)
+def test_whatever_is_cut_along_is_exported(to: str, tmp_path: Path) -> None:
+    """Weights, targets by name and coarser levels stand where labels and targets do."""
+    rng = np.random.default_rng(5)
+    group = zarr.create_group(tmp_path / "a.ome.zarr")
+    datasets = []
+    for level in (0, 1):
+        pixels = rng.integers(0, 255, (48 >> level, 32 >> level)).astype("uint8")
+        group.create_array(str(level), data=pixels, chunks=(16, 16))
+        scale = {"type": "scale", "scale": [0.5 * 2**level] * 2}
+        datasets.append({"path": str(level), "coordinateTransformations": [scale]})
+    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "yx"]
+    multiscales: Any = [{"axes": axes, "datasets": datasets}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+    images = patchloom.open_images(
+        tmp_path / "a.ome.zarr",
+        targets={"edges": rng.integers(0, 9, (48, 32)).astype("uint16")},
+        weights=rng.integers(0, 2, (48, 32)).astype(bool),
+        context=[1],
+        sample={"dose": 1},
+    )
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]}, rows_per_shard=4)
+    patchloom.materialize(plan, tmp_path / "s.zarr", progress=False)
+    store = patchloom.open_patches(tmp_path / "s.zarr")
+    for _ in range(2):
+        report = export(store, to, tmp_path / "out", **OPTIONS.get(to, {}))
+    assert report.already_done == report.n_parts == 2
+    want = wanted(store, range(6), to)
+    assert_same(READERS[to](tmp_path / "out"), want)
+    if to == "tiff":
+        import tifffile
+
+        # Pixels of a coarser level are larger than those of the image.
+        for name, says in (("images", True), ("context_1", False)):
+            path = next((tmp_path / "out" / name).glob("*.tif"))
+            with tifffile.TiffFile(path) as file:
+                assert ("PhysicalSizeX" in file.ome_metadata) is says
 
 
 HOLDS = {
@@ -402,6 +446,8 @@ def test_columns_and_values_that_cannot_be_meant_are_named(
         ({"dose": "many"}, r"'dose' holds int64 and got 'many'"),
         ({"dose": 3}, r"none of the 32 .* is there where dose = 3"),
         ({"dose": []}, r"several, got \[\] for 'dose'"),
+        ({"coverage": math.nan}, r"finite number or flag, .*got nan for 'coverage'"),
+        ({"dose": 2**70}, r"'dose' holds int64 and got 1180591620717411303424"),
         ("train", r"mapping of columns"),
     ):
         with pytest.raises(ConfigError, match=says):
@@ -952,6 +998,10 @@ def test_the_command_says_what_it_did(store: patchloom.PatchStore, tmp_path: Pat
         (["--to", "csv"], "to= is one of"),
         (["--to", "zarr", "--option", "chunk"], "NAME=VALUE"),
         (["--to", "zarr", "--option", "rows=3"], "give --rows"),
+        (["--to", "zarr", "--option", "percentiles=3"], "give --percentiles"),
+        (["--to", "zarr", "--option", "progress=true"], "leave it out"),
+        (["--to", "zarr", "--option", "storage_options=1"], "leave it out"),
+        (["--to", "zarr", "--option", "chunk=["], "in YAML, got chunk=["),
         (["--to", "zarr", "--where", "split"], "NAME=VALUE"),
     ):
         done = CliRunner().invoke(main, ["export", store.url, str(tmp_path / "x"), *more])
@@ -1022,3 +1072,24 @@ def test_a_copied_export_is_found_complete(store: patchloom.PatchStore, tmp_path
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     shutil.copytree(store.url, tmp_path / "s2.zarr")
     assert export(tmp_path / "s2.zarr", "webdataset", tmp_path / "b").n_written == 0
+
+
+def test_numbers_of_other_images_or_channels_are_refused_first(
+    store: patchloom.PatchStore, tmp_path: Path
+) -> None:
+    """The place stays free for a call that is right."""
+    images = patchloom.open_images([np.eye(16)] * 2, ids=["a", "c"])
+    config = {"name": "sequential", "patch_size": [16, 16]}
+    plan = patchloom.plan(images, config)
+    patchloom.materialize(plan, tmp_path / "s.zarr", progress=False)
+    other = patchloom.open_patches(tmp_path / "s.zarr")
+    for one, per, says in ((other, "all", "with 1 channel"), (other, "image", "channel")):
+        with pytest.raises(ConfigError, match=says):
+            export(store, "zarr", tmp_path / "out", normalize=one.normalization("min-max", per))
+        assert not (tmp_path / "out").exists()
+    alone = patchloom.plan(patchloom.open_images(np.eye(16), ids=["z"]), config)
+    patchloom.materialize(alone, tmp_path / "z.zarr", progress=False)
+    scaling = patchloom.open_patches(tmp_path / "z.zarr").normalization("min-max")
+    with pytest.raises(ConfigError, match="there are none for"):
+        export(other, "zarr", tmp_path / "out", normalize=scaling)
+    assert not (tmp_path / "out").exists()

@@ -443,7 +443,9 @@ def test_what_is_no_view_says_why(call: Any, kind: type[Exception], words: str) 
 def test_a_store_is_viewed_by_its_written_rows(tmp_path: Path) -> None:
     """Patches, labels with them, and those of one split; rows as the manifest lists them."""
     pixels = np.random.default_rng(0).integers(0, 255, (96, 64)).astype("uint8")
-    images = patchloom.open_images(pixels, labels=pixels // 16)
+    images = patchloom.open_images(
+        pixels, labels=pixels // 16, weights=pixels / 7, targets={"b": pixels + 1}
+    )
     plan = patchloom.plan(
         images,
         {"name": "sequential", "patch_size": [16, 16]},
@@ -456,6 +458,8 @@ def test_a_store_is_viewed_by_its_written_rows(tmp_path: Path) -> None:
     seed = 3
     mixed, labels = view.shuffle(seed), store.view("labels").shuffle(seed)
     np.testing.assert_array_equal(mixed[:] // 16, labels)
+    for name in ("weights", "targets_b"):
+        np.testing.assert_array_equal(store.view(name), store.read(range(len(store)), name))
     names = store.manifest["split"].to_numpy(zero_copy_only=False)
     for name in set(names.tolist()):
         np.testing.assert_array_equal(store.view(split=name), stored[names == name])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect as signatures
 import json
 import logging
 import sys
@@ -245,7 +246,7 @@ def verify_command(
     metavar="COLUMN=VALUE",
     help="Only patches with this value in the manifest; again for more columns or values.",
 )
-@click.option("--arrays", metavar="NAME,NAME", help="Some of images, labels, targets.")
+@click.option("--arrays", metavar="NAME,NAME", help="Some of those of the store.")
 @click.option("--normalize", metavar="KIND", help="percentile, min-max or mean-std.")
 @click.option(
     "--per",
@@ -290,13 +291,20 @@ def export_command(
     chosen: dict[str, list[str]] = {}
     for name, value in _pairs("--where", where):
         chosen.setdefault(name, []).append(value)
-    of_format: Mapping[str, Any] = {
-        name: yaml.safe_load(value) for name, value in _pairs("--option", options)
-    }
-    if clash := sorted({*of_format} & {*asked, "store", "output", "where", "arrays"}):
-        raise ConfigError(f"--option is of the format, got {clash}; give --{clash[0]}")
+    of_format: dict[str, Any] = {}
+    for name, value in _pairs("--option", options):
+        try:
+            of_format[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--option takes NAME=VALUE in YAML, got {name}={value}") from None
     _check_scheduler(scheduler)
     from patchloom.run.exporting import export
+
+    own = signatures.signature(export).parameters
+    if clash := sorted({*of_format} & {*own}):
+        here = clash[0] in {*asked, "where", "arrays", "percentiles"}
+        way = f"give --{clash[0]}" if here else "leave it out"
+        raise ConfigError(f"--option is of the format, got {clash}; {way}")
     from patchloom.summaries.asked import check_percentiles
 
     ends: Sequence[Any] | None = None if percentiles is None else percentiles.split(",")

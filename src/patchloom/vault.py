@@ -93,6 +93,7 @@ def _written(key: str) -> str:
         memory = Path("/dev/shm")
         root = memory if os.access(memory, os.W_OK) else None
         _folder = os.getpid(), Path(tempfile.mkdtemp(prefix="patchloom-", dir=root))
+        _lent.clear()  # names in the folder of a parent, which may end first
         atexit.register(_remove, *_folder)
     assert _folder is not None
     path = _folder[1] / key

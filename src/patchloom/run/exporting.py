@@ -88,11 +88,12 @@ def export(
         Values of columns of the manifest, one or several each: ``{"split": "train"}``. Rows that
         have one of them in each column are exported; by default all.
     arrays
-        Some of ``"images"``, ``"labels"`` and ``"targets"``; by default all that the store has.
+        Some of those of the store: ``"images"``, ``"labels"``, ``"targets"``, ``"weights"``,
+        ``"targets_NAME"``, ``"context_N"``; by default all, of ``"classes"`` the images.
     normalize
         A `Normalization`, or the kind of one from the store's statistics, as
         `PatchStore.normalization` takes it; images are then float32. None: pixels as they are
-        stored. Labels and targets are never scaled.
+        stored. Nothing but images is ever scaled.
     per, percentiles
         As for `PatchStore.normalization`, where `normalize` is a kind.
     rows
@@ -237,26 +238,45 @@ def _scaling(
                 f"patches are normalised once, but the images of {store.url!r} were when they were "
                 "written; export them without normalize="
             )
-        return normalize if isinstance(normalize, Normalization) else None
+        if not isinstance(normalize, Normalization):
+            return None
+        _check_scaling(store, normalize)
+        return normalize
     return store.normalization(normalize, per, percentiles=percentiles)
+
+
+def _check_scaling(store: PatchStore, scaling: Normalization) -> None:
+    """Refuse numbers of other channels, or of none of the images, before anything is written."""
+    pixel = np.zeros((1, len(store.attributes["channels"]), 1, 1), np.uint8)
+    refused = None
+    for image in store.attributes["images"]:
+        try:
+            scaling.apply(pixel, image["id"])
+        except ConfigError as error:
+            # Of an image that no exported row is of, no numbers are needed.
+            refused = error
+        else:
+            return
+    if refused is not None:
+        raise refused
 
 
 def _specs(store: PatchStore, arrays: Sequence[str] | None, form: Format) -> dict[str, ArraySpec]:
     """The arrays that are exported."""
     told = store.attributes
-    has = [name for name in ("images", "labels", "targets") if name in told["arrays"]]
+    has = sorted(told["arrays"], key=lambda name: (name != "images", name))
     asked = [arrays] if isinstance(arrays, str) else arrays
-    wanted = [name for name in has if name in form.arrays] if asked is None else list(asked)
+    usual = has if form.arrays is None else [name for name in has if name in form.arrays]
+    wanted = usual if asked is None else list(asked)
     if unknown := [name for name in wanted if name not in has]:
         raise ConfigError(f"arrays= are some of those of the store, {has}, got {unknown}")
     if not wanted:
         raise ConfigError(f"arrays= is at least one of {has}, got none")
     codec = Codec(told["job"]["codec"])
-    found = {"images": store.images, "labels": store.labels, "targets": store.targets}
     made = {}
     for name in has:
-        array = found[name]
-        if name in wanted and array is not None:
+        if name in wanted:
+            array = store.array(name)
             made[name] = ArraySpec(
                 name, array.shape[1:], array.dtype, told["axes"], told["rows_per_shard"], codec
             )

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import cloudpickle
 from distributed import WorkerPlugin
 
 from patchloom import vault
@@ -18,10 +19,19 @@ class _Lending(WorkerPlugin):  # type: ignore[misc]  # Dask is untyped
     """Puts credentials into the vault of each worker, also of those that join later."""
 
     def __init__(self) -> None:
-        self._kept = vault.contents()
+        self._kept = {key: value for key, value in vault.contents().items() if _travels(value)}
 
     def setup(self, worker: Any) -> None:
         vault.hand_over(self._kept)
+
+
+def _travels(value: Any) -> bool:
+    """Whether it can be pickled; what else was given may be of no use to this very run."""
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # each object has errors of its own
+        return False
+    return True
 
 
 @contextlib.contextmanager

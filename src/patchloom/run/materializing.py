@@ -219,11 +219,23 @@ def checked(
         If they do not: `materialize` would refuse them.
     """
     _check_sizes(plan)
+    _check_columns(plan)
     kinds = check_choices(normalize, measuring.over, on_error, normalize_targets)
     measuring.check(plan)
     scaling = Scaling.of(plan, *kinds, per, measuring)
     _check_memory(plan, scaling.roles, not target.is_local)
     return scaling
+
+
+def _check_columns(plan: Plan) -> None:
+    arrays = {array_of(role) for role in plan.images[0].cut_arrays if role != "image"}
+    # The xarray view names the arrays, and the channels of each.
+    taken = arrays | {f"c_{name}" for name in arrays}
+    if wrong := sorted(taken & {key for image in plan.images for key in image.metadata}):
+        raise ConfigError(
+            f"metadata columns have other names than arrays, got {wrong}; call them otherwise "
+            "in sample="
+        )
 
 
 def _check_sizes(plan: Plan) -> None:
@@ -277,12 +289,6 @@ def _specs(plan: Plan, normalized: Collection[str], codec: Codec) -> dict[str, A
         shape = (array.layout.n_channels, *plan.patch_size)
         name = array_of(role)
         specs[name] = ArraySpec(name, shape, dtype, axes, plan.rows_per_shard, codec)
-    taken = {name for spec in specs.values() for name in (spec.name, spec.dimensions[1])}
-    if wrong := sorted(taken & {key for image in plan.images for key in image.metadata}):
-        raise ConfigError(
-            f"metadata columns have other names than arrays, got {wrong}; call them otherwise "
-            "in sample="
-        )
     return specs
 
 

@@ -433,7 +433,8 @@ class PatchStore:
             int[n] rows of the store, in any order, also more than once.
         array
             One of ``attributes["arrays"]``: ``"images"``, ``"labels"``, ``"targets"``,
-            ``"weights"``, or ``"targets_NAME"`` of a further target.
+            ``"weights"``, ``"targets_NAME"`` of a further target, or ``"context_N"`` of a coarser
+            level.
         normalize
             From `normalization` or of your own; each patch is scaled by the numbers of its image,
             to float32. Of targets, too; labels are never scaled. None: as they are stored.
@@ -459,8 +460,7 @@ class PatchStore:
                 f"{why}; read them without"
             )
         index, place = self._places(rows)
-        opened = ("images", "labels", "targets")
-        found = getattr(self, array) if array in opened else self._array(array)
+        found = self.array(array)
         if not len(index):
             return np.zeros((0, *found.shape[1:]), found.dtype if normalize is None else np.float32)
         pixels: npt.NDArray[Any] = np.asarray(found.oindex[index])
@@ -475,7 +475,7 @@ class PatchStore:
         Parameters
         ----------
         array
-            ``"images"``, ``"labels"`` or ``"targets"``.
+            One of ``attributes["arrays"]``, as for `read`.
         split
             Only those of one split. Row i of the view is row i of the manifest, or of those rows
             of it that are of this split.
@@ -499,7 +499,7 @@ class PatchStore:
         """
         from patchloom.arrays.array_view import ArrayView
 
-        self._check_array(array)
+        found = self.array(array)
         rows = self.manifest["row"].to_numpy()
         if split is not None:
             splits = self.manifest["split"].to_numpy(zero_copy_only=False)
@@ -508,7 +508,20 @@ class PatchStore:
                 raise ConfigError(
                     f"a split is one of {sorted(set(splits.tolist()))}, got {split!r}"
                 )
-        return ArrayView(getattr(self, array), rows=rows)
+        return ArrayView(found, rows=rows)
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """One of ``attributes["arrays"]`` as a Zarr array (patch, c, [z], y, x).
+
+        Raises
+        ------
+        ConfigError
+            If there is no such array.
+        """
+        self._check_array(name)
+        opened = name in ("images", "labels", "targets")
+        found: zarr.Array[Any] = getattr(self, name) if opened else self._array(name)
+        return found
 
     def _check_array(self, array: str) -> None:
         if array not in self.attributes["arrays"]:

@@ -20,7 +20,7 @@ class ClassesFormat(ZarrFormat):
 
     called: ClassVar[str] = "classes"
     column: ClassVar[str | None] = "by"
-    arrays: ClassVar[tuple[str, ...]] = ("images",)
+    arrays: ClassVar[tuple[str, ...] | None] = ("images",)
 
     by: str = "class"
     """The column of the manifest whose values are the classes."""

@@ -24,7 +24,7 @@ class Held:
     """One array of an export: what a row of it is."""
 
     name: str
-    """``images``, ``labels`` or ``targets``."""
+    """Of the array in the store."""
     patch_shape: tuple[int, ...]
     """Channels, then space."""
     dtype: np.dtype[Any]

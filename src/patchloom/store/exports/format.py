@@ -30,8 +30,8 @@ class Format(Strict, ABC):
     """What ``to=`` calls it."""
     column: ClassVar[str | None] = None
     """Name of the option with the column that tells sections apart."""
-    arrays: ClassVar[tuple[str, ...]] = ("images", "labels", "targets")
-    """What it holds unless something else is asked for, where the store has it."""
+    arrays: ClassVar[tuple[str, ...] | None] = None
+    """What it holds unless something else is asked for; None for all that the store has."""
     last: ClassVar[tuple[str, ...]] = ()
     """Names of the objects that are written last."""
 

@@ -28,8 +28,7 @@ _OBJECT = re.compile(r"(?:chunk-|parts/)(\d+)(?:-0\.bin|\.json)$")
 class LitdataFormat(Format):
     """A chunk a part, and ``index.json``.
 
-    An item is a mapping: ``images``, ``labels``, ``targets`` (arrays) and ``row``, the row of the
-    manifest as JSON text.
+    An item is a mapping: the arrays by name, and ``row``, the row of the manifest as JSON text.
     """
 
     called: ClassVar[str] = "litdata"

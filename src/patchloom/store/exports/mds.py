@@ -28,8 +28,7 @@ _MOST = 2**32 - 1
 class MdsFormat(Format):
     """A folder a part with one shard and its index, and the index over all.
 
-    Columns ``images``, ``labels``, ``targets`` (arrays; flags as uint8) and ``row``, the row of the
-    manifest as JSON.
+    Columns are the arrays by name (flags as uint8) and ``row``, the row of the manifest as JSON.
     """
 
     called: ClassVar[str] = "mds"

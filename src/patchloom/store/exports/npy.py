@@ -25,7 +25,7 @@ from patchloom.store.patch_store import PatchStore
 
 __all__ = ["NpyFormat", "npy_bytes"]
 
-_OBJECT = re.compile(r"(?:(?:labels|targets)/)?[^/]+_(\d+)\.npy$")
+_OBJECT = re.compile(r"(?:[a-z][a-z0-9_]*/)?[^/]+_(\d+)\.npy$")
 _OWN = ("", "y", "x", "z", "id", "file", "dataset", "file_path")
 """Columns of ``patches.csv``, or of what its loader makes of it, besides metadata."""
 

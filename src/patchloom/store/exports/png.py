@@ -19,7 +19,7 @@ from patchloom.store.exports.names import safe_name
 
 __all__ = ["PngFormat", "check_png", "file_stems", "png_bytes"]
 
-_OBJECT = re.compile(r"(?:images|labels|targets)/[^/]+_(\d+)\.png$")
+_OBJECT = re.compile(r"[a-z][a-z0-9_]*/[^/]+_(\d+)\.png$")
 _KINDS = ("bool", "uint8", "uint16")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +47,10 @@ class Selection:
         found = []
         for name, value in where.items():
             values = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
-            if not values or not all(
-                v is None or isinstance(v, str | int | float | bool) for v in values
-            ):
+            if not values or not all(map(_may_be_meant, values)):
                 raise ConfigError(
-                    f"where= gives each column a text, number or flag, or several, got {value!r} "
-                    f"for {name!r}"
+                    f"where= gives each column a text, finite number or flag, or several, got "
+                    f"{value!r} for {name!r}"
                 )
             found.append((str(name), values))
         return cls(tuple(sorted(found, key=lambda item: item[0])))
@@ -94,13 +93,19 @@ class Selection:
         return {name: list(values) for name, values in self.columns}
 
 
+def _may_be_meant(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int | bool)
+
+
 def _typed(name: str, value: Any, kind: pa.DataType) -> Any:
     """A value as its column has it: a number may be given as text."""
     if value is None or pa.types.is_null(kind):
         return None
     try:
         return pa.scalar(value).cast(kind).as_py()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise ConfigError(
             f"where= compares a column with values of its own type, but {name!r} holds {kind} and "
             f"got {value!r} ({error})"

@@ -18,7 +18,7 @@ from patchloom.store.exports.png import file_stems
 
 __all__ = ["TiffFormat"]
 
-_OBJECT = re.compile(r"(?:images|labels|targets)/[^/]+_(\d+)\.ome\.tif$")
+_OBJECT = re.compile(r"[a-z][a-z0-9_]*/[^/]+_(\d+)\.ome\.tif$")
 _KINDS = ("bool", "uint8", "uint16", "uint32", "int8", "int16", "int32", "float32", "float64")
 
 
@@ -79,7 +79,8 @@ class TiffFormat(Format):
                         # Not by chance: the same bytes each time.
                         "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{held.name}/{ids[k]}")),
                         "Creator": "patchloom",
-                        **spacing[images[k]],
+                        # Pixels of a coarser level are larger.
+                        **({} if held.name.startswith("context_") else spacing[images[k]]),
                         **_channels(contents, held),
                     },
                 )

@@ -27,8 +27,8 @@ _OBJECT = re.compile(r"patches-(\d+)\.tar$")
 
 
 class WebdatasetFormat(Format):
-    """Files ``patches-000000.tar`` ...; of each patch ``ID.images.npy``, ``ID.labels.npy``,
-    ``ID.targets.npy`` (those that there are) and ``ID.json``, its row of the manifest.
+    """Files ``patches-000000.tar`` ...; of each patch ``ID.images.npy``, ``ID.labels.npy``
+    (each array that there is) and ``ID.json``, its row of the manifest.
     """
 
     called: ClassVar[str] = "webdataset"

@@ -24,7 +24,7 @@ _OBJECT = re.compile(r"([^/]+)/(?:c/)?(\d+)[./]")
 
 
 class ZarrFormat(Format):
-    """Arrays ``images``, ``labels`` and ``targets`` (patch, c, [z], y, x) of a Zarr group."""
+    """Arrays ``images``, ``labels`` ... (patch, c, [z], y, x) of a Zarr group, as in the store."""
 
     called: ClassVar[str] = "zarr"
 
