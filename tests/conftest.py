@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,11 +38,12 @@ collect_ignore = ["servers/gcs_emulator.py", "data/spatialdata/make.py"]
 
 S3_VARIABLE = "PATCHLOOM_TEST_S3"
 _servers = pytest.StashKey[list[S3Server | GcsServer]]()
+_elsewhere = pytest.StashKey[list[tuple[str, str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check what the environment asks for, and keep a list of the servers that run."""
-    config.stash[_servers] = []
+    config.stash[_servers], config.stash[_elsewhere] = [], []
     # gcsfs hands uploads to aiohttp as one buffer, of which aiohttp warns above 1 MiB.
     config.addinivalue_line(
         "filterwarnings", "ignore:Sending a large body directly:ResourceWarning"
@@ -126,15 +127,38 @@ def data_set() -> Callable[[str], Path]:
     return find
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints the summary which servers ran in this one (pytest-xdist)."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["servers"] = _told(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Hear of the servers of a process that ran tests."""
+    node.config.stash[_elsewhere] += getattr(node, "workeroutput", {}).get("servers", [])
+
+
+def _told(config: pytest.Config) -> list[tuple[str, str]]:
+    """The servers that ran in this process: what they serve, and which ones they were."""
+    names = {S3Server: "S3", GcsServer: "GCS"}
+    return [
+        (names[type(s)], f"{s.kind}, started in {s.startup_seconds:.1f} s")
+        for s in config.stash.get(_servers, [])
+    ]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which servers and data were real, and what was skipped and why."""
     write = terminalreporter.write_line
     terminalreporter.section("servers, data and skips")
-    servers = terminalreporter.config.stash.get(_servers, [])
-    for name, face in (("S3", S3Server), ("GCS", GcsServer)):
-        ran = [s for s in servers if isinstance(s, face)]
-        text = ", ".join(f"{s.kind}, started in {s.startup_seconds:.1f} s" for s in ran)
-        write(f"{name}: {text or 'not asked for'}")
+    config = terminalreporter.config
+    servers = [*_told(config), *config.stash.get(_elsewhere, [])]
+    for name in ("S3", "GCS"):
+        write(
+            f"{name}: {', '.join(text for kind, text in servers if kind == name) or 'not asked for'}"
+        )
     for index, root in enumerate(truth.data_roots()):
         count = len(list(truth.truths(root)))
         name = "tests/data" if index == 0 else str(root)
