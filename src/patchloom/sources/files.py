@@ -121,6 +121,10 @@ class FileSource:
         """Itself: it holds none."""
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """Which of the arrays of a file it is, where a file can hold several."""
+        return {key: self.layout[key] for key in ("inside", "series") if key in self.layout}
+
     def to_document(self) -> dict[str, Any]:
         """The shown URL, the format and the layout."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from patchloom.axes import Axes
 from patchloom.errors import AxesError, NotAnArrayError, SourceError, SourceMissingError
 from patchloom.grid import ChunkGrid
-from patchloom.image import ChunkReader, Image, Ints, Reads, Source, source_of
+from patchloom.image import ChunkReader, Image, Ints, Reads, Source, made_of, source_of
 from patchloom.location import Location
 from patchloom.sources.folders import images_in, in_order, names_in
 from patchloom.sources.lazily import Sliceable
@@ -56,6 +57,8 @@ class StackSource:
     """Planes along each stacked axis; these axes come first."""
     since: float | None = field(default=None, compare=False)
     """When the run began that reads it, in seconds since 1970; see `reading_since`."""
+    names: str = ""
+    """Digest of what the files are called: several stacks may lie in one folder."""
 
     @property
     def addressable(self) -> bool:
@@ -70,11 +73,16 @@ class StackSource:
         """Itself: it holds none."""
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """Which files of a folder it is, and which array of each."""
+        return {**made_of(self.planes[0]), "names": self.names}
+
     def to_document(self) -> dict[str, Any]:
         """The extents, and every plane."""
         return {
             "kind": "stack",
             "extents": list(self.extents),
+            "names": self.names,
             "planes": [plane.to_document() for plane in self.planes],
         }
 
@@ -82,7 +90,7 @@ class StackSource:
     def from_document(cls, document: Mapping[str, Any], options: Mapping[str, Any]) -> StackSource:
         """Inverse of `to_document`."""
         planes = tuple(source_of(plane, options) for plane in document["planes"])
-        return cls(planes, tuple(document["extents"]))
+        return cls(planes, tuple(document["extents"]), names=document["names"])
 
     def lazy(self, image: Image) -> Any:
         """A Dask array whose chunks are those of the planes."""
@@ -321,6 +329,8 @@ def opened_stack(stack: Stack, name: str | None, open_plane: Callable[[Location]
             f"first one ({_like(first)}): {listed}; open them by themselves, without stack="
         )
     n = len(stack.axes)
+    called = "\n".join(plane.stem for plane in stack.planes)
+    names = hashlib.sha256(called.encode()).hexdigest()[:16]
     shape = (*stack.extents, *first.shape)
     return replace(
         first,
@@ -329,7 +339,7 @@ def opened_stack(stack: Stack, name: str | None, open_plane: Callable[[Location]
         axes=Axes(stack.axes + first.axes.names),
         shape=shape,
         grid=ChunkGrid(shape, (1,) * n + first.grid.chunks),
-        source=StackSource(tuple(image.source for image in images), stack.extents),
+        source=StackSource(tuple(i.source for i in images), stack.extents, names=names),
         shards=None if first.shards is None else (1,) * n + first.shards,
         channels=stack.channels if "c" in stack.axes else first.channels,
         pyramid=None,
