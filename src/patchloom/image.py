@@ -32,6 +32,7 @@ __all__ = [
     "Reads",
     "Role",
     "Source",
+    "innermost",
     "made_of",
     "source_of",
 ]
@@ -498,6 +499,13 @@ class Image:
             "uri": self.uri or "in memory",
         }
         return html_table(f"Image {self.id}", rows)
+
+
+def innermost(source: Source) -> Source:
+    """The source of the pixels that selections, windows and rules are made of."""
+    while hasattr(source, "image"):
+        source = source.image.source
+    return source
 
 
 def made_of(source: Source) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from patchloom.errors import FingerprintError, PatchloomError
-from patchloom.image import Image
+from patchloom.image import Image, innermost
 from patchloom.location import Location
 from patchloom.planning.plans import Plan
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.subsets import fixed_split, same_splits, subset
 from patchloom.run.surveying import channel_names
+from patchloom.sources.functions import FunctionSource, LoaderSource
 from patchloom.sources.selected import selection_document
+from patchloom.sources.stacks import StackSource
 from patchloom.sources.windows import windows_document
 from patchloom.store.additions import Addition, additions_of, fingerprint_of, n_shards_of
 from patchloom.store.patch_store import read_attributes
@@ -293,10 +295,19 @@ def image_documents(images: Sequence[Image]) -> list[dict[str, Any]]:
             **image.nodata_document(),
             **selection_document(image),
             **windows_document(image),
+            **_opened_with(image),
             **_columns(image),
         }
         for image in images
     ]
+
+
+def _opened_with(image: Image) -> dict[str, str]:
+    """By which argument an image was opened that its URL alone does not stand for."""
+    source = innermost(image.source)
+    if isinstance(source, StackSource):
+        return {"opened_with": "stack="}
+    return {"opened_with": "read="} if isinstance(source, FunctionSource | LoaderSource) else {}
 
 
 def _columns(image: Image) -> dict[str, Any]:

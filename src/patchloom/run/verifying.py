@@ -427,6 +427,8 @@ def _source(work: _Work, image_id: str, name: str) -> Image | str:
         return "the store tells no URL of its source"
     if "windows" in told:
         return "it shows time windows, which a plan knows"
+    if "opened_with" in told:
+        return f"it was opened with {told['opened_with']}, which a plan knows"
     try:
         taken = told.get("selection", {"axes": told["axes"], "picks": {}})
         [found] = open_images(

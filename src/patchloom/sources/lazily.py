@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.image import Image
+from patchloom.image import Image, innermost
 
 __all__ = ["Sliceable", "reading_since"]
 
@@ -63,9 +63,7 @@ class Sliceable:
         image, source = self.image, self.image.source
         # Not the URL alone: a file holds several arrays, and a folder several stacks.
         made = json.dumps(source.to_document(), sort_keys=True)
-        while hasattr(source, "image"):
-            source = source.image.source
-        own = getattr(source, "token", "")
+        own = getattr(innermost(source), "token", "")
         return ("patchloom", image.id, image.shape, str(image.dtype), made, own)
 
     def __getitem__(self, where: Any) -> npt.NDArray[Any]:

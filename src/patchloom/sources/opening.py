@@ -190,12 +190,13 @@ def open_images(
             files = reading.files(items, options)
             images = [reading.image(one, axes, one.stem) for one in files]
         else:
+            items = [with_array(item, array) for item in items]
             found = items if stack is None else stacks(items, stack, options)
             opening = partial(_open, axes=axes, level=level, options=options, alone=len(found) == 1)
             images = [
                 image
                 for position, item in enumerate(found)
-                for image in opening(with_array(item, array), position=position)
+                for image in opening(item, position=position)
             ]
     images = _named(images, ids)
     images = of_channels(with_nodata(nodata, _with_samples(images, sample)), channels)
@@ -267,7 +268,8 @@ def _open(
     if isinstance(item, Stack):
 
         def plane(location: Location) -> Image:
-            return _only(_from_url(location, Wanted(location.stem, axes, level), alone=True))
+            wanted = Wanted(location.stem, axes, level, item.inside)
+            return _only(_from_url(location, wanted, alone=True))
 
         return [opened_stack(item, None, plane)]
     url, inside = split_inside(item)

@@ -20,6 +20,7 @@ from patchloom.grid import ChunkGrid
 from patchloom.image import ChunkReader, Image, Ints, Reads, Source, made_of, source_of
 from patchloom.location import Location
 from patchloom.sources.folders import images_in, in_order, names_in
+from patchloom.sources.inside import split_inside
 from patchloom.sources.lazily import Sliceable
 
 __all__ = ["Stack", "StackSource", "opened_stack", "stacks"]
@@ -46,6 +47,8 @@ class Stack:
     """Of all indices along these axes, the last one fastest."""
     channels: tuple[str, ...] = ()
     """What the names of files call them; empty if by a number."""
+    inside: str | None = None
+    """Path of the plane in each file, if they are containers."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,20 @@ def stacks(urls: Sequence[Any], stack: str, options: Mapping[str, Any]) -> list[
         )
     if not all(isinstance(url, str) for url in urls):
         raise SourceError("stack= makes images of files by their names, and an array has none")
-    locations = [Location.of(url, options) for url in urls]
+    pairs = [split_inside(url) for url in urls]
+    if len({inside for _, inside in pairs}) > 1:
+        raise SourceError(
+            "a plane is the same array of each file of a stack, but the paths after '::' are "
+            f"{sorted({str(inside) for _, inside in pairs})[:_SHOWN]}; give one for all: array=..."
+        )
+    locations = [Location.of(url, options) for url, _ in pairs]
+    found = _of_locations(locations, stack, pattern)
+    return [replace(one, inside=pairs[0][1]) for one in found]
+
+
+def _of_locations(
+    locations: Sequence[Location], stack: str, pattern: re.Pattern[str] | None
+) -> list[Stack]:
     folders = [_planes_in(location, pattern) for location in locations]
     if all(planes is None for planes in folders):
         parent = PurePosixPath(locations[0].shown).parent.name or locations[0].stem
@@ -335,7 +351,7 @@ def opened_stack(stack: Stack, name: str | None, open_plane: Callable[[Location]
     return replace(
         first,
         id=name or stack.name,
-        uri=first.uri.rsplit("/", 1)[0],
+        uri=stack.planes[0].parent.shown,
         axes=Axes(stack.axes + first.axes.names),
         shape=shape,
         grid=ChunkGrid(shape, (1,) * n + first.grid.chunks),

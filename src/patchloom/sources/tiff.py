@@ -189,7 +189,7 @@ def _image(
     space = space_of(tif, whole, number)
     image = image_of(
         name=wanted.name,
-        uri=shown,
+        uri=f"{shown}::{wanted.inside}" if wanted.inside else shown,
         axes=axes,
         shape=layout["shape"],
         dtype=dtype,
