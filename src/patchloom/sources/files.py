@@ -109,6 +109,11 @@ class FileSource:
         """Always: a worker opens it by itself."""
         return True
 
+    @property
+    def held_bytes(self) -> int:
+        """What a reader holds besides the chunks that it gives, where these are whole images."""
+        return int(self.layout.get("held", 0))
+
     def reader(self) -> ChunkReader:
         """A fresh reader."""
         return _module(self.format).reader(self)

@@ -68,6 +68,12 @@ class StackSource:
         """Whether a worker can read all planes by itself."""
         return all(plane.addressable for plane in self.planes)
 
+    @property
+    def held_bytes(self) -> int:
+        """What readers of planes hold besides the chunks that they give, as many as read at once."""
+        each = max(int(getattr(plane, "held_bytes", 0)) for plane in self.planes)
+        return each * (_TOGETHER if each and _is_remote(self.planes[0]) else 1)
+
     def reader(self) -> ChunkReader:
         """A reader that asks the planes'."""
         return _StackReader(self)
@@ -142,10 +148,15 @@ def _since(source: Source, moment: float | None) -> Source:
     return watched
 
 
+def _is_remote(where: Any) -> bool:
+    """Whether a location, or that of a source, is reached by a network."""
+    location = where if isinstance(where, Location) else getattr(where, "location", None)
+    return location is not None and not location.is_local
+
+
 def _each(call: Callable[[Any], Any], items: Sequence[Any], where: Any) -> list[Any]:
     """The result of every item, in order; many at a time where each waits for a network."""
-    location = where if isinstance(where, Location) else getattr(where, "location", None)
-    if len(items) < 2 or location is None or location.is_local:
+    if len(items) < 2 or not _is_remote(where):
         return [call(item) for item in items]
     with ThreadPoolExecutor(min(_TOGETHER, len(items))) as pool:
         return list(pool.map(call, items))
