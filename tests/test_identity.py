@@ -139,7 +139,8 @@ PAIRS = {
 def test_a_run_of_one_array_is_not_resumed_by_another(tmp_path: Path, kind: str) -> None:
     """Each has a fingerprint of its own, the same each time and after it was saved."""
     pair = PAIRS[kind](tmp_path)
-    assert pair[0].id == pair[1].id and pair[0].shape == pair[1].shape
+    assert pair[0].id == pair[1].id
+    assert pair[0].shape == pair[1].shape
     first, second = (patchloom.plan(image, GRID) for image in pair)
     assert first.fingerprint != second.fingerprint
     assert [patchloom.plan(i, GRID).fingerprint for i in PAIRS[kind](tmp_path)] == [
@@ -192,7 +193,8 @@ def test_what_a_url_alone_does_not_open_is_not_called_damaged(tmp_path: Path, ki
     patchloom.materialize(plan, tmp_path / "out.zarr", progress=False)
     with_plan = patchloom.verify(tmp_path / "out.zarr", plan, progress=False)
     alone = patchloom.verify(tmp_path / "out.zarr", progress=False)
-    assert with_plan.ok and alone.ok
+    assert with_plan.ok
+    assert alone.ok
     assert with_plan.n_compared == plan.n_patches
     how = {"functions": "read=", "stacks": "stack="}.get(kind)
     assert alone.n_compared == (0 if how else plan.n_patches)
@@ -202,10 +204,12 @@ def test_what_a_url_alone_does_not_open_is_not_called_damaged(tmp_path: Path, ki
 def test_planes_of_a_stack_are_one_array_of_each_file(tmp_path: Path) -> None:
     """By paths after ``::``, of files, globs and folders, or by ``array=``."""
     x, y = _stacks_inside(tmp_path)
-    assert np.array_equal(x.data, X) and np.array_equal(y.data, Y)
+    assert np.array_equal(x.data, X)
+    assert np.array_equal(y.data, Y)
     for url in (tmp_path, f"{tmp_path}/*.npz", [f"{tmp_path}/{c}.npz" for c in range(2)]):
         [image] = patchloom.open_images(url, stack="{c}.npz", array="y")
-        assert np.array_equal(image.data, Y) and image.uri == str(tmp_path)
+        assert np.array_equal(image.data, Y)
+        assert image.uri == str(tmp_path)
     [image] = patchloom.open_images(f"{tmp_path}::y", stack="c")
     assert np.array_equal(image.data, Y)
     with pytest.raises(SourceError, match="same array of each file"):

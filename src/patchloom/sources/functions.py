@@ -49,8 +49,9 @@ class Reading:
     """Of this opening: what a function reads is only known to be the same within it."""
 
     def identity(self) -> dict[str, Any]:
-        """The name of the function, and a digest of its arguments: they may hold secrets."""
-        told = json.dumps(dict(self.kwargs), sort_keys=True, default=lambda value: str(type(value)))
+        """The name of the function, and a digest of its arguments but for credentials."""
+        kept = {name: value for name, value in self.kwargs.items() if name != "storage_options"}
+        told = json.dumps(kept, sort_keys=True, default=lambda value: str(type(value)))
         return {"read": self.name, "kwargs": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
     @property
