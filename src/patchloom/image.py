@@ -106,9 +106,10 @@ class Source(Protocol):
     """Where an image's chunks come from: a small value that opens on the worker.
 
     One that makes its pixels itself, or takes one of several arrays, has a method
-    ``identity() -> dict`` of JSON values besides: which they are is part of what a plan is about. One that makes them of another image has that as
-    ``image``, and ``filled(source)`` is the same of the pixels of another source. One whose
-    reader holds pixels besides those that it gives has their bytes, at most, as ``held_bytes``.
+    ``identity() -> dict`` of JSON values besides: which they are is part of what a plan is about.
+    One that makes them of another image has that as ``image``, and ``filled(source)`` is the same
+    of the pixels of another source. One whose reader holds pixels besides those that it gives has
+    their bytes, at most, as ``held_bytes``.
     """
 
     def reader(self) -> ChunkReader:
@@ -510,7 +511,7 @@ def innermost(source: Source) -> Source:
 
 def made_of(source: Source) -> dict[str, Any]:
     """What tells the pixels of a source from others of that shape, if it says: see `Source`."""
-    identity = getattr(source, "identity", dict)()
+    identity: dict[str, Any] = getattr(source, "identity", dict)()
     return {"made": identity} if identity else {}
 
 

@@ -70,7 +70,7 @@ class StackSource:
 
     @property
     def held_bytes(self) -> int:
-        """What readers of planes hold besides the chunks that they give, as many as read at once."""
+        """What the readers of planes that read at once hold besides the chunks that they give."""
         each = max(int(getattr(plane, "held_bytes", 0)) for plane in self.planes)
         return each * (_TOGETHER if each and _is_remote(self.planes[0]) else 1)
 
