@@ -156,9 +156,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     config = terminalreporter.config
     servers = [*_told(config), *config.stash.get(_elsewhere, [])]
     for name in ("S3", "GCS"):
-        write(
-            f"{name}: {', '.join(text for kind, text in servers if kind == name) or 'not asked for'}"
-        )
+        ran = [text for kind, text in servers if kind == name]
+        write(f"{name}: {', '.join(ran) or 'not asked for'}")
     for index, root in enumerate(truth.data_roots()):
         count = len(list(truth.truths(root)))
         name = "tests/data" if index == 0 else str(root)

@@ -21,8 +21,10 @@ from typing import Any
 import cloudpickle
 import dask
 import fsspec
+import h5py
 import numpy as np
 import pytest
+import tifffile
 import zarr
 
 import patchloom
@@ -176,6 +178,61 @@ def test_workers_of_a_cluster_are_handed_them(
         kept = client.run_on_scheduler(lambda dask_scheduler: repr(dask_scheduler.worker_plugins))
     assert s3_server.secret_key not in logs
     assert "patchloom" not in kept, "the scheduler forgets them with the run"
+
+
+def files_of(s3_server: S3Server, folder: Path) -> str:
+    """A bucket with files of several formats, the same pixels in each."""
+    pixels = np.arange(2 * 64 * 64, dtype="uint16").reshape(2, 64, 64)
+    with h5py.File(folder / "a.h5", "w") as file:
+        file.create_dataset("raw", data=pixels, chunks=(1, 16, 16), compression="gzip")
+    np.savez_compressed(folder / "a.npz", raw=pixels)
+    with tifffile.TiffWriter(folder / "a.tif") as tif:
+        tile = {"tile": (16, 16), "photometric": "minisblack"}
+        tif.write(pixels, subifds=1, **tile)
+        tif.write(pixels[:, ::2, ::2], subfiletype=1, **tile)
+    for c in range(2):
+        tifffile.imwrite(folder / f"c{c}.tif", pixels[c], tile=(16, 16))
+    bucket = s3_server.fresh_bucket()
+    fs, root = fsspec.url_to_fs(bucket, **s3_server.storage_options)
+    for path in folder.iterdir():
+        fs.put_file(str(path), f"{root}/{path.name}")
+    return bucket
+
+
+OPENED: dict[str, tuple[str, dict[str, Any]]] = {
+    "hdf5": ("a.h5::raw", {"axes": "CYX", "labels": "{url}/a.npz::raw"}),
+    "npz": ("a.npz", {"array": "raw", "axes": "CYX", "mask": {"auto": "otsu"}}),
+    "pyramid": ("a.tif", {"axes": "CYX", "context": [1], "isel": {"y": slice(8, 64)}}),
+    "stack": ("c*.tif", {"stack": "c", "isel": {"x": slice(5, 60)}, "channels": [1]}),
+    "windows": ("c*.tif", {"stack": "t", "time": {"window": 2}}),
+}
+
+
+def test_workers_of_a_cluster_open_files_of_every_kind(s3_server: S3Server, tmp_path: Path) -> None:
+    """What is made of files, too, also from a saved plan, and no graph or store shows a secret."""
+    url, options = files_of(s3_server, tmp_path), s3_server.storage_options
+    secret = s3_server.secret_key.encode()
+    with local_cluster(n_workers=2, threads_per_worker=1) as cluster, cluster.get_client():
+        folder, gone = lent(), tmp_path / "gone"
+        gone.mkdir()
+        for kind, (name, how) in OPENED.items():
+            how = {k: v.format(url=url) if isinstance(v, str) else v for k, v in how.items()}
+            [image] = patchloom.open_images(f"{url}/{name}", storage_options=options, **how)
+            plan = patchloom.plan(image, PATCHING)
+            plan.save(str(tmp_path / f"{kind}.plan"))
+            loaded = patchloom.Plan.load(str(tmp_path / f"{kind}.plan"), storage_options=options)
+            assert not any(secret in text for text in [*pickles(image), *pickles(loaded)])
+            for path in folder.iterdir():
+                shutil.move(path, gone / path.name)
+            out = tmp_path / f"{kind}.zarr"
+            assert patchloom.materialize(loaded, out, progress=False).complete
+            found = patchloom.verify(out, plan, source_options=options, progress=False)
+            assert found.ok
+            assert found.n_compared
+            for path in gone.iterdir():
+                shutil.move(path, folder / path.name)
+            shown = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+            assert not any(secret in text for text in shown)
 
 
 def test_processes_of_dask_find_them(image: patchloom.Image, s3_server: S3Server) -> None:

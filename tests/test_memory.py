@@ -181,3 +181,50 @@ def test_an_image_ten_times_as_large_takes_no_more(order: str, tmp_path: Path) -
         needs.append([plan.peak_memory(), plan.peak_memory(normalized=["image"])])
     small, large = np.array(needs)
     assert (abs(large - small) <= 0.1 * small).all()
+
+
+_WHOLE = """
+import sys, threading, time
+from pathlib import Path
+import dask, numpy, psutil, patchloom
+url, out = sys.argv[1:]
+dask.config.set(scheduler="synchronous")
+how = {"name": "sequential", "patch_size": [256, 256]}
+first = patchloom.open_images(numpy.zeros((256, 256, 3), "u1"), axes="YXC")
+patchloom.materialize(patchloom.plan(first, how), f"{out}/first.zarr", progress=False)
+[image] = patchloom.open_images(url)
+plan = patchloom.plan(image, how, rows_per_shard=16)
+process, peak = psutil.Process(), [0]
+before = process.memory_info().rss
+def watch():
+    while True:
+        peak[0] = max(peak[0], process.memory_info().rss)
+        time.sleep(0.001)
+threading.Thread(target=watch, daemon=True).start()
+patchloom.materialize(plan, f"{out}/out.zarr", progress=False)
+print(peak[0] - before, plan.peak_memory())
+"""
+
+
+def test_a_picture_that_is_decoded_whole_takes_what_was_projected(tmp_path: Path) -> None:
+    """Pillow's own pixels and the bytes of the file are part of it, in a fresh process."""
+    from PIL import Image as Picture
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4096, 4096, 3), "u1")
+    Picture.fromarray(pixels).save(tmp_path / "a.png", compress_level=1)
+    told = subprocess.run(
+        [sys.executable, "-c", _WHOLE, str(tmp_path / "a.png"), str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    taken, projected = map(int, told.stdout.split())
+    assert taken <= projected
+    # What is made of it, or of several, holds no less.
+    [image] = patchloom.open_images(str(tmp_path / "a.png"))
+    [part] = patchloom.open_images(str(tmp_path / "a.png"), isel={"y": slice(100, None)})
+    [stack] = patchloom.open_images([str(tmp_path / "a.png")], stack="z")
+    own, of_part, of_stack = (one.source.held_bytes for one in (image, part, stack))  # type: ignore[attr-defined]
+    assert own > 2 * pixels.nbytes
+    assert of_part >= own
+    assert of_stack == own

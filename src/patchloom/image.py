@@ -32,6 +32,8 @@ __all__ = [
     "Reads",
     "Role",
     "Source",
+    "innermost",
+    "made_of",
     "source_of",
 ]
 
@@ -103,10 +105,11 @@ class ChunkReader(Protocol):
 class Source(Protocol):
     """Where an image's chunks come from: a small value that opens on the worker.
 
-    One that makes its pixels itself has a method ``identity() -> JSON value`` besides: what they
-    are made by is part of what a plan is about. One that makes them of another image has that as
-    ``image``, and ``filled(source)`` is the same of the pixels of another source. One whose
-    reader holds pixels besides those that it gives has their bytes, at most, as ``held_bytes``.
+    One that makes its pixels itself, or takes one of several arrays, has a method
+    ``identity() -> dict`` of JSON values besides: which they are is part of what a plan is about.
+    One that makes them of another image has that as ``image``, and ``filled(source)`` is the same
+    of the pixels of another source. One whose reader holds pixels besides those that it gives has
+    their bytes, at most, as ``held_bytes``.
     """
 
     def reader(self) -> ChunkReader:
@@ -497,6 +500,19 @@ class Image:
             "uri": self.uri or "in memory",
         }
         return html_table(f"Image {self.id}", rows)
+
+
+def innermost(source: Source) -> Source:
+    """The source of the pixels that selections, windows and rules are made of."""
+    while hasattr(source, "image"):
+        source = source.image.source
+    return source
+
+
+def made_of(source: Source) -> dict[str, Any]:
+    """What tells the pixels of a source from others of that shape, if it says: see `Source`."""
+    identity: dict[str, Any] = getattr(source, "identity", dict)()
+    return {"made": identity} if identity else {}
 
 
 def source_of(document: Mapping[str, Any], options: Mapping[str, Any] | None) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from patchloom.errors import SourceError
-from patchloom.image import Image
+from patchloom.image import Image, made_of
 
 __all__ = ["identity_of", "with_pixels"]
 
@@ -25,10 +25,8 @@ def identity_of(image: Image) -> dict[str, Any]:
         ]
         for name, role in image.roles.items()
     }
-    identity = getattr(image.source, "identity", None)
-    made = {} if identity is None else {"made": identity()}
     return {
-        **made,
+        **made_of(image.source),
         "id": image.id,
         "level": image.level,
         "axes": image.axes.names,

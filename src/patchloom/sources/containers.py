@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from patchloom.errors import NotAnArrayError, PatchloomError, SourceError, SourceMissingError
+from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.retrying import RETRYING
 from patchloom.sources.ome_zarr import SPATIALDATA, ome_of
-from patchloom.sources.zarrs import Node, open_node, open_nodes
+from patchloom.sources.zarrs import Node, ZarrSource, open_node, open_nodes
 
-__all__ = ["candidates", "node_inside", "only_inside", "unzipped"]
+__all__ = ["candidates", "inside_of", "node_inside", "only_inside", "unzipped"]
 
 _DEPTH = 6
 """So many names below a group are looked at."""
@@ -42,6 +44,16 @@ def node_inside(location: Location, inside: str | None) -> Node:
             f"{location.shown!r}; {_told(there)}"
         )
     return found
+
+
+def inside_of(image: Image, inside: str | None) -> Image:
+    """An image that knows by which path it was opened, if by one inside a container.
+
+    It is called like its container, and so are the others there: a plan tells them apart by this.
+    """
+    if inside is None or not isinstance(image.source, ZarrSource):
+        return image
+    return replace(image, source=replace(image.source, inside=inside))
 
 
 def only_inside(node: Node) -> Node:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from patchloom.axes import Axes
 from patchloom.grid import ChunkGrid
-from patchloom.image import ChunkReader, Image, Ints, overlap
+from patchloom.image import ChunkReader, Image, Ints, made_of, overlap
 from patchloom.sources.rules import Rule, rule_of
 
 __all__ = ["DerivedSource", "bare", "derived", "gathered"]
@@ -48,7 +48,11 @@ class DerivedSource:
 
     def identity(self) -> dict[str, Any]:
         """What it makes of which level."""
-        return {"rule": self.rule.to_document(), "level": self.image.level}
+        return {
+            **made_of(self.image.source),
+            "rule": self.rule.to_document(),
+            "level": self.image.level,
+        }
 
     def to_document(self) -> dict[str, Any]:
         """The image and the rule."""

@@ -110,6 +110,11 @@ class FileSource:
         """Always: a worker opens it by itself."""
         return True
 
+    @property
+    def held_bytes(self) -> int:
+        """What a reader holds besides the chunks that it gives, where these are whole images."""
+        return int(self.layout.get("held", 0))
+
     def reader(self) -> ChunkReader:
         """A fresh reader."""
         return _module(self.format).reader(self)
@@ -121,6 +126,10 @@ class FileSource:
     def without_pixels(self) -> FileSource:
         """Itself: it holds none."""
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Which of the arrays of a file it is, where a file can hold several."""
+        return {key: self.layout[key] for key in ("inside", "series") if key in self.layout}
 
     def to_document(self) -> dict[str, Any]:
         """The shown URL, the format and the layout."""

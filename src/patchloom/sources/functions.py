@@ -7,6 +7,8 @@ travels to the workers by pickle; a saved plan does not hold it.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import json
 import threading
 import uuid
 from collections import OrderedDict
@@ -43,6 +45,14 @@ class Reading:
     kwargs: Mapping[str, Any]
     extension: str = ""
     is_loader: bool = False
+    token: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+    """Of this opening: what a function reads is only known to be the same within it."""
+
+    def identity(self) -> dict[str, Any]:
+        """The name of the function, and a digest of its arguments but for credentials."""
+        kept = {name: value for name, value in self.kwargs.items() if name != "storage_options"}
+        told = json.dumps(kept, sort_keys=True, default=lambda value: str(type(value)))
+        return {"read": self.name, "kwargs": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
     @property
     def name(self) -> str:
@@ -217,6 +227,15 @@ class FunctionSource:
         """Itself: it holds none."""
         return self
 
+    @property
+    def token(self) -> str:
+        """What tells it from what other functions read of the file, in names of Dask arrays."""
+        return "" if self.reading is None else self.reading.token
+
+    def identity(self) -> dict[str, Any]:
+        """Which function reads it."""
+        return {} if self.reading is None else self.reading.identity()
+
     def to_document(self) -> dict[str, Any]:
         """The file; no function is saved."""
         return {
@@ -269,8 +288,11 @@ class _Call:
     reading: Reading
     given: Any
     axes: str | None
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """What a process knows it by: what is given may be large, or compare to nothing."""
+
+    @property
+    def token(self) -> str:
+        """What a process knows it by: what is given may be large, or compare to nothing."""
+        return self.reading.token
 
 
 @dataclass(frozen=True)
@@ -298,6 +320,16 @@ class LoaderSource:
     def without_pixels(self) -> LoaderSource:
         """Itself: what it holds, the loader was given."""
         return self
+
+    @property
+    def token(self) -> str:
+        """What tells it from the stacks of other calls, in names of Dask arrays."""
+        return "" if self.call is None else self.call.token
+
+    def identity(self) -> dict[str, Any]:
+        """Which stack it is, and of which loader."""
+        made = {} if self.call is None else self.call.reading.identity()
+        return {**made, "position": self.position}
 
     def to_document(self) -> dict[str, Any]:
         """Which stack it is; no loader is saved."""

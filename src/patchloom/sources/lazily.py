@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchloom.image import Image
+from patchloom.image import Image, innermost
 
 __all__ = ["Sliceable", "reading_since"]
 
@@ -60,10 +60,11 @@ class Sliceable:
         return self.image.ndim
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
-        image = self.image
-        identity = getattr(image.source, "identity", None)
-        made = "" if identity is None else json.dumps(identity(), sort_keys=True)
-        return ("patchloom", image.uri, image.id, image.level, image.shape, str(image.dtype), made)
+        image, source = self.image, self.image.source
+        # Not the URL alone: a file holds several arrays, and a folder several stacks.
+        made = json.dumps(source.to_document(), sort_keys=True)
+        own = getattr(innermost(source), "token", "")
+        return ("patchloom", image.id, image.shape, str(image.dtype), made, own)
 
     def __getitem__(self, where: Any) -> npt.NDArray[Any]:
         # Dask merges a user's slices and integers into its own: basic indexing, all axes.

@@ -138,6 +138,8 @@ def open_file(location: Location, wanted: Wanted) -> Image:
         "chunks": list(shape if zipped else rows_of(shape, stored.itemsize)),
         "zipped": zipped,
         "scale": scale,
+        # The file, what inflates out of it, and that in double precision.
+        "held": max(0, size) + nbytes + 8 * math.prod(shape) * (scale is not None) if zipped else 0,
     }
     axes = wanted.axes_for(names, len(shape), location.shown)
     image = image_of(
@@ -176,7 +178,13 @@ class _Reader:
             return found
         slope, inter = self._scale
         # In double precision, as nibabel does; what one float holds of it is kept.
-        return [(p.astype(np.float64) * slope + inter).astype(self._dtype) for p in found]
+        return [self._scaled(pixels, slope, inter) for pixels in found]
+
+    def _scaled(self, pixels: npt.NDArray[Any], slope: float, inter: float) -> npt.NDArray[Any]:
+        wide = pixels.astype(np.float64)
+        wide *= slope
+        wide += inter
+        return wide.astype(self._dtype, copy=False)
 
 
 class _GzipReader:

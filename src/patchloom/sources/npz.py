@@ -81,6 +81,8 @@ def open_file(location: Location, wanted: Wanted) -> Image:
         "offset": begin if deflated else start + begin,
         "chunks": list(shape if deflated else rows_of(shape, stored.itemsize, order)),
         "deflated": [start, start + member.compress_size, member.CRC] if deflated else None,
+        # What is inflated, and what it inflates to.
+        "held": member.compress_size + nbytes if deflated else 0,
     }
     return image_of(
         name=wanted.name,

@@ -17,7 +17,7 @@ from patchloom.location import Location
 from patchloom.sources.arrays import ArraySource, check_numeric, is_array, regular_chunks
 from patchloom.sources.axis_selection import is_resampled, narrowed, of_channels, part_of
 from patchloom.sources.collections import images_of_collection
-from patchloom.sources.containers import node_inside, only_inside, unzipped
+from patchloom.sources.containers import inside_of, node_inside, only_inside, unzipped
 from patchloom.sources.context import with_context
 from patchloom.sources.datasets import described
 from patchloom.sources.files import Wanted, format_of, open_file, sniffed
@@ -190,12 +190,13 @@ def open_images(
             files = reading.files(items, options)
             images = [reading.image(one, axes, one.stem) for one in files]
         else:
+            items = [with_array(item, array) for item in items]
             found = items if stack is None else stacks(items, stack, options)
             opening = partial(_open, axes=axes, level=level, options=options, alone=len(found) == 1)
             images = [
                 image
                 for position, item in enumerate(found)
-                for image in opening(with_array(item, array), position=position)
+                for image in opening(item, position=position)
             ]
     images = _named(images, ids)
     images = of_channels(with_nodata(nodata, _with_samples(images, sample)), channels)
@@ -267,7 +268,8 @@ def _open(
     if isinstance(item, Stack):
 
         def plane(location: Location) -> Image:
-            return _only(_from_url(location, Wanted(location.stem, axes, level), alone=True))
+            wanted = Wanted(location.stem, axes, level, item.inside)
+            return _only(_from_url(location, wanted, alone=True))
 
         return [opened_stack(item, None, plane)]
     url, inside = split_inside(item)
@@ -288,7 +290,8 @@ def _from_url(location: Location, wanted: Wanted, alone: bool) -> list[Image]:
         else:
             axes, level = wanted.axes, wanted.level
             found = images_of_collection(node, axes, level, wanted.name, alone)
-            return [_from_node(node, axes, level, wanted.name)] if found is None else found
+            found = [_from_node(node, axes, level, wanted.name)] if found is None else found
+            return [inside_of(image, wanted.inside) for image in found]
     return [open_file(kind, location, wanted)]
 
 
@@ -436,7 +439,7 @@ def _open_role(item: Any, image: Image, level: int | str, options: Mapping[str, 
             f"a role is an array, a URL, a pattern with {{stem}} or a label group's name, got "
             f"{type(item).__name__}"
         )
-    group = label_group(item, image)
+    group, inside = label_group(item, image), None
     if group is None:
         url, inside = split_inside(item)
         location = Location.of(url, options)
@@ -446,8 +449,8 @@ def _open_role(item: Any, image: Image, level: int | str, options: Mapping[str, 
         group = node_inside(unzipped(location), inside)
     found = matching_level(group, image, level)
     if found is not None:
-        return found
+        return inside_of(found, inside)
+    guessed = None
     if group.array is not None and not group.array.document.get("dimension_names"):
         guessed = role_axes(image, len(group.array.document["shape"])).names
-        return _from_node(group, guessed, 0, image.id)
-    return _from_node(group, None, 0, image.id)
+    return inside_of(_from_node(group, guessed, 0, image.id), inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,10 @@ def open_file(location: Location, wanted: Wanted) -> Image:
         )
     dtype, bands, names = _MODES[mode]
     shape = (height, width, bands)[: 2 + (bands > 1)]
-    layout = {"stored": stored, "mode": mode, "shape": list(shape)}
+    # The file, Pillow's own pixels (before and after they are converted), and these as bytes.
+    held = max(0, location.size()) + width * height * (4 * (1 + (stored != mode)))
+    held += math.prod(shape) * np.dtype(dtype).itemsize
+    layout = {"stored": stored, "mode": mode, "shape": list(shape), "held": held}
     return image_of(
         name=wanted.name,
         uri=location.shown,
@@ -105,7 +109,8 @@ class _PlaneReader:
                     raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} pixels")
                 # Numbers of a palette are taken as they are; only colours are converted.
                 mode = layout["mode"]
-                pixels = np.asarray(picture.convert(mode) if mode[:3] == "RGB" else picture)
+                converts = mode[:3] == "RGB" and mode != picture.mode
+                pixels = np.asarray(picture.convert(mode) if converts else picture)
             pixels = pixels.astype(np.dtype(_MODES[mode][0]).newbyteorder("="), copy=False)
             if list(pixels.shape) != list(layout["shape"]):
                 raise ValueError(f"its shape is {pixels.shape}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchloom.errors import SourceError
-from patchloom.image import Image
+from patchloom.image import Image, innermost
 from patchloom.sources.functions import FunctionSource, LoaderSource
 from patchloom.sources.opening import open_images
 from patchloom.sources.selected import selected_again
@@ -24,9 +24,7 @@ _WHAT = {
 
 def reading_document(image: Image) -> dict[str, str]:
     """What makes an image of its URL, for JSON; nothing if the URL is enough to open it."""
-    while hasattr(image.source, "image"):  # a selection, or windows
-        image = image.source.image
-    found = _READ.get(type(image.source))
+    found = _READ.get(type(innermost(image.source)))
     return {} if found is None else {"read": found}
 
 

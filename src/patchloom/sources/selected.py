@@ -18,7 +18,7 @@ from patchloom.axes import Axes
 from patchloom.coverage import Alignment
 from patchloom.errors import AxesError
 from patchloom.grid import ChunkGrid
-from patchloom.image import ChunkReader, Image, Ints, Role
+from patchloom.image import ChunkReader, Image, Ints, Role, made_of
 from patchloom.sources.arrays import ArraySource, regular_chunks
 from patchloom.sources.derived import bare
 from patchloom.sources.lazily import Sliceable
@@ -80,10 +80,8 @@ class SelectedSource:
 
     def identity(self) -> dict[str, Any]:
         """What is taken of which array."""
-        inner = getattr(self.image.source, "identity", None)
-        made = {} if inner is None else {"made": inner()}
         return {
-            **made,
+            **made_of(self.image.source),
             "selected": {a: p.to_document() for a, p in self.by_axis.items()},
             "shape": list(self.image.shape),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,10 @@ import numpy.typing as npt
 from patchloom.axes import Axes
 from patchloom.errors import AxesError, NotAnArrayError, SourceError, SourceMissingError
 from patchloom.grid import ChunkGrid
-from patchloom.image import ChunkReader, Image, Ints, Reads, Source, source_of
+from patchloom.image import ChunkReader, Image, Ints, Reads, Source, made_of, source_of
 from patchloom.location import Location
 from patchloom.sources.folders import images_in, in_order, names_in
+from patchloom.sources.inside import split_inside
 from patchloom.sources.lazily import Sliceable
 
 __all__ = ["Stack", "StackSource", "opened_stack", "stacks"]
@@ -45,6 +47,8 @@ class Stack:
     """Of all indices along these axes, the last one fastest."""
     channels: tuple[str, ...] = ()
     """What the names of files call them; empty if by a number."""
+    inside: str | None = None
+    """Path of the plane in each file, if they are containers."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,19 @@ class StackSource:
     """Planes along each stacked axis; these axes come first."""
     since: float | None = field(default=None, compare=False)
     """When the run began that reads it, in seconds since 1970; see `reading_since`."""
+    names: str = ""
+    """Digest of what the files are called: several stacks may lie in one folder."""
 
     @property
     def addressable(self) -> bool:
         """Whether a worker can read all planes by itself."""
         return all(plane.addressable for plane in self.planes)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the readers of planes that read at once hold besides the chunks that they give."""
+        each = max(int(getattr(plane, "held_bytes", 0)) for plane in self.planes)
+        return each * (_TOGETHER if each and _is_remote(self.planes[0]) else 1)
 
     def reader(self) -> ChunkReader:
         """A reader that asks the planes'."""
@@ -70,11 +82,16 @@ class StackSource:
         """Itself: it holds none."""
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """Which files of a folder it is, and which array of each."""
+        return {**made_of(self.planes[0]), "names": self.names}
+
     def to_document(self) -> dict[str, Any]:
         """The extents, and every plane."""
         return {
             "kind": "stack",
             "extents": list(self.extents),
+            "names": self.names,
             "planes": [plane.to_document() for plane in self.planes],
         }
 
@@ -82,7 +99,7 @@ class StackSource:
     def from_document(cls, document: Mapping[str, Any], options: Mapping[str, Any]) -> StackSource:
         """Inverse of `to_document`."""
         planes = tuple(source_of(plane, options) for plane in document["planes"])
-        return cls(planes, tuple(document["extents"]))
+        return cls(planes, tuple(document["extents"]), names=document["names"])
 
     def lazy(self, image: Image) -> Any:
         """A Dask array whose chunks are those of the planes."""
@@ -131,10 +148,15 @@ def _since(source: Source, moment: float | None) -> Source:
     return watched
 
 
+def _is_remote(where: Any) -> bool:
+    """Whether a location, or that of a source, is reached by a network."""
+    location = where if isinstance(where, Location) else getattr(where, "location", None)
+    return location is not None and not location.is_local
+
+
 def _each(call: Callable[[Any], Any], items: Sequence[Any], where: Any) -> list[Any]:
     """The result of every item, in order; many at a time where each waits for a network."""
-    location = where if isinstance(where, Location) else getattr(where, "location", None)
-    if len(items) < 2 or location is None or location.is_local:
+    if len(items) < 2 or not _is_remote(where):
         return [call(item) for item in items]
     with ThreadPoolExecutor(min(_TOGETHER, len(items))) as pool:
         return list(pool.map(call, items))
@@ -169,7 +191,20 @@ def stacks(urls: Sequence[Any], stack: str, options: Mapping[str, Any]) -> list[
         )
     if not all(isinstance(url, str) for url in urls):
         raise SourceError("stack= makes images of files by their names, and an array has none")
-    locations = [Location.of(url, options) for url in urls]
+    pairs = [split_inside(url) for url in urls]
+    if len({inside for _, inside in pairs}) > 1:
+        raise SourceError(
+            "a plane is the same array of each file of a stack, but the paths after '::' are "
+            f"{sorted({str(inside) for _, inside in pairs})[:_SHOWN]}; give one for all: array=..."
+        )
+    locations = [Location.of(url, options) for url, _ in pairs]
+    found = _of_locations(locations, stack, pattern)
+    return [replace(one, inside=pairs[0][1]) for one in found]
+
+
+def _of_locations(
+    locations: Sequence[Location], stack: str, pattern: re.Pattern[str] | None
+) -> list[Stack]:
     folders = [_planes_in(location, pattern) for location in locations]
     if all(planes is None for planes in folders):
         parent = PurePosixPath(locations[0].shown).parent.name or locations[0].stem
@@ -321,15 +356,17 @@ def opened_stack(stack: Stack, name: str | None, open_plane: Callable[[Location]
             f"first one ({_like(first)}): {listed}; open them by themselves, without stack="
         )
     n = len(stack.axes)
+    called = "\n".join(plane.stem for plane in stack.planes)
+    names = hashlib.sha256(called.encode()).hexdigest()[:16]
     shape = (*stack.extents, *first.shape)
     return replace(
         first,
         id=name or stack.name,
-        uri=first.uri.rsplit("/", 1)[0],
+        uri=stack.planes[0].parent.shown,
         axes=Axes(stack.axes + first.axes.names),
         shape=shape,
         grid=ChunkGrid(shape, (1,) * n + first.grid.chunks),
-        source=StackSource(tuple(image.source for image in images), stack.extents),
+        source=StackSource(tuple(i.source for i in images), stack.extents, names=names),
         shards=None if first.shards is None else (1,) * n + first.shards,
         channels=stack.channels if "c" in stack.axes else first.channels,
         pyramid=None,

@@ -184,7 +184,7 @@ def _image(
             "; convert it first"
         )
     dtype = check_numeric(series.dtype, repr(shown))
-    letters, layout = _raw(tif, series, size, shown) or _tiled(series, number, index, shown)
+    letters, layout = _raw(tif, series, number, size, shown) or _tiled(series, number, index, shown)
     axes = _axes(letters, len(layout["shape"]), wanted, shown)
     space = space_of(tif, whole, number)
     image = image_of(
@@ -202,7 +202,9 @@ def _image(
     return _placed(image, space, letters, whole)
 
 
-def _raw(tif: Any, series: Any, size: int, shown: str) -> tuple[str, dict[str, Any]] | None:
+def _raw(
+    tif: Any, series: Any, number: int, size: int, shown: str
+) -> tuple[str, dict[str, Any]] | None:
     """Axes and layout of pixels that are stored as they are, one after another; else None."""
     offset = series.dataoffset
     if not offset or series.transform is not None or not series.keyframe.databytecounts[0]:
@@ -220,6 +222,7 @@ def _raw(tif: Any, series: Any, size: int, shown: str) -> tuple[str, dict[str, A
             f"{shape} of {dtype.name} from byte {offset:,} on; copy it again"
         )
     return "".join(letter for letter, _ in pairs), {
+        "series": number,
         "offset": int(offset),
         "dtype": dtype.str,
         "shape": list(shape),

@@ -14,7 +14,7 @@ from patchloom.axes import Axes
 from patchloom.configs import parsed_as
 from patchloom.errors import AxesError
 from patchloom.grid import ChunkGrid
-from patchloom.image import CONTEXT, ChunkReader, Image, Ints
+from patchloom.image import CONTEXT, ChunkReader, Image, Ints, made_of
 from patchloom.sources.derived import bare
 from patchloom.sources.lazily import Sliceable
 from patchloom.sources.picks import Pick
@@ -58,9 +58,11 @@ class WindowedSource:
 
     def identity(self) -> dict[str, Any]:
         """Which windows of what."""
-        inner = getattr(self.image.source, "identity", None)
-        made = {} if inner is None else {"made": inner()}
-        return {**made, "windows": self.windows.model_dump(), "shape": list(self.image.shape)}
+        return {
+            **made_of(self.image.source),
+            "windows": self.windows.model_dump(),
+            "shape": list(self.image.shape),
+        }
 
     def to_document(self) -> dict[str, Any]:
         """The image and its windows."""

@@ -39,6 +39,8 @@ class ZarrSource:
     metadata: ArrayMetadata
     since: float | None = field(default=None, compare=False)
     """When the run began that reads it, in seconds since 1970; see `reading_since`."""
+    inside: str | None = field(default=None, compare=False)
+    """Path in its container, where the image is called like the container."""
 
     @property
     def addressable(self) -> bool:
@@ -53,6 +55,10 @@ class ZarrSource:
         """Itself: it holds none."""
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """Which of the arrays of a container it is."""
+        return {} if self.inside is None else {"inside": self.inside}
+
     def to_document(self) -> dict[str, Any]:
         """The shown URL and the metadata document."""
         return {
@@ -60,6 +66,7 @@ class ZarrSource:
             "url": self.location.shown,
             "format": self.metadata.format,
             "metadata": self.metadata.document,
+            **self.identity(),
         }
 
     @classmethod
@@ -68,6 +75,7 @@ class ZarrSource:
         return cls(
             Location.of(document["url"], options),
             ArrayMetadata(int(document["format"]), dict(document["metadata"])),
+            inside=document.get("inside"),
         )
 
     def lazy(self, image: Image) -> Any:
