@@ -39,8 +39,8 @@ CHAINED = frozenset(
 """Protocols of fsspec that lie over another URL, which follows after ``::``."""
 _ATTEMPTS = 3
 _PIECE = 2**17
-"""Bytes that a local file is handed at a time. For more, Linux takes large pages for its cache, and
-to find them takes it several times as long as to use again many small ones."""
+"""Bytes that a local file is handed at a time: of more, each costs Linux several times as much
+(measured on ext4; docs/benchmarks.md)."""
 Found = TypeVar("Found")
 
 
