@@ -30,6 +30,7 @@ from patchloom.location import Location
 from patchloom.planning.runs import pack
 from patchloom.run.cutting import Job
 from patchloom.run.graph import run_graph
+from patchloom.table import as_bytes
 
 GRID = {"name": "sequential", "patch_size": [32, 32], "overlaps": [8, 8]}
 RANDOM = {"name": "random", "patch_size": [32, 32], "n_patches": 40}
@@ -383,3 +384,26 @@ def test_errors_travel(name: str) -> None:
     assert type(back) is type(error)
     assert str(back) == "the law, what it got, and the way out"
     assert isinstance(back, PatchloomError)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "size", "rows", "why"),
+    [
+        ((64, 64), 32, 16, None, "one object of 16 patches (4.0 KiB), all there are"),
+        ((64, 64), 32, 16, 6, "one object of 6 patches (1.5 KiB), as asked"),
+        ((2**14, 2**14), 2**12, 2**10, None, "32 patches (32.0 MiB), whole chunks of the images"),
+        ((2**14, 2**14), 2**14, 2**10, None, "32 patches (32.0 MiB), a power of two up to 32.0"),
+    ],
+)
+def test_a_summary_says_why_shards_are_as_large(
+    shape: tuple[int, int], chunk: int, size: int, rows: int | None, why: str, tmp_path: Path
+) -> None:
+    """As many patches as were asked for, or whole chunks of the images near 32 MiB."""
+    path = tmp_path / "image.zarr"
+    zarr.create_array(path, shape=shape, chunks=(chunk, chunk), dtype="uint8")
+    config = {"name": "sequential", "patch_size": [size, size]}
+    [image] = patchloom.open_images(str(path))
+    plan = patchloom.plan(image, config, rows_per_shard=rows, memory="8 GiB")
+    told = plan.summary()["layout"]
+    assert told.startswith(f"a chunk is one patch ({as_bytes(size * size)})")
+    assert why in told

@@ -42,6 +42,7 @@ from patchloom.planning.runs import (
     arrange,
     pack_units,
     patches_together,
+    shard_layout,
     shard_rows,
     upload_bytes,
     window_rows,
@@ -691,6 +692,7 @@ class Plan:
         """What it takes, in the words of `RunReport`. Asks no store."""
         size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
         needed, reads = self.chunks_needed, self.chunk_reads
+        sizes = self.cells.unit_sizes(self.cells.unit_begins(self.images))
         return {
             "n_images": len(self.images),
             "n_candidates": self.n_patches + sum(self.rejected.values()),
@@ -703,6 +705,7 @@ class Plan:
             **({"classes": dict(self.class_counts)} if self.class_counts else {}),
             "n_shards": self.n_shards,
             "rows_per_shard": self.rows_per_shard,
+            "layout": shard_layout(self.rows_per_shard, size, sizes),
             "n_tasks": self.n_tasks,
             "chunks_needed": needed,
             "chunk_reads": reads,

@@ -19,6 +19,7 @@ from patchloom.planning.incidence import Cut
 from patchloom.planning.lenses import bound, is_context
 from patchloom.planning.rows import Rows, ranges
 from patchloom.summaries import tally_bytes
+from patchloom.table import as_bytes
 
 __all__ = [
     "FETCH",
@@ -146,6 +147,38 @@ def shard_rows(patch_bytes: int, kept: Column) -> int:
         # A shard border inside a cell would cost its chunks a second read.
         return min(fit // largest, -(-n_patches // largest) or 1) * largest
     return 1 << (fit.bit_length() - 1)
+
+
+def shard_layout(rows: int, patch_bytes: int, kept: Column) -> str:
+    """What a chunk and a shard of a store hold, and why.
+
+    Parameters
+    ----------
+    rows
+        Patches of a shard.
+    patch_bytes, kept
+        As of `shard_rows`.
+
+    Examples
+    --------
+    >>> print(shard_layout(8, 2**20, np.array([4, 4, 4, 4])))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    a chunk is one patch (1.0 MiB), to be read alone; a shard is one object of 8 patches
+    (8.0 MiB), as asked
+    """
+    n_patches = int(kept.sum(dtype=np.int64))
+    if rows != shard_rows(patch_bytes, kept):
+        why = "as asked"
+    elif rows >= n_patches:
+        why = "all there are"
+    elif rows % max(1, int(kept.max(initial=1))):
+        why = f"a power of two up to {as_bytes(SHARD_BYTES)}"
+    else:
+        why = f"whole chunks of the images up to {as_bytes(SHARD_BYTES)}"
+    return (
+        f"a chunk is one patch ({as_bytes(patch_bytes)}), to be read alone; a shard is one object "
+        f"of {rows:,} patches ({as_bytes(rows * patch_bytes)}), {why}"
+    )
 
 
 def borders(sizes: Column, rows: int) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,7 @@ _LABELS = {
     "rejected": "left out",
     "n_shards": "output shards",
     "rows_per_shard": "patches a shard",
+    "layout": "chunks and shards",
     "n_tasks": "tasks",
     "chunks_needed": "distinct chunks needed",
     "chunk_reads": "chunk decodes",
