@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import ChunkError, NotAnArrayError
-from patchloom.image import ChunkReader, Image, Ints, Reads
+from patchloom.image import ChunkReader, Image, Ints
 from patchloom.location import Location
 from patchloom.sources.files import FileSource, Wanted, without_levels
 from patchloom.sources.handles import image_of
 from patchloom.sources.npy import RawReader, rows_of
+from patchloom.sources.whole_files import WholeReader
 
 __all__ = ["open_file", "reader"]
 
@@ -167,7 +168,7 @@ class _Reader:
 
     def __init__(self, source: FileSource) -> None:
         layout = source.layout
-        self._stored = _GzipReader(source) if layout["zipped"] else RawReader(source)
+        self._stored = WholeReader(source, _unzipped) if layout["zipped"] else RawReader(source)
         self._scale, self._dtype = layout["scale"], _pixel_type(layout)
         self.reads = self._stored.reads
 
@@ -187,37 +188,21 @@ class _Reader:
         return wide.astype(self._dtype, copy=False)
 
 
-class _GzipReader:
-    """One file, one chunk: nothing in a gzip stream can be found without all before it."""
-
-    def __init__(self, source: FileSource) -> None:
-        self.reads = Reads(codecs="file")
-        self._source = source
-        self._fetching = source.fetching(self.reads)
-
-    def read(self, chunks: Ints) -> list[npt.NDArray[Any]]:
-        """The array, as often as it is asked for: int64[n, ndim] indices, all 0."""
-        n = len(np.asarray(chunks))
-        if not n:
-            return []
-        layout, location = self._source.layout, self._source.location
-        [data] = self._fetching.get([("", None, None)])
-        if data is None:
-            raise self._fetching.changed("", "vanished while it was read")
-        self.reads.chunks += 1
-        dtype = np.dtype(layout["dtype"])
-        start = layout["offset"]
-        stop = start + math.prod(layout["shape"]) * dtype.itemsize
-        try:
-            plain = _inflated(data, stop)
-            pixels = np.frombuffer(memoryview(plain)[start:stop], dtype)
-            pixels = pixels.reshape(layout["shape"])
-        except (zlib.error, ValueError) as error:
-            raise ChunkError(
-                f"a file holds all of its array, but {location.shown!r} does not inflate to it: "
-                f"{error}; copy it again"
-            ) from error
-        return [pixels.astype(dtype.newbyteorder("="), copy=False)] * n
+def _unzipped(source: FileSource, data: bytes | memoryview) -> npt.NDArray[Any]:
+    layout = source.layout
+    dtype = np.dtype(layout["dtype"])
+    start = layout["offset"]
+    stop = start + math.prod(layout["shape"]) * dtype.itemsize
+    try:
+        plain = _inflated(data, stop)
+        pixels = np.frombuffer(memoryview(plain)[start:stop], dtype)
+        pixels = pixels.reshape(layout["shape"])
+    except (zlib.error, ValueError) as error:
+        raise ChunkError(
+            f"a file holds all of its array, but {source.location.shown!r} does not inflate to it: "
+            f"{error}; copy it again"
+        ) from error
+    return pixels.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _inflated(data: Any, most: int, checked: bool = True) -> bytes:

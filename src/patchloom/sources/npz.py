@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import ChunkError, NotAnArrayError, PatchloomError, SourceError
-from patchloom.image import ChunkReader, Image, Ints, Reads
+from patchloom.image import ChunkReader, Image, Reads
 from patchloom.location import Location
 from patchloom.sources.arrays import check_numeric
 from patchloom.sources.block_file import BlockFile
@@ -20,6 +20,7 @@ from patchloom.sources.fetching import Fetching
 from patchloom.sources.files import FileSource, Wanted
 from patchloom.sources.handles import image_of
 from patchloom.sources.npy import RawReader, header_of, rows_of
+from patchloom.sources.whole_files import WholeReader
 
 __all__ = ["open_file", "reader"]
 
@@ -97,7 +98,10 @@ def open_file(location: Location, wanted: Wanted) -> Image:
 
 def reader(source: FileSource) -> ChunkReader:
     """Reads runs of rows, or inflates the whole array."""
-    return RawReader(source) if source.layout["deflated"] is None else _DeflatedReader(source)
+    deflated = source.layout["deflated"]
+    if deflated is None:
+        return RawReader(source)
+    return WholeReader(source, _inflated, (deflated[0], deflated[1]))
 
 
 def _chosen(archive: zipfile.ZipFile, location: Location, inside: str | None) -> zipfile.ZipInfo:
@@ -119,36 +123,20 @@ def _chosen(archive: zipfile.ZipFile, location: Location, inside: str | None) ->
     return members[name]
 
 
-class _DeflatedReader:
-    """One array, one chunk: nothing in a deflated stream can be found without all before it."""
-
-    def __init__(self, source: FileSource) -> None:
-        self.reads = Reads(codecs="file")
-        self._source = source
-        self._fetching = source.fetching(self.reads)
-
-    def read(self, chunks: Ints) -> list[npt.NDArray[Any]]:
-        """The array, as often as it is asked for: int64[n, ndim] indices, all 0."""
-        n = len(np.asarray(chunks))
-        if not n:
-            return []
-        layout = self._source.layout
-        start, stop, checksum = layout["deflated"]
-        [data] = self._fetching.spans([("", start, stop)])
-        self.reads.chunks += 1
-        dtype = np.dtype(layout["dtype"])
-        begin = layout["offset"]
-        end = begin + math.prod(layout["shape"]) * dtype.itemsize
-        try:
-            plain = zlib.decompressobj(-15).decompress(data, end + 1)
-            if len(plain) != end or zlib.crc32(plain) != checksum:
-                raise ValueError("its length or checksum is another one")
-            pixels = np.frombuffer(plain, dtype, offset=begin)
-            pixels = pixels.reshape(layout["shape"], order=layout["order"])
-        except (zlib.error, ValueError) as error:
-            raise ChunkError(
-                f"an archive holds all of its arrays, but {layout['inside']!r} of "
-                f"{self._source.location.shown} does not inflate to what it says: {error}; copy "
-                "it again"
-            ) from error
-        return [pixels.astype(dtype.newbyteorder("="), copy=False)] * n
+def _inflated(source: FileSource, data: bytes | memoryview) -> npt.NDArray[Any]:
+    layout = source.layout
+    dtype = np.dtype(layout["dtype"])
+    begin = layout["offset"]
+    end = begin + math.prod(layout["shape"]) * dtype.itemsize
+    try:
+        plain = zlib.decompressobj(-15).decompress(data, end + 1)
+        if len(plain) != end or zlib.crc32(plain) != layout["deflated"][2]:
+            raise ValueError("its length or checksum is another one")
+        pixels = np.frombuffer(plain, dtype, offset=begin)
+        pixels = pixels.reshape(layout["shape"], order=layout["order"])
+    except (zlib.error, ValueError) as error:
+        raise ChunkError(
+            f"an archive holds all of its arrays, but {layout['inside']!r} of "
+            f"{source.location.shown} does not inflate to what it says: {error}; copy it again"
+        ) from error
+    return pixels.astype(dtype.newbyteorder("="), copy=False)

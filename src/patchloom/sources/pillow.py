@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from patchloom.errors import ChunkError, NotAnArrayError, PatchloomError
-from patchloom.image import ChunkReader, Image, Ints, Reads
+from patchloom.image import ChunkReader, Image, Reads
 from patchloom.location import Location
 from patchloom.sources.block_file import BlockFile
 from patchloom.sources.fetching import Fetching
 from patchloom.sources.files import FileSource, Wanted, package, without_levels
 from patchloom.sources.handles import image_of
+from patchloom.sources.whole_files import WholeReader
 
 __all__ = ["MOST_PIXELS", "open_file", "reader"]
 
@@ -80,46 +81,31 @@ def open_file(location: Location, wanted: Wanted) -> Image:
 
 def reader(source: FileSource) -> ChunkReader:
     """Reads and decodes the whole file."""
-    return _PlaneReader(source)
+    return WholeReader(source, _plane)
 
 
-class _PlaneReader:
-    """Gets a file in one request and decodes it; Pillow does so without Python's lock."""
-
-    def __init__(self, source: FileSource) -> None:
-        self.reads = Reads(codecs="file")
-        self._source = source
-        self._fetching = source.fetching(self.reads)
-
-    def read(self, chunks: Ints) -> list[npt.NDArray[Any]]:
-        """The plane, as often as it is asked for: int64[n, ndim] indices, all 0."""
-        n = len(np.asarray(chunks))
-        if not n:
-            return []
-        location, layout = self._source.location, self._source.layout
-        [data] = self._fetching.get([("", None, None)])
-        self.reads.chunks += 1
-        if data is None:
-            raise self._fetching.changed("", "vanished while it was read")
-        try:
-            with _opened(location, io.BytesIO(data), bytes(data[:32])) as picture:
-                if picture.mode != layout["stored"]:
-                    raise ValueError(f"its mode is {picture.mode!r}, not {layout['stored']!r}")
-                if [*picture.size[::-1]] != list(layout["shape"][:2]):
-                    raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} pixels")
-                # Numbers of a palette are taken as they are; only colours are converted.
-                mode = layout["mode"]
-                converts = mode[:3] == "RGB" and mode != picture.mode
-                pixels = np.asarray(picture.convert(mode) if converts else picture)
-            pixels = pixels.astype(np.dtype(_MODES[mode][0]).newbyteorder("="), copy=False)
-            if list(pixels.shape) != list(layout["shape"]):
-                raise ValueError(f"its shape is {pixels.shape}")
-        except Exception as error:  # Pillow raises most kinds there are
-            raise ChunkError(
-                f"a picture decodes to the plane that it was opened as, but {location.shown!r} "
-                f"({len(data):,} bytes) does not: {location.describe(error)}; restore the file"
-            ) from error
-        return [pixels] * n
+def _plane(source: FileSource, data: bytes | memoryview) -> npt.NDArray[Any]:
+    """The plane in a file; Pillow decodes without Python's lock."""
+    location, layout = source.location, source.layout
+    try:
+        with _opened(location, io.BytesIO(data), bytes(data[:32])) as picture:
+            if picture.mode != layout["stored"]:
+                raise ValueError(f"its mode is {picture.mode!r}, not {layout['stored']!r}")
+            if [*picture.size[::-1]] != list(layout["shape"][:2]):
+                raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} pixels")
+            # Numbers of a palette are taken as they are; only colours are converted.
+            mode = layout["mode"]
+            converts = mode[:3] == "RGB" and mode != picture.mode
+            pixels = np.asarray(picture.convert(mode) if converts else picture)
+        pixels = pixels.astype(np.dtype(_MODES[mode][0]).newbyteorder("="), copy=False)
+        if list(pixels.shape) != list(layout["shape"]):
+            raise ValueError(f"its shape is {pixels.shape}")
+    except Exception as error:  # Pillow raises most kinds there are
+        raise ChunkError(
+            f"a picture decodes to the plane that it was opened as, but {location.shown!r} "
+            f"({len(data):,} bytes) does not: {location.describe(error)}; restore the file"
+        ) from error
+    return pixels
 
 
 def _opened(location: Location, file: Any, head: bytes) -> Any:
