@@ -18,6 +18,7 @@ import patchloom
 from patchloom.errors import FingerprintError, SourceError
 from patchloom.image import Image
 from patchloom.planning.image_identity import identity_of
+from tests import ome
 
 X = np.arange(2 * 40 * 48, dtype="u2").reshape(2, 40, 48)
 Y = X[::-1, ::-1].copy()
@@ -183,6 +184,23 @@ def test_roles_out_of_one_container_are_told_apart(
 
     assert identity_of(over("x")) != identity_of(over("y"))
     assert identity_of(over("x"))["made"] == identity_of(image)["made"]
+
+
+@pytest.mark.parametrize("role", ["labels", "mask"])
+def test_label_groups_of_one_image_are_told_apart(tmp_path: Path, role: str) -> None:
+    """They are named, not opened by URLs, and often of one shape."""
+    path = ome.image(tmp_path / "a.zarr", "0.5", X[0])
+    ome.group(path / "labels", "0.5", {"labels": ["cells", "nuclei"]})
+    for name, pixels in {"cells": X[0], "nuclei": Y[0]}.items():
+        ome.image(path / "labels" / name, "0.5", pixels)
+    first, second = (
+        patchloom.plan(_one(path, **{role: name}), GRID) for name in ("cells", "nuclei")
+    )
+    assert first.fingerprint != second.fingerprint
+    patchloom.materialize(first, tmp_path / "out.zarr", progress=False)
+    with pytest.raises(FingerprintError):
+        patchloom.materialize(second, tmp_path / "out.zarr", progress=False)
+    assert patchloom.verify(tmp_path / "out.zarr", progress=False).ok
 
 
 @pytest.mark.parametrize("kind", ["functions", "stacks", "tiff in tiles", "npz", "selections"])
