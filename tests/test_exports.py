@@ -457,6 +457,7 @@ def test_columns_and_values_that_cannot_be_meant_are_named(
         ({"to": "zarr", "chunks": 3}, "did you mean 'chunk'"),
         ({"to": "zarr", "chunk": 0}, "chunk: .*got 0"),
         ({"to": "zarr", "chunk": 4, "shard": 6}, "multiple of 4"),
+        ({"to": "zarr", "shard": 2**40}, "at most 65,536 chunks"),
         ({"to": "zarr", "rows": 7}, "whole objects of 5 patches"),
         ({"to": "zarr", "zarr_format": 2, "shard": 4}, "has no shards"),
         ({"to": "zarr", "rows": 0}, "from 1 on"),

@@ -20,6 +20,8 @@ from patchloom.store.schema import CODECS, Codec, as_json
 
 __all__ = ["ZarrFormat"]
 
+_MOST = 2**16
+"""Chunks of a shard, at most: its index, 16 bytes each, is read whole before any of them."""
 _OBJECT = re.compile(r"([^/]+)/(?:c/)?(\d+)[./]")
 
 
@@ -34,7 +36,7 @@ class ZarrFormat(Format):
     """Patches that are compressed together."""
     shard: PositiveInt | None = None
     """Patches of an object of Zarr v3, a multiple of `chunk`; by default as many as in the
-    store. In Zarr v2 an object is a chunk."""
+    store, and at most 65,536 chunks. In Zarr v2 an object is a chunk."""
     codec: Literal["blosc-zstd", "blosc-lz4", "zstd", "none"] = CODECS[0]  # type: ignore[assignment]
     """Compressor, as for `materialize`."""
 
@@ -53,6 +55,11 @@ class ZarrFormat(Format):
             raise ConfigError(
                 f"a shard holds whole chunks, got shard={unit} and chunk={self.chunk}; give a "
                 f"multiple of {self.chunk}"
+            )
+        if unit // self.chunk > _MOST:
+            raise ConfigError(
+                f"a shard holds at most {_MOST:,} chunks, got shard={unit:,} and "
+                f"chunk={self.chunk}; give a smaller shard= or a larger chunk="
             )
         if asked is not None and asked % unit:
             raise ConfigError(
