@@ -44,6 +44,7 @@ COMPRESSORS = [
     numcodecs.Base64(),
     numcodecs.CRC32C() if hasattr(numcodecs, "CRC32C") else None,
     numcodecs.Shuffle(elementsize=2),
+    numcodecs.PCodec() if hasattr(numcodecs, "PCodec") else None,
     None,
 ]
 FILTERS: list[tuple[Any, Any]] = [
@@ -57,6 +58,8 @@ FILTERS: list[tuple[Any, Any]] = [
     (numcodecs.AsType(encode_dtype="<i4", decode_dtype="<u2"), INTS),
     (numcodecs.PackBits(), FLAGS),
 ]
+if hasattr(numcodecs, "ZFPY"):
+    FILTERS.append((numcodecs.ZFPY(), FLOATS))
 
 
 def same(path: Path, *, inside: tuple[slice, ...] = (slice(3, 30), slice(9, 41))) -> Any:
@@ -166,12 +169,29 @@ def test_every_filter_of_numcodecs_in_zarr_v3(
     assert np.allclose(same(tmp_path / "a.zarr").astype(float), pixels, atol=4, rtol=0.02)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.skipif(not hasattr(numcodecs, "PCodec"), reason="pcodec is not installed")
+@pytest.mark.parametrize("pixels", [INTS, FLOATS], ids=["uint16", "float32"])
+def test_the_serializer_of_numcodecs_in_zarr_v3(pixels: Any, tmp_path: Path) -> None:
+    """It turns arrays to bytes by itself."""
+    array = zarr.create_array(
+        tmp_path / "a.zarr",
+        shape=SHAPE,
+        chunks=CHUNKS,
+        dtype=pixels.dtype,
+        serializer=v3.PCodec(),
+        compressors=None,
+    )
+    array[...] = pixels
+    np.testing.assert_array_equal(same(tmp_path / "a.zarr"), pixels)
+
+
 def test_all_codecs_of_numcodecs_are_tried() -> None:
     """One that a later version brings is seen here."""
     tried = {codec.codec_id for codec in COMPRESSORS if codec is not None}
     tried |= {codec.codec_id for codec, _ in FILTERS}
     objects = {"categorize", "json2", "msgpack2", "pickle", "vlen-array", "vlen-bytes", "vlen-utf8"}
-    optional = {"pcodec", "zfpy"}  # need packages of their own
+    optional = {"zfpy"} - tried  # its package is not made for every Python
     ours = {
         name for name in numcodecs.registry.codec_registry if not name.startswith("imagecodecs")
     }
