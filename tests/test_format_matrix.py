@@ -80,6 +80,19 @@ def write_imagej(path: Path, pixels: Pixels) -> None:
     tifffile.imwrite(path, pixels, imagej=True)
 
 
+def write_slide(path: Path, pixels: Pixels) -> None:
+    with tifffile.TiffWriter(path, bigtiff=True) as tif:
+        for level in (pixels, pixels[::2, ::2], pixels[::4, ::4]):
+            tif.write(level, tile=(16, 16), compression="zlib", subfiletype=level is not pixels)
+
+
+def write_geotiff(path: Path, pixels: Pixels) -> None:
+    scale, tie = (10.0, 10.0, 0.0), (0.0, 0.0, 0.0, 500000.0, 5000000.0, 0.0)
+    keys = (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32633)
+    tags = [(33550, "d", 3, scale, True), (33922, "d", 6, tie, True), (34735, "H", 12, keys, True)]
+    tifffile.imwrite(path, pixels, tile=(16, 16), compression="lzw", extratags=tags)
+
+
 def write_nifti(path: Path, pixels: Pixels) -> None:
     nibabel.save(nibabel.Nifti1Image(pixels.T, np.eye(4)), path)
 
@@ -133,6 +146,8 @@ ROWS = (
     Row("TIFF, tiled, deflate", "tiles.tif", write_tiff_tiles),
     Row("TIFF by ImageJ", "imagej.tif", write_imagej, ("u8", "u16", "f32")),
     Row("OME-TIFF", "ome.tif", write_tiff_tiles),
+    Row("TIFF, slide pyramid", "slide.tif", write_slide),
+    Row("GeoTIFF, tiled, LZW", "geo.tif", write_geotiff),
     Row("NIfTI `.nii`", "nii", write_nifti, ("u8", "u16", "i16", "f32")),
     Row("NIfTI `.nii.gz`", "nii.gz", write_nifti, ("u8", "u16", "i16", "f32")),
     Row("Zarr v2", "v2.zarr", write_zarr_v2),
