@@ -175,8 +175,7 @@ def test_two_commands_of_the_readme() -> None:
     assert lines[:2] == [
         "python3 -m venv .venv && .venv/bin/pip install -e '.[all]' && "
         ".venv/bin/patchloom demo --output demo-output",
-        ".venv/bin/pip install -e '.[all,test]' && "
-        ".venv/bin/python -m pytest -n 2 --dist loadfile",
+        ".venv/bin/pip install -e '.[all,test]' && .venv/bin/python -m pytest -n 2 --dist loadfile",
     ]
 
 
