@@ -26,7 +26,7 @@ from patchloom.sources.handles import image_of
 from patchloom.sources.nodata import told_nodata
 from patchloom.sources.npy import RawReader, rows_of
 from patchloom.sources.roles import align
-from patchloom.sources.tiff_pages import PageReader, opened, shelf_of
+from patchloom.sources.tiff_pages import PageReader, dimensions_of, opened, shelf_of
 from patchloom.sources.tiff_space import Space, space_of
 
 __all__ = ["TiffPyramid", "open_file", "reader"]
@@ -209,11 +209,7 @@ def _raw(
     offset = series.dataoffset
     if not offset or series.transform is not None or not series.keyframe.databytecounts[0]:
         return None
-    pairs = [
-        (letter, int(n))
-        for letter, n in zip(series.get_axes(False), series.get_shape(False), strict=True)
-        if n != 1 or letter in "YX"
-    ]
+    pairs = [(letter, n) for letter, n in dimensions_of(series) if n != 1 or letter in "YX"]
     shape = tuple(n for _, n in pairs)
     dtype = np.dtype(series.dtype).newbyteorder(tif.byteorder)
     if size < offset + math.prod(shape) * dtype.itemsize:
@@ -282,7 +278,7 @@ def _declared(page: Any) -> Any:
 
 def _placed(image: Image, space: Space, letters: str, whole: Any) -> Image:
     """An image with its physical scale: that of the finest level, by the ratio of the shapes."""
-    base = dict(zip(whole.get_axes(False), whole.get_shape(False), strict=True))
+    base = dict(dimensions_of(whole))
     ratio = {
         a: base.get(letter, n) / n
         for a, letter, n in zip(image.axes.names, letters, image.shape, strict=True)

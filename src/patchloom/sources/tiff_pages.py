@@ -29,7 +29,7 @@ from patchloom.sources.block_file import BlockFile
 from patchloom.sources.fetching import Fetching
 from patchloom.sources.files import FileSource, package
 
-__all__ = ["PageReader", "Shelf", "opened", "shelf_of"]
+__all__ = ["PageReader", "Shelf", "dimensions_of", "opened", "shelf_of"]
 
 _STRIPS = 256 * 1024
 """Decoded bytes of a chunk up to which strips are joined: many writers make them of a few rows."""
@@ -87,6 +87,15 @@ class Shelf:
         return page, [((s * depth + d) * height + y) * width + x for y in rows]
 
 
+def dimensions_of(series: Any) -> list[tuple[str, int]]:
+    """Letter (as tifffile has it) and extent of each dimension of a series, those of 1 among them."""
+    # tifffile showed those of one pixel apart before its version 2026.5.2.
+    told = hasattr(series, "get_axes")
+    axes = series.get_axes(False) if told else series.axes
+    shape = series.get_shape(False) if told else series.shape
+    return [(letter, int(n)) for letter, n in zip(axes, shape, strict=True)]
+
+
 def shelf_of(series: Any, what: str) -> Shelf:
     """How a series of pages lies in its file; nothing but metadata is looked at.
 
@@ -110,11 +119,8 @@ def shelf_of(series: Any, what: str) -> Shelf:
         )
     dtype = np.dtype(series.dtype)
     page = tuple(int(n) for n in first.shaped)
-    sequence = [
-        (letter, int(n))
-        for letter, n in zip(series.get_axes(False), series.get_shape(False), strict=True)
-        if n != 1
-    ]
+    dimensions = dimensions_of(series)
+    sequence = [(letter, n) for letter, n in dimensions if n != 1]
     inside = [n for n in page if n > 1]
     split = len(sequence) - len(inside)
     pages = tuple(n for _, n in sequence[:split])
@@ -127,8 +133,8 @@ def shelf_of(series: Any, what: str) -> Shelf:
         raise NotAnArrayError(
             f"the pages of a TIFF image are planes of one array, but those of {what} are of "
             f"{page} (samples, depth, rows, columns, samples) for shape "
-            f"{series.get_shape(False)} ({series.get_axes(False)}); convert it to OME-Zarr or "
-            "write it again with tifffile"
+            f"{tuple(n for _, n in dimensions)} ({''.join(letter for letter, _ in dimensions)}); "
+            "convert it to OME-Zarr or write it again with tifffile"
         )
     letters = iter([letter for letter, _ in sequence[split:]])
     kept = [k for k, n in enumerate(page) if n > 1 or k in (2, 3)]
