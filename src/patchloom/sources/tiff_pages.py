@@ -88,7 +88,7 @@ class Shelf:
 
 
 def dimensions_of(series: Any) -> list[tuple[str, int]]:
-    """Letter (as tifffile has it) and extent of each dimension of a series, those of 1 among them."""
+    """Letter (as tifffile has it) and extent of each dimension of a series, those of 1 too."""
     # tifffile showed those of one pixel apart before its version 2026.5.2.
     told = hasattr(series, "get_axes")
     axes = series.get_axes(False) if told else series.axes
