@@ -138,6 +138,8 @@ def test_every_compressor_of_numcodecs_in_zarr_v3(
     name: str, config: dict[str, Any], shards: Any, tmp_path: Path
 ) -> None:
     """Those that the specification does not have are read through zarr-python."""
+    if name == "CRC32C" and not hasattr(numcodecs, "CRC32C"):
+        pytest.skip("this numcodecs takes crc32c from a package that is not installed")
     array = zarr.create_array(
         tmp_path / "a.zarr",
         shape=SHAPE,
