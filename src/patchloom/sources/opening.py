@@ -439,7 +439,8 @@ def _open_role(item: Any, image: Image, level: int | str, options: Mapping[str, 
             f"a role is an array, a URL, a pattern with {{stem}} or a label group's name, got "
             f"{type(item).__name__}"
         )
-    group, inside = label_group(item, image), item
+    group = label_group(item, image)
+    inside: str | None = item
     if group is None:
         url, inside = split_inside(item)
         location = Location.of(url, options)
