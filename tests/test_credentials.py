@@ -10,6 +10,7 @@ import copy
 import os
 import pickle
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from patchloom import vault
 from patchloom.errors import AccessError, PatchloomError
 from patchloom.location import Location, StorageOptions
 from patchloom.run import executing
+from patchloom.run.lending import lending
 from tests.clusters import local_cluster
 from tests.servers.s3 import S3Server
 
@@ -178,6 +180,23 @@ def test_workers_of_a_cluster_are_handed_them(
         kept = client.run_on_scheduler(lambda dask_scheduler: repr(dask_scheduler.worker_plugins))
     assert s3_server.secret_key not in logs
     assert "patchloom" not in kept, "the scheduler forgets them with the run"
+
+
+def test_a_worker_may_die_while_it_is_handed_them() -> None:
+    """The others have them all the same, and so has the one that comes in its place."""
+    kept = vault.keep({"secret": SECRET})
+    with (
+        local_cluster(n_workers=2, threads_per_worker=1) as cluster,
+        cluster.get_client() as client,
+    ):
+        victim = min(client.run(os.getpid).values())
+        os.kill(victim, signal.SIGSTOP)  # so that it is lent to, and does not answer
+        threading.Timer(1.0, os.kill, (victim, signal.SIGKILL)).start()
+        with lending(client):
+            client.wait_for_workers(2, timeout=60)
+            known = client.run(lambda: [*vault.contents()])
+            assert victim not in client.run(os.getpid).values()
+    assert [kept in keys for keys in known.values()] == [True, True]
 
 
 def files_of(s3_server: S3Server, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,9 @@ from distributed import WorkerPlugin
 from patchloom import vault
 
 __all__ = ["lending"]
+
+_WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds until a worker that died while it was lent to is forgotten by the scheduler."""
 
 
 class _Lending(WorkerPlugin):  # type: ignore[misc]  # Dask is untyped
@@ -47,10 +51,21 @@ def lending(client: Any) -> Iterator[None]:
         yield
         return
     name = f"patchloom-{uuid.uuid4().hex}"
-    client.register_plugin(_Lending(), name=name)
+    _register(client, _Lending(), name)
     try:
         yield
     finally:
         # If the scheduler is gone, so is what it knew.
         with contextlib.suppress(Exception):
             client.unregister_worker_plugin(name)
+
+
+def _register(client: Any, plugin: _Lending, name: str) -> None:
+    """Hand a plugin to all workers, also if one of them dies while it is handed over."""
+    for wait in _WAITS:
+        try:
+            client.register_plugin(plugin, name=name)
+            return
+        except OSError:  # the connection to one worker, or to the scheduler
+            time.sleep(wait)
+    client.register_plugin(plugin, name=name)
