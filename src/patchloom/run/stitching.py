@@ -1,0 +1,669 @@
+"""stitch: predictions of tiles put together into images, in parallel, whole objects only."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dask.highlevelgraph import HighLevelGraph
+
+from patchloom.blending import Blend, blend_of
+from patchloom.errors import (
+    BudgetError,
+    ConfigError,
+    ExistsError,
+    FingerprintError,
+    StoreError,
+)
+from patchloom.image import Image
+from patchloom.location import Location
+from patchloom.planning.incidence import Cut
+from patchloom.planning.plans import Plan
+from patchloom.run.answering import answers_of
+from patchloom.run.appending import image_documents
+from patchloom.run.blocks import Supplied
+from patchloom.run.executing import execute
+from patchloom.run.graph import Graph, Key, light
+from patchloom.run.mosaics import Job, Mosaic, Region, box_of, put_together
+from patchloom.run.predicting import Answers, LiveInputs, Needs, RowInputs
+from patchloom.run.settings import Settings
+from patchloom.run.stitch_report import StitchedTask, StitchReport
+from patchloom.run.surveying import channel_names
+from patchloom.run.tilings import Listing, PlanTiling, cut_of_store
+from patchloom.store.exports.names import safe_name
+from patchloom.store.ome_target import OmeTarget
+from patchloom.store.patch_store import PatchStore, open_patches
+from patchloom.store.schema import CODECS, PARTIAL, Codec, as_json
+
+__all__ = ["stitch"]
+
+TASKS = 8192
+"""Tasks of a run, at most: each makes some boxes, one after the other."""
+_TOGETHER = 16 * 2**20
+"""Bytes of small boxes that one task makes."""
+_USUAL = {1: 2**16, 2: 512, 3: 64}
+"""Extent of a chunk on each axis, by their number, where those of the source do not suit."""
+_SUITS = 2**16, 2**26
+"""Bytes of a chunk that suits."""
+
+
+def stitch(
+    tiles: Plan | PatchStore | str | os.PathLike[str],
+    predictions: Any,
+    output: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    *,
+    blend: str | None = None,
+    load: Callable[[], Any] | None = None,
+    batch: int = 16,
+    dtype: npt.DTypeLike | None = None,
+    channels: Sequence[str] | None = None,
+    chunks: int | Sequence[int] | None = None,
+    shards: int | Sequence[int] | None = None,
+    codec: str | None = None,
+    model: str | None = None,
+    memory: int | str | None = None,
+    partial: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    output_options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> StitchReport:
+    """Put predictions of tiles together into OME-Zarr images, on the Dask scheduler that is set.
+
+    Each image is put together box by box; a box is whole chunks (or shards) of the output, which
+    one task writes and no other. Interrupt it at any point and run the same call again: only what
+    is missing is made, and the images end byte for byte as if nothing had happened.
+
+    Parameters
+    ----------
+    tiles
+        The tiles: a plan with the strategy ``"tiled"``, or a store of one, or its URL. With `blend`
+        patches of any strategy will do.
+    predictions
+        One row a tile, [n, (c,) (z,) y, x], of a tile's extent or of that without its context: a
+        `Predictions`, a Zarr array, an HDF5 dataset, a NumPy or Dask array, a memory map, anything
+        with ``shape``, ``dtype`` and slices, or the URL of an array. Or a function that a worker
+        calls with tiles [n, c, (z,) y, x] as they are read, and which gives their predictions
+        [n, c', (z,) y, x]. It must be one that can be pickled, where workers are other processes.
+    output
+        Path or URL of the OME-Zarr image; of several images that of a folder of them, in which each
+        is called by its id. A mapping from image ids to URLs stitches these images alone.
+    blend
+        None crops tiles as they say, and every pixel is one of a prediction. ``"hann"`` or
+        ``"gaussian"`` takes the mean of all tiles that show a pixel, weighted by `window`.
+    load
+        Loads the model: then the function is called with tiles and model, the model is loaded once
+        a process, and the process makes one batch at a time.
+    batch
+        Tiles that the function is given at a time, at most.
+    dtype
+        Of the images; by default of the predictions. Whole numbers are rounded and clipped.
+    channels
+        Their names; by default the source's, if there are as many.
+    chunks
+        Extent of a chunk on each spatial axis, or on all; by default the source's, if that makes
+        chunks of 64 KiB to 64 MiB, else 512 (2-D) or 64 (3-D).
+    shards
+        Extent of a stored object that holds several chunks, in whole chunks; None: each chunk is an
+        object.
+    codec
+        As for `materialize`.
+    model
+        What made the predictions, in words: recorded, and other words are refused on a resume.
+    memory
+        Bytes that one task may hold, as a number or text like ``"2 GiB"``; by default the setting
+        ``patchloom.memory`` of Dask. What a function needs is not known, and comes on top.
+    partial
+        Whether to stitch what there is of a store or of `Predictions` that lack some; else they are
+        refused. Pixels over which no tile lies are 0.
+    storage_options
+        For fsspec, for a store or predictions that are given by their URLs.
+    output_options
+        For fsspec, for the output; by default `storage_options`. Never shown or saved.
+    progress
+        Whether to show it.
+
+    Returns
+    -------
+    StitchReport
+
+    Raises
+    ------
+    ConfigError
+        If an argument is none of these, or predictions do not have a tile's shape.
+    PlanError, StoreError
+        If the tiles or predictions cannot be stitched, or are not complete.
+    FingerprintError
+        If predictions are of other tiles, or another stitch stands at the output.
+    ExistsError
+        If something else stands there; it is left untouched.
+    BudgetError
+        If one task needs more than `memory`.
+
+    Examples
+    --------
+    >>> import numpy as np, patchloom
+    >>> pixels = np.arange(300, dtype="uint16").reshape(15, 20)
+    >>> how = {"name": "tiled", "patch_size": [8, 8], "overlaps": [4, 4]}
+    >>> plan = patchloom.plan(patchloom.open_images(pixels), how, edge="pad")
+    >>> report = patchloom.stitch(plan, lambda tiles: tiles, "memory://same.zarr", progress=False)
+    >>> [image] = patchloom.open_images("memory://same.zarr")
+    >>> bool((image.data.values == pixels).all()), report.n_empty
+    (True, 0)
+    """
+    begun = time.perf_counter()
+    how = blend_of(blend)
+    allowed = _bytes_of(memory)
+    told = _Told.of(tiles, storage_options)
+    if told.store is not None and not told.store.complete and not partial:
+        raise StoreError(
+            f"a store that is stitched is complete, but {told.store.url!r} is not; run its "
+            "materialize call again, or give partial=True for what is there"
+        )
+    answers, gone, rows_per_chunk = answers_of(
+        told.plan or told.store,  # type: ignore[arg-type]
+        told.cut,
+        predictions,
+        load=load,
+        batch=batch,
+        options=storage_options,
+        partial=partial,
+        progress=progress,
+    )
+    given = answers.dtype if dtype is None else np.dtype(dtype).newbyteorder("=")
+    _check_types(answers.dtype, given, how)
+    options = told.options if output_options is None else dict(output_options)
+    mosaics, projected = [], 0
+    for index, location in _places(told, output, options).items():
+        target = _target(
+            told.images[index],
+            location,
+            answers,
+            given,
+            told.names if channels is None else tuple(channels),
+            channels is not None,
+            chunks,
+            shards,
+            Codec(codec or CODECS[0]),
+        )
+        box, needed = box_of(target, answers, told.cut, how, allowed)
+        projected = max(projected, needed)
+        mosaics.append(Mosaic(index, target, box))
+    if projected > allowed:
+        raise BudgetError(
+            f"one task must fit into memory={allowed:,} bytes, but to make one object of the "
+            f"output, of {max(m.target.object_bytes for m in mosaics):,} bytes, it holds "
+            f"{projected:,}; give smaller chunks= or shards=, a smaller batch=, or more memory="
+        )
+    job = Job(tuple(mosaics), answers, told.cut, how, gone=gone, rows_per_chunk=rows_per_chunk)
+    listing = None
+    if told.plan is not None:
+        by_rank = isinstance(answers.inputs, LiveInputs)
+        tiling = PlanTiling(told.plan, how is not None, by_rank)
+        tiling.check()
+        job = replace(job, tiling=tiling)
+    else:
+        assert told.store is not None
+        listing = Listing.of(told.store, whole=how is not None)
+    header = {
+        "stitch": 1,
+        "tiles": told.fingerprint,
+        "blend": how,
+        "predictions": {
+            "shape": list(answers.shape),
+            "dtype": answers.dtype.name,
+            "by": "array" if answers.ask is None else "function",
+        },
+        "model": model,
+    }
+    headers = [{**header, "image": told.images[m.image]["id"]} for m in mosaics]
+    with ThreadPoolExecutor(8) as pool:
+        stands = [*pool.map(_claimed, mosaics, headers)]
+    lacks = [*zip(mosaics, headers, stands, strict=True)]
+    for mosaic, own, stand in lacks:
+        if not stand.complete:
+            _open(mosaic.target, own, stand)
+    regions = [
+        region
+        for number, (mosaic, stand) in enumerate(zip(mosaics, stands, strict=True))
+        for region in _regions(number, mosaic, stand.parts, listing)
+    ]
+    done = execute(_graph(job, regions), progress=progress, label="stitch", n_patches=0)
+    for mosaic, own, stand in lacks:
+        if not stand.complete:
+            _write_group(mosaic.target, {**own, "complete": True})
+    return StitchReport.of(
+        done,
+        urls=tuple(mosaic.target.location.shown for mosaic in mosaics),
+        n_tiles=_n_tiles(told, listing, mosaics),
+        n_parts=sum(mosaic.target.n_parts for mosaic in mosaics),
+        seconds=time.perf_counter() - begun,
+        projected_memory=projected,
+    )
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is known of the tiles."""
+
+    images: Sequence[Mapping[str, Any]]
+    """As a store tells them."""
+    cut: Cut
+    fingerprint: str
+    names: tuple[str, ...]
+    """Of the source's channels; empty if unknown."""
+    options: Mapping[str, Any]
+    plan: Plan | None = None
+    store: PatchStore | None = None
+
+    @classmethod
+    def of(cls, tiles: Any, options: Mapping[str, Any] | None) -> _Told:
+        if isinstance(tiles, Plan):
+            return cls(
+                image_documents(tiles.images),
+                tiles.cut,
+                tiles.fingerprint,
+                _named(channel_names(tiles.images)),
+                dict(options or {}),
+                plan=tiles,
+            )
+        if isinstance(tiles, str | os.PathLike):
+            tiles = open_patches(tiles, storage_options=options)
+        if not isinstance(tiles, PatchStore):
+            raise ConfigError(
+                "tiles are those of a Plan, or of a PatchStore or its URL, got "
+                f"{type(tiles).__name__}"
+            )
+        told = tiles.attributes
+        return cls(
+            told["images"],
+            cut_of_store(tiles),
+            tiles.fingerprint,
+            _named(told["channels"]),
+            tiles.location.options,
+            store=tiles,
+        )
+
+
+def _named(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of channels; none of what are only their numbers."""
+    return () if [*names] == [str(k) for k in range(len(names))] else tuple(names)
+
+
+def _bytes_of(memory: int | str | None) -> int:
+    from dask.utils import parse_bytes
+
+    if memory is None:
+        return Settings.now().memory
+    try:
+        found = int(parse_bytes(memory)) if not isinstance(memory, bool) else 0
+    except (ValueError, TypeError, AttributeError):
+        found = 0
+    if found < 1:
+        raise ConfigError(f"memory= is a number of bytes or text like '2 GiB', got {memory!r}")
+    return found
+
+
+def _check_types(found: np.dtype[Any], wanted: np.dtype[Any], blend: Blend | None) -> None:
+    for dtype, what in ((found, "predictions"), (wanted, "dtype=")):
+        if dtype.kind not in "biuf" or dtype.itemsize > 8:
+            raise ConfigError(f"an image holds numbers or flags, got {what} of {dtype}")
+    if blend is not None and found.kind in "iu" and found.itemsize == 8:
+        raise ConfigError(
+            f"blend= takes means, which whole numbers of 64 bits lose digits in, got {found} and "
+            f"blend={blend!r}; leave blend out, or predict floats or fewer bits"
+        )
+
+
+# -- what is made ---------------------------------------------------------------------------
+
+
+def _places(told: _Told, output: Any, options: Mapping[str, Any]) -> dict[int, Location]:
+    """Where each image goes, by its position."""
+    place = {image["id"]: k for k, image in enumerate(told.images)}
+    if isinstance(output, Mapping):
+        if unknown := sorted({*map(str, output)} - {*place}):
+            raise ConfigError(
+                f"output= maps ids of images to URLs, got {unknown[:6]}; the images are "
+                f"{sorted(place)[:6]}"
+            )
+        found = {place[name]: Location.of(url, options) for name, url in output.items()}
+    elif not isinstance(output, str | os.PathLike) or not os.fspath(output):
+        raise ConfigError(f"output= is a path or URL, or one for each image id, got {output!r}")
+    elif len(told.images) == 1:
+        found = {0: Location.of(output, options)}
+    else:
+        folder = Location.of(output, options)
+        found = {k: folder / f"{safe_name(name)}.zarr" for name, k in place.items()}
+    urls = [location.url for location in found.values()]
+    if not urls or len({*urls}) < len(urls):
+        raise ConfigError(f"each image has an output of its own, got {sorted(urls)[:6]}")
+    if told.store is not None and {*urls} & {told.store.location.url}:
+        raise ConfigError(f"images stand beside the store of their tiles, got {told.store.url!r}")
+    return dict(sorted(found.items()))
+
+
+def _target(
+    image: Mapping[str, Any],
+    location: Location,
+    answers: Answers,
+    dtype: np.dtype[Any],
+    names: tuple[str, ...],
+    named: bool,
+    chunks: int | Sequence[int] | None,
+    shards: int | Sequence[int] | None,
+    codec: Codec,
+) -> OmeTarget:
+    """One output, as the source is and as it was asked for."""
+    stored, n_channels = str(image["axes"]), answers.shape[0]
+    if named and len(names) != n_channels:
+        raise ConfigError(f"channels= names each of {n_channels} channels, got {list(names)}")
+    extents = dict(zip(stored, map(int, image["shape"]), strict=True))
+    samples = "".join(a for a in stored if a in "st")
+    space = "".join(a for a in "zyx" if a in stored)
+    has_channel = "c" in stored or n_channels > 1
+    extents["c"] = n_channels
+    chunk = _extents("chunks", chunks, space)
+    if chunk is None:
+        own = dict(zip(stored, image.get("chunks", ()), strict=False))
+        chunk = _usual([extents[a] for a in space], [own.get(a) for a in space], dtype)
+    chunk = tuple(min(c, extents[a]) for c, a in zip(chunk, space, strict=True))
+    shard = _extents("shards", shards, space)
+    if shard is not None and any(s % c for s, c in zip(shard, chunk, strict=True)):
+        raise ConfigError(
+            f"a shard holds whole chunks, got shards={[*shard]} for chunks of {[*chunk]}; give "
+            "multiples"
+        )
+    spacing = dict(image["spacing"])
+    plane = "z" if "s" in samples and "z" in spacing and "z" not in stored else "s"
+    # Planes that were samples are planes again.
+    letters = {"s": plane}
+    extents[plane] = extents.get("s", extents.get(plane, 1))
+    samples = "".join(letters.get(a, a) for a in samples)
+    axes = "".join(a for a in "tsczyx" if a in samples or a in space or (a == "c" and has_channel))
+    inner = dict(zip(space, chunk, strict=True))
+    outer = {} if shard is None else dict(zip(space, shard, strict=True)) | {"c": n_channels}
+    return OmeTarget(
+        location=location,
+        name=str(image["id"]),
+        axes=axes,
+        samples=samples,
+        shape=tuple(extents[a] for a in axes),
+        chunks=tuple(inner.get(a, 1) for a in axes),
+        shards=None if shard is None else tuple(outer.get(a, 1) for a in axes),
+        dtype=dtype,
+        codec=codec,
+        spacing=spacing,
+        origin=dict(image.get("origin", {})),
+        unit=dict(image.get("unit", {})),
+        channels=names if has_channel and len(names) == n_channels else (),
+    )
+
+
+def _extents(name: str, given: Any, space: str) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    each = [given] * len(space) if isinstance(given, int | np.integer) else [*given]
+    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in each)
+    if len(each) != len(space) or not whole or min(each) < 1:
+        raise ConfigError(
+            f"{name}= is a number of pixels, or one for each axis of {space!r}, got {given!r}"
+        )
+    return tuple(int(n) for n in each)
+
+
+def _usual(
+    extents: Sequence[int], own: Sequence[int | None], dtype: np.dtype[Any]
+) -> tuple[int, ...]:
+    """The source's chunks, if they suit."""
+    if None not in own:
+        found = tuple(min(int(c or 1), n) for c, n in zip(own, extents, strict=True))
+        nbytes = math.prod(found) * dtype.itemsize
+        if nbytes <= _SUITS[1] and (nbytes >= _SUITS[0] or found == tuple(extents)):
+            return found
+    return (_USUAL[len(extents)],) * len(extents)
+
+
+def _n_tiles(told: _Told, listing: Listing | None, mosaics: Sequence[Mosaic]) -> int:
+    images = [mosaic.image for mosaic in mosaics]
+    if listing is not None:
+        return int(np.isin(listing.image, images).sum())
+    assert told.plan is not None
+    return sum(told.plan.n_patches_of(image) for image in images)
+
+
+# -- what stands at the output ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Stand:
+    """What of an image is there."""
+
+    parts: npt.NDArray[np.bool_]
+    """Which parts are."""
+    complete: bool
+    fresh: bool
+    """Whether nothing is."""
+    left: tuple[str, ...] = ()
+    """What killed writers left."""
+
+
+def _claimed(mosaic: Mosaic, header: Mapping[str, Any]) -> _Stand:
+    """What of this very image is there.
+
+    Raises
+    ------
+    ExistsError
+        If something else is.
+    """
+    target = mosaic.target
+    location, found = target.location, target.location.list()
+    left = tuple(name for name in found if PARTIAL.search(name))
+    data = location.read("zarr.json")
+    none = np.zeros(target.n_parts, np.bool_)
+    if data is None:
+        if others := sorted({*found} - {*left}):
+            raise ExistsError(
+                f"an image goes to a place of its own, but {location.shown!r} holds {others[:3]}; "
+                "give another place, or empty this one; nothing was touched"
+            )
+        return _Stand(none, False, True, left)
+    try:
+        there = dict(json.loads(data)["attributes"]["patchloom"])
+        complete = bool(there.pop("complete"))
+        _ = there["stitch"]
+    except (ValueError, KeyError, TypeError):
+        raise ExistsError(
+            f"an image goes to a place of its own, but something that stitch has not made stands "
+            f"at {location.shown!r}; give another place; nothing was touched"
+        ) from None
+    mine = json.loads(as_json(header))
+    differs = sorted(k for k in {*there, *mine} - {"version"} if there.get(k) != mine.get(k))
+    array = location.read(target.array_name)
+    if array is not None and array != as_json(target.array_document()):
+        differs.append("chunks, shape, type or codec")
+    if differs:
+        raise FingerprintError(
+            f"an image is stitched of one set of tiles in one way, but that at {location.shown!r} "
+            f"has other {', '.join(differs)}; give another place, or empty this one; nothing was "
+            "touched"
+        )
+    parts = none if array is None else target.parts_there(found)
+    return _Stand(parts, complete and bool(parts.all()), False, left)
+
+
+def _open(target: OmeTarget, header: Mapping[str, Any], stand: _Stand) -> None:
+    """Write metadata, and put away what killed writers left."""
+    target.location.remove(stand.left)
+    if not stand.fresh:
+        target.location.abort_uploads()
+    _write_group(target, {**header, "complete": False})
+    target.location.write(target.array_name, as_json(target.array_document()))
+
+
+def _write_group(target: OmeTarget, told: Mapping[str, Any]) -> None:
+    target.location.write("zarr.json", as_json(target.group_document(told)))
+
+
+# -- tasks -----------------------------------------------------------------------------------
+
+
+def _regions(
+    number: int, mosaic: Mosaic, there: npt.NDArray[np.bool_], listing: Listing | None
+) -> list[Region]:
+    """The boxes of an image of which some part is missing."""
+    if there.all():
+        return []
+    if listing is not None:
+        listing.arrange(mosaic.image, mosaic.boxes)
+    found = []
+    of_sample = there.reshape(mosaic.target.n_samples, -1)
+    for sample in np.flatnonzero(~of_sample.all(1)).tolist():
+        for box in range(mosaic.boxes.n_chunks):
+            parts: Any = mosaic.parts(box)
+            missing = ~of_sample[sample, parts]
+            if not missing.any():
+                continue
+            tiles = None if listing is None else listing.of_number(mosaic.image, sample, box)
+            some = None if missing.all() else parts[missing]
+            found.append(Region(number, sample, box, some, tiles))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Some:
+    """What one task makes: an opaque value, so that Dask does not look inside."""
+
+    regions: tuple[Region, ...]
+    handed: tuple[tuple[int, tuple[tuple[int, ...], ...], frozenset[tuple[int, ...]]] | None, ...]
+    """For each region the chunks that are handed over: of what, which, and the fresh ones."""
+
+
+def _graph(job: Job, regions: Sequence[Region]) -> Graph:
+    """One task some boxes that follow one another."""
+    token = uuid.uuid4().hex
+    name, job_key = f"patchloom-stitch-{token}", f"patchloom-job-{token}"
+    pieces = _pieces(job, regions)
+    width = len(str(len(pieces)))
+    keys: list[Key] = [(name, f"{k:0{width}}") for k in range(len(pieces))]
+    lazies = _lazies(job)
+    counted: set[Any] = set()
+
+    def needs(region: Region) -> Needs | None:
+        if not lazies:
+            return None
+        mosaic, inputs = job.mosaics[region.mosaic], job.answers.inputs
+        tiles = job.tiles(region)
+        return inputs.needs(mosaic.image, region.sample, tiles) if len(tiles) else None
+
+    def make(some: Sequence[Key]) -> dict[Any, Any]:
+        made = {}
+        for key in some:
+            mine, handed, blocks = pieces[int(key[1])], [], []
+            for region in mine:
+                need = needs(region)
+                if need is None:
+                    handed.append(None)
+                    continue
+                number, _, rows = need
+                fresh = frozenset(row for row in rows if (number, row) not in counted)
+                counted.update((number, row) for row in rows)
+                handed.append((number, rows, fresh))
+                blocks += [(lazies[number].name, *row) for row in rows]
+            made[key] = (_stitch, job_key, _Some(tuple(mine), tuple(handed)), blocks)
+        return made
+
+    given = HighLevelGraph.from_collections(name, {}, dependencies=list(lazies.values()))
+    return Graph(given, keys, {job_key: _light(job)}, neighbours=False, make=make)
+
+
+def _pieces(job: Job, regions: Sequence[Region]) -> list[list[Region]]:
+    """The regions of each task."""
+    most = max(1, -(-len(regions) // TASKS))
+    found: list[list[Region]] = []
+    nbytes = 0
+    for region in regions:
+        mosaic = job.mosaics[region.mosaic]
+        size = math.prod(mosaic.box) * mosaic.target.n_channels * mosaic.target.dtype.itemsize
+        full = nbytes + size > _TOGETHER and (not found or len(found[-1]) >= most)
+        if not found or full:
+            found.append([])
+            nbytes = 0
+        found[-1].append(region)
+        nbytes += size
+    return found
+
+
+def _lazies(job: Job) -> dict[int, Any]:
+    """The Dask arrays that workers cannot read by themselves, by their numbers in `Needs`."""
+    inputs = job.answers.inputs
+    if isinstance(inputs, RowInputs):
+        return {} if inputs.lazy is None else {-1: inputs.lazy.source.lazy(inputs.lazy)}
+    assert isinstance(inputs, LiveInputs)
+    images = inputs.plan.images
+    return {
+        mosaic.image: images[mosaic.image].source.lazy(images[mosaic.image])
+        for mosaic in job.mosaics
+        if not images[mosaic.image].source.addressable
+    }
+
+
+def _light(job: Job) -> Job:
+    """The job without pixels that Dask hands over anyway."""
+    inputs: Any = job.answers.inputs
+    tiling = job.tiling
+    if tiling is not None:
+        plan = tiling.plan.with_images([light(_bare(i)) for i in tiling.plan.images])
+        tiling = replace(tiling, plan=plan)
+        if isinstance(inputs, LiveInputs):
+            inputs = replace(inputs, plan=plan)
+    if isinstance(inputs, RowInputs) and inputs.lazy is not None:
+        inputs = replace(inputs, rows=_Handed.of(inputs), lazy=light(inputs.lazy))
+    return replace(job, tiling=tiling, answers=replace(job.answers, inputs=inputs))
+
+
+def _bare(image: Image) -> Image:
+    """An image without what lies over it: none of that is read."""
+    for name in image.roles:
+        image = image.with_role(name, None)
+    return replace(image, pyramid=None)
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """What is known of rows that a graph hands over."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    step: int
+    unit: int
+
+    @classmethod
+    def of(cls, inputs: RowInputs) -> _Handed:
+        rows = inputs.rows
+        return cls(rows.shape, rows.dtype, rows.step, rows.unit)
+
+    def open(self) -> Any:
+        raise StoreError("rows of a Dask array are read by its graph alone")
+
+
+def _stitch(job: Job, some: _Some, blocks: Sequence[Any]) -> StitchedTask:
+    given: list[dict[int, Supplied]] = []
+    at = 0
+    for handed in some.handed:
+        if handed is None:
+            given.append({})
+            continue
+        number, rows, fresh = handed
+        pixels = [np.asarray(block) for block in blocks[at : at + len(rows)]]
+        at += len(rows)
+        given.append({number: Supplied(dict(zip(rows, pixels, strict=True)), fresh)})
+    return put_together(job, some.regions, given)
