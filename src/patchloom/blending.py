@@ -29,7 +29,7 @@ def blend_of(given: object) -> Blend | None:
         If it is something else.
     """
     if given is None or given in BLENDS:
-        return given  # type: ignore[return-value]
+        return given
     raise ConfigError(
         f"blend= is one of {list(BLENDS)}, or None, which crops tiles and blends none, got "
         f"{given!r}"

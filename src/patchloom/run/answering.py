@@ -165,10 +165,11 @@ def _rows(given: Any, ndim: int, options: Mapping[str, Any] | None) -> tuple[Row
         if given.filename and given.flags.c_contiguous:
             return _Mapped(str(given.filename), given.shape, given.dtype.str, given.offset), None
         return rows_of(given), None
-    name, file = getattr(given, "name", None), getattr(given, "file", None)
-    if isinstance(name, str) and isinstance(getattr(file, "filename", None), str):
+    name = getattr(given, "name", None)
+    file = getattr(getattr(given, "file", None), "filename", None)
+    if isinstance(name, str) and isinstance(file, str):
         # An HDF5 dataset stays with its process: workers open the file themselves.
-        return rows_of(_opened(f"{file.filename}::{name.lstrip('/')}", ndim, options)), None
+        return rows_of(_opened(f"{file}::{name.lstrip('/')}", ndim, options)), None
     return rows_of(given), None
 
 

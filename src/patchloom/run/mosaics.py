@@ -283,14 +283,15 @@ def _as_type(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
     if pixels.dtype == dtype:
         return pixels
     if dtype.kind == "b":
-        return pixels >= 0.5
-    if dtype.kind in "iu":
-        span = np.iinfo(dtype)
-        if pixels.dtype.kind == "f":
-            whole = np.rint(pixels)
-            # The greatest number of a type may lie between two floats: the lower one is in it.
-            top = np.array(span.max, pixels.dtype)
-            top = np.nextafter(top, 0) if int(top) > span.max else top
-            return np.nan_to_num(np.clip(whole, span.min, top), nan=0.0).astype(dtype)
-        return np.clip(pixels, span.min, span.max).astype(dtype)
-    return pixels.astype(dtype)
+        return np.asarray(pixels >= 0.5)
+    if dtype.kind not in "iu" or pixels.dtype.kind == "b":
+        return pixels.astype(dtype)
+    span = np.iinfo(dtype)
+    if pixels.dtype.kind in "iu":
+        own = np.iinfo(pixels.dtype)
+        return pixels.clip(max(span.min, own.min), min(span.max, own.max)).astype(dtype)
+    whole = np.rint(pixels, dtype=np.result_type(pixels, np.float32))
+    # The greatest number of a type may lie between two floats: the lower one is in it.
+    top = np.array(span.max, whole.dtype)
+    top = np.nextafter(top, 0, dtype=whole.dtype) if int(top) > span.max else top
+    return np.nan_to_num(whole.clip(span.min, top), nan=0.0).astype(dtype)

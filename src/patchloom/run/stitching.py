@@ -375,8 +375,9 @@ def _target(
     if chunk is None:
         own = dict(zip(stored, image.get("chunks", ()), strict=False))
         chunk = _usual([extents[a] for a in space], [own.get(a) for a in space], dtype)
-    chunk = tuple(min(c, extents[a]) for c, a in zip(chunk, space, strict=True))
     shard = _extents("shards", shards, space)
+    if shard is None:
+        chunk = tuple(min(c, extents[a]) for c, a in zip(chunk, space, strict=True))
     if shard is not None and any(s % c for s, c in zip(shard, chunk, strict=True)):
         raise ConfigError(
             f"a shard holds whole chunks, got shards={[*shard]} for chunks of {[*chunk]}; give "
@@ -538,13 +539,17 @@ def _regions(
     return found
 
 
+_Handing = tuple[int, tuple[tuple[int, ...], ...], frozenset[tuple[int, ...]]]
+"""Chunks that are handed over: of what, by its number in `Needs`, which, and those that count."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Some:
     """What one task makes: an opaque value, so that Dask does not look inside."""
 
     regions: tuple[Region, ...]
-    handed: tuple[tuple[int, tuple[tuple[int, ...], ...], frozenset[tuple[int, ...]]] | None, ...]
-    """For each region the chunks that are handed over: of what, which, and the fresh ones."""
+    handed: tuple[_Handing | None, ...]
+    """For each region."""
 
 
 def _graph(job: Job, regions: Sequence[Region]) -> Graph:
@@ -567,7 +572,8 @@ def _graph(job: Job, regions: Sequence[Region]) -> Graph:
     def make(some: Sequence[Key]) -> dict[Any, Any]:
         made = {}
         for key in some:
-            mine, handed, blocks = pieces[int(key[1])], [], []
+            mine, blocks = pieces[int(key[1])], []
+            handed: list[_Handing | None] = []
             for region in mine:
                 need = needs(region)
                 if need is None:

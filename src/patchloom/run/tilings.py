@@ -44,9 +44,8 @@ class Tiles:
 
     def within(self, start: Sequence[int], stop: Sequence[int]) -> Tiles:
         """Those that have a say inside a box."""
-        there = (self.start < np.asarray(stop)) & (self.stop > np.asarray(start))
-        there &= self.stop > self.start
-        return self.take(there.all(1))
+        first, last = np.maximum(self.start, start), np.minimum(self.stop, stop)
+        return self.take(np.flatnonzero((first < last).all(1)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,11 +182,8 @@ class OmeTarget:
     def parts_there(self, found: Mapping[str, int]) -> npt.NDArray[np.bool_]:
         """Which parts are whole, by a listing (sizes in bytes by name): bool[n_parts]."""
         counts = ChunkGrid(self.shape, self._outer).counts
-        rows = [
-            index
-            for name, size in found.items()
-            if size and (index := _index_of(name, len(counts))) is not None
-        ]
+        named = (_index_of(name, len(counts)) for name, size in found.items() if size)
+        rows = [row for row in named if row is not None]
         times = np.zeros(self.n_parts, np.int64)
         if rows:
             index = np.array(rows, np.int64)
@@ -195,7 +192,8 @@ class OmeTarget:
             extents = [counts[k] for k in order]
             strides = [math.prod(extents[k + 1 :]) for k in range(len(extents))]
             np.add.at(times, index[:, order] @ np.array(strides, np.int64), 1)
-        return times == self._grid(self._channel).n_chunks
+        there: npt.NDArray[np.bool_] = times == self._grid(self._channel).n_chunks
+        return there
 
     def write_part(self, sample: int, box: int, pixels: Pixels) -> int:
         """Write the objects of one part, each whole.
@@ -219,13 +217,14 @@ class OmeTarget:
         WriteError
             If the target refuses one.
         """
-        at = dict(zip(self.samples, np.unravel_index(sample, self.sample_shape), strict=True))
-        at |= dict(zip(self.space, self.boxes.unflat(box).tolist(), strict=True))
+        place = [int(n) for n in np.unravel_index(sample, self.sample_shape)]
+        letters = self.samples + self.space
+        at = dict(zip(letters, [*place, *self.boxes.unflat(box).tolist()], strict=True))
         channels, nbytes = self._grid(self._channel), 0
         for k in range(channels.n_chunks):
             at["c"] = k
             low, high = (side[0] for side in channels.box((k,))) if self._channel else (0, 1)
-            name = "/".join([_LEVEL, "c", *(str(int(at[a])) for a in self.axes)])
+            name = "/".join([_LEVEL, "c", *(str(at[a]) for a in self.axes)])
             parts = [*self._encoded(pixels[low:high])]
             self.location.write(name, *parts)
             nbytes += sum(map(len, parts))
