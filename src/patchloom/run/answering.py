@@ -41,7 +41,7 @@ def answers_of(
     partial: bool,
     progress: bool,
 ) -> tuple[Answers, Ints | None, int]:
-    """Predictions as workers have them; chunks of them that are missing, and tiles of a chunk.
+    """Predictions as workers have them; shards of them that are missing, and tiles of a shard.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def answers_of(
     gone = None
     if isinstance(given, str | os.PathLike):
         given = _at(given, options) or given
-    per_chunk = 1
+    per_shard = 1
     if isinstance(given, Predictions):
         _check_tiles(given, tiles)
         lost = given.missing()
@@ -91,8 +91,8 @@ def answers_of(
                 f"at {given.url!r}, from row {lost[0].start} on; put those of missing(), or give "
                 "partial=True for what is there"
             )
-        per_chunk = given.rows_per_chunk
-        gone = np.array([rows.start // per_chunk for rows in lost], np.int64) if lost else None
+        per_shard = given.rows_per_shard
+        gone = np.array([rows.start // per_shard for rows in lost], np.int64) if lost else None
         given = given.array
     rows, lazy = _rows(given, len(cut.size), options)
     flat = len(rows.shape) == 1 + len(cut.size)
@@ -109,7 +109,7 @@ def answers_of(
             "give those of these tiles, all of them, in the order of their rows"
         )
     _check_shape(read.shape, cut)
-    return Answers(read, read.shape, read.dtype), gone, per_chunk
+    return Answers(read, read.shape, read.dtype), gone, per_shard
 
 
 def _check_tiles(given: Predictions, tiles: Plan | PatchStore) -> None:

@@ -82,8 +82,8 @@ class Job:
     blend: Blend | None
     tiling: PlanTiling | None = None
     gone: Ints | None = None
-    """Chunks of predictions that are missing: their tiles are left out."""
-    rows_per_chunk: int = 1
+    """Shards of predictions that are missing: their tiles are left out."""
+    rows_per_shard: int = 1
 
     @property
     def inset(self) -> Ints:
@@ -102,7 +102,7 @@ class Job:
         if region.parts is not None:
             found = found.within(*_around(mosaic.target.boxes, region.parts))
         if self.gone is not None:
-            found = found.take(~np.isin(found.row // self.rows_per_chunk, self.gone))
+            found = found.take(~np.isin(found.row // self.rows_per_shard, self.gone))
         return found
 
 
@@ -294,4 +294,5 @@ def _as_type(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
     # The greatest number of a type may lie between two floats: the lower one is in it.
     top = np.array(span.max, whole.dtype)
     top = np.nextafter(top, 0, dtype=whole.dtype) if int(top) > span.max else top
-    return np.nan_to_num(whole.clip(span.min, top), nan=0.0).astype(dtype)
+    found: Pixels = np.nan_to_num(whole.clip(span.min, top), nan=0.0).astype(dtype)
+    return found

@@ -45,6 +45,8 @@ class Visit:
     n_tiles: int = 0
     given: Mapping[int, Supplied] = field(default_factory=dict)
     """Chunks by the number in `Needs`."""
+    read: Read | None = None
+    """What reads rows, once it is opened."""
 
 
 class Inputs(Protocol):
@@ -120,7 +122,8 @@ class RowInputs:
 
     def _open(self, visit: Visit) -> Read:
         if self.lazy is None:
-            return self.rows.open()
+            visit.read = visit.read or self.rows.open()
+            return visit.read
         return Chunked(visit.given[_ROWS].reader, self.lazy.grid, self.dtype).open()
 
     def held(self, box: Sequence[int]) -> int:

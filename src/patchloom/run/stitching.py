@@ -28,6 +28,7 @@ from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.planning.incidence import Cut
 from patchloom.planning.plans import Plan
+from patchloom.randomness import digest_of
 from patchloom.run.answering import answers_of
 from patchloom.run.appending import image_documents
 from patchloom.run.blocks import Supplied
@@ -168,7 +169,7 @@ def stitch(
             f"a store that is stitched is complete, but {told.store.url!r} is not; run its "
             "materialize call again, or give partial=True for what is there"
         )
-    answers, gone, rows_per_chunk = answers_of(
+    answers, gone, rows_per_shard = answers_of(
         told.plan or told.store,  # type: ignore[arg-type]
         told.cut,
         predictions,
@@ -203,7 +204,7 @@ def stitch(
             f"output, of {max(m.target.object_bytes for m in mosaics):,} bytes, it holds "
             f"{projected:,}; give smaller chunks= or shards=, a smaller batch=, or more memory="
         )
-    job = Job(tuple(mosaics), answers, told.cut, how, gone=gone, rows_per_chunk=rows_per_chunk)
+    job = Job(tuple(mosaics), answers, told.cut, how, gone=gone, rows_per_shard=rows_per_shard)
     listing = None
     if told.plan is not None:
         by_rank = isinstance(answers.inputs, LiveInputs)
@@ -223,6 +224,7 @@ def stitch(
             "by": "array" if answers.ask is None else "function",
         },
         "model": model,
+        "lacks": _lacks(gone, told.store, listing),
     }
     headers = [{**header, "image": told.images[m.image]["id"]} for m in mosaics]
     with ThreadPoolExecutor(8) as pool:
@@ -433,6 +435,21 @@ def _usual(
     return (_USUAL[len(extents)],) * len(extents)
 
 
+def _lacks(
+    gone: npt.NDArray[np.int64] | None, store: PatchStore | None, listing: Listing | None
+) -> str | None:
+    """What tells apart images of which other tiles are missing; None if none is."""
+    there = None if store is None or store.complete or listing is None else listing.row
+    if gone is None and there is None:
+        return None
+    none = np.zeros(0, np.int64)
+    return digest_of(
+        np.concatenate(
+            [gone if gone is not None else none, [-1], there if there is not None else none]
+        )
+    ).hex()
+
+
 def _n_tiles(told: _Told, listing: Listing | None, mosaics: Sequence[Mosaic]) -> int:
     images = [mosaic.image for mosaic in mosaics]
     if listing is not None:
@@ -523,8 +540,7 @@ def _regions(
     """The boxes of an image of which some part is missing."""
     if there.all():
         return []
-    if listing is not None:
-        listing.arrange(mosaic.image, mosaic.boxes)
+    arranged = None if listing is None else listing.arranged(mosaic.image, mosaic.boxes)
     found = []
     of_sample = there.reshape(mosaic.target.n_samples, -1)
     for sample in np.flatnonzero(~of_sample.all(1)).tolist():
@@ -533,7 +549,7 @@ def _regions(
             missing = ~of_sample[sample, parts]
             if not missing.any():
                 continue
-            tiles = None if listing is None else listing.of_number(mosaic.image, sample, box)
+            tiles = None if arranged is None else arranged.of_box(sample, box)
             some = None if missing.all() else parts[missing]
             found.append(Region(number, sample, box, some, tiles))
     return found

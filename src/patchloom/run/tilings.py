@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from patchloom.planning.plans import Plan
 from patchloom.run.tiles import columns_of
 from patchloom.store.patch_store import PatchStore
 
-__all__ = ["Listing", "PlanTiling", "Tiles", "cut_of_store"]
+__all__ = ["Arranged", "Listing", "PlanTiling", "Tiles", "cut_of_store"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +132,6 @@ class Listing:
     corner: Ints
     start: Ints
     stop: Ints
-    order: dict[int, tuple[ChunkGrid, Ints, Ints]] = field(default_factory=dict)
-    """Of each image: boxes, and pairs of a box of a sample and a tile, by box."""
 
     @classmethod
     def of(cls, store: PatchStore, *, whole: bool) -> Listing:
@@ -163,8 +161,8 @@ class Listing:
         row, sample = (table[name].to_numpy().astype(np.int64) for name in ("row", "sample"))
         return cls(row, image.astype(np.int64), sample, corner, start, stop)
 
-    def arrange(self, image: int, boxes: ChunkGrid) -> None:
-        """Find the tiles of each box of an image, once for all.
+    def arranged(self, image: int, boxes: ChunkGrid) -> Arranged:
+        """The tiles of an image by box.
 
         Parameters
         ----------
@@ -182,14 +180,26 @@ class Listing:
             tile.append(mine[hit])
         box, which = np.concatenate(at), np.concatenate(tile)
         by = np.lexsort((self.row[which], box))
-        self.order[image] = boxes, box[by], which[by]
+        return Arranged(self, boxes, box[by], which[by])
 
-    def of_number(self, image: int, sample: int, number: int) -> Tiles:
+
+@dataclass(frozen=True, eq=False)
+class Arranged:
+    """The tiles of one image by the boxes that they reach into."""
+
+    listing: Listing
+    boxes: ChunkGrid
+    box: Ints
+    """Boxes, counted over all samples, ascending: int64[n]."""
+    tile: Ints
+    """A tile that reaches into each, by its place in the listing: int64[n]."""
+
+    def of_box(self, sample: int, number: int) -> Tiles:
         """The tiles of one sample that have a say inside a box, by its number."""
-        boxes, box, which = self.order[image]
-        low, high = np.searchsorted(box, sample * boxes.n_chunks + number + np.arange(2))
-        some = which[low:high]
-        return Tiles(self.row[some], self.corner[some], self.start[some], self.stop[some])
+        at = sample * self.boxes.n_chunks + number
+        low, high = np.searchsorted(self.box, [at, at + 1])
+        some, known = self.tile[low:high], self.listing
+        return Tiles(known.row[some], known.corner[some], known.start[some], known.stop[some])
 
 
 def cut_of_store(store: PatchStore) -> Cut:

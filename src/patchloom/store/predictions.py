@@ -1,4 +1,4 @@
-"""Predictions: what a model says of each tile, written by any process in whole chunks."""
+"""Predictions: what a model says of each tile, written by any process in whole shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -18,24 +17,26 @@ import zarr
 from patchloom.errors import ConfigError, FingerprintError, SourceMissingError, StoreError
 from patchloom.location import Location
 from patchloom.store.patch_store import PatchStore
-from patchloom.store.schema import CODECS, ArraySpec, Codec, as_json
-from patchloom.store.shards import encoder
+from patchloom.store.schema import CODECS, ArraySpec, Codec, as_json, shard_name
+from patchloom.store.shards import ShardBuilder
 
 __all__ = ["Predictions"]
 
 Pixels = npt.NDArray[Any]
-_CHUNK = 8 * 2**20
-"""Bytes of a chunk, about, before compression."""
+_SHARD = 8 * 2**20
+"""Bytes of a shard, about, before compression."""
 _OBJECT = re.compile(r"c/(\d+)(?:/0)+")
+_NAME = "predictions"
 FORMAT = 1
 """Version of the attributes."""
 
 
 class Predictions:
-    """One Zarr array (tile, c, [z], y, x), a row a tile, in chunks of whole rows.
+    """One Zarr array (tile, c, [z], y, x), a row a tile, in shards of whole rows.
 
-    Each chunk is one object, written by one call of `put` from any process of any machine. What is
+    Each shard is one object, written by one call of `put` from any process of any machine. What is
     there already is found by a listing: the same program run again goes on where it was stopped.
+    Each row is a chunk, so that a tile can be read without the others of its shard.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ class Predictions:
         Extent of a prediction on each spatial axis; by default that of a tile. A model that gives
         no prediction of a tile's context gives less.
     rows
-        Tiles of a chunk; by default as many as take about 8 MiB.
+        Tiles of a shard; by default as many as take about 8 MiB.
     codec
         As for `materialize`.
     storage_options
@@ -103,9 +104,9 @@ class Predictions:
                 f"a prediction is no larger than its tile, {list(tile)}, got size={size}"
             )
         nbytes = math.prod(shape) * kind.itemsize
-        usual = max(1, min(n, _CHUNK // nbytes))
+        usual = max(1, min(n, _SHARD // nbytes))
         spec = ArraySpec(
-            "predictions",
+            _NAME,
             shape,
             kind,
             "c" + "zyx"[3 - len(tile) :],
@@ -131,17 +132,17 @@ class Predictions:
         """Tiles, channels, space."""
         self.dtype: np.dtype[Any] = np.dtype(document["data_type"])
         """Of the pixels."""
-        self.rows_per_chunk: int = document["chunk_grid"]["configuration"]["chunk_shape"][0]
+        self.rows_per_shard: int = document["chunk_grid"]["configuration"]["chunk_shape"][0]
         """Tiles that are written together."""
         told = document["attributes"]["patchloom"]
         self.fingerprint: str = told["fingerprint"]
         """Of the store or plan of the tiles."""
         self._spec = ArraySpec(
-            "predictions",
+            _NAME,
             self.shape[1:],
             self.dtype,
             "c" + "zyx"[5 - len(shape) :],
-            self.rows_per_chunk,
+            self.rows_per_shard,
             Codec(told["codec"]),
         )
 
@@ -205,12 +206,12 @@ class Predictions:
         return zarr.open_array(store, mode="r")
 
     def missing(self, rank: int = 0, world: int = 1) -> list[range]:
-        """The rows of the chunks that are not there, chunk by chunk. One listing.
+        """The rows of the shards that are not there, shard by shard. One listing.
 
         Parameters
         ----------
         rank, world
-            Which one this process is, and of how many: each chunk is one's. Of a process that does
+            Which one this process is, and of how many: each shard is one's. Of a process that does
             all there is, 0 of 1.
 
         Raises
@@ -225,17 +226,17 @@ class Predictions:
             for path, size in self._location.list().items()
             if size and (name := _OBJECT.fullmatch(path)) is not None
         }
-        n = self.rows_per_chunk
-        chunks = range(rank, -(-len(self) // n), world)
-        return [range(k * n, min(k * n + n, len(self))) for k in chunks if k not in there]
+        n = self.rows_per_shard
+        shards = range(rank, -(-len(self) // n), world)
+        return [range(k * n, min(k * n + n, len(self))) for k in shards if k not in there]
 
     def put(self, rows: range, predictions: npt.ArrayLike) -> None:
-        """Write one whole chunk.
+        """Write one whole shard.
 
         Parameters
         ----------
         rows
-            Of one chunk, as `missing` gives them.
+            Of one shard, as `missing` gives them.
         predictions
             [len(rows), c, (z,) y, x], of this dtype or of one that loses nothing in it.
 
@@ -246,11 +247,11 @@ class Predictions:
         WriteError
             If the target refuses the object.
         """
-        n = self.rows_per_chunk
+        n = self.rows_per_shard
         number, rest = divmod(rows.start, n)
         if rest or rows != range(rows.start, min(rows.start + n, len(self))) or not len(rows):
             raise ConfigError(
-                f"a chunk is written whole, {n} rows (the last one those that are left), got "
+                f"a shard is written whole, {n} rows (the last one those that are left), got "
                 f"{rows}; take the rows of missing()"
             )
         pixels = np.asarray(predictions)
@@ -264,11 +265,9 @@ class Predictions:
                 f"predictions are {self.dtype}, as was said when the array was made, got "
                 f"{pixels.dtype}; convert them, or make the array with dtype="
             )
-        chunk = np.zeros((n, *self.shape[1:]), self.dtype)
-        chunk[: len(rows)] = pixels
-        body = encoder(self._spec)(chunk)
-        name = "/".join(["c", str(number), *("0" for _ in self.shape[1:])])
-        self._location.write(name, body, google_crc32c.value(body).to_bytes(4, "little"))
+        builder = ShardBuilder(self._spec, len(rows))
+        builder.put(np.arange(len(rows)), pixels.astype(self.dtype, copy=False))
+        self._location.write(shard_name(self._spec, number)[len(_NAME) + 1 :], *builder.finish())
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.shape[1:]))
@@ -297,12 +296,9 @@ def _count(name: str, given: Any) -> int:
 
 
 def _document(spec: ArraySpec, n: int, fingerprint: str) -> dict[str, Any]:
-    whole = spec.document(n)
-    inner = whole["codecs"][0]["configuration"]
-    whole["codecs"] = inner["codecs"]
-    whole["dimension_names"] = ["tile", *spec.axes]
     told = {"predictions": FORMAT, "fingerprint": fingerprint, "codec": spec.codec.name}
-    return {**whole, "attributes": {"patchloom": told}}
+    names = ["tile", *spec.axes]
+    return {**spec.document(n), "dimension_names": names, "attributes": {"patchloom": told}}
 
 
 def _differing(found: bytes, wanted: Mapping[str, Any]) -> str:
