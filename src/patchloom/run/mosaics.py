@@ -27,11 +27,12 @@ from patchloom.store.ome_target import OmeTarget
 __all__ = ["Job", "Mosaic", "Region", "box_of", "put_together", "sum_type"]
 
 Pixels = npt.NDArray[Any]
-_TASKS = 64
-"""An image is cut into about so many boxes, where they are neither small nor large then."""
+_BOXES, _ASKED = 64, 16
+"""An image is cut into about so many boxes, where they are neither small nor large then: fewer
+where a function is asked, for what lies at their borders is asked twice."""
 _SMALL, _LARGE = 8 * 2**20, 128 * 2**20
-"""Bytes that the sums of a box take: one smaller than the first is only made of an image that is
-smaller, one larger than the last if one object is."""
+"""Bytes that the sums of a box take, at least and at most; where a function is asked, half of the
+memory at most."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ def box_of(
         return math.prod(clipped) * each + fixed + answers.held(clipped)
 
     total = math.prod(shape) * each
-    limit = min(_LARGE, max(_SMALL, total // _TASKS))
+    asked = answers.ask is not None
+    most = max(_LARGE, memory // 2) if asked else _LARGE
+    limit = min(most, max(_SMALL, total // (_ASKED if asked else _BOXES)))
     box = [*unit]
     while True:
         short = [k for k, n in enumerate(shape) if box[k] < n]
