@@ -336,6 +336,46 @@ def test_planes_that_were_samples_are_planes_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.data.values, pixels)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "f4", "i4"])
+@pytest.mark.parametrize("shards", [None, (4, 16, 16)])
+def test_coarser_levels_are_means(dtype: str, shards: Any, tmp_path: Path) -> None:
+    """Of odd extents too; z waits until its pixels are no longer those that are long."""
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 5, 27, 38)).astype(dtype)
+    source = ome(tmp_path / "a.zarr", pixels)
+    [image] = patchloom.open_images(source)
+    config = {"name": "tiled", "patch_size": [3, 8, 8], "overlaps": [1, 4, 4]}
+    plan = patchloom.plan(image, config, edge="pad")
+    report = stitched(plan, same, output := fresh(), levels=4, chunks=(2, 8, 16), shards=shards)
+    group: Any = zarr.open_group(output, mode="r")
+    want = pixels
+    scale = {"z": 2.0, "y": 0.5, "x": 0.25}
+    spacing, origin = dict(scale), {"z": 10.0, "y": 20.0, "x": 30.0}
+    for level, axes in enumerate(["", "x", "yx", "yx"]):
+        for a in axes:
+            k = "czyx".index(a)
+            pairs = [(0, want.shape[j] % 2 if j == k else 0) for j in range(4)]
+            padded = np.pad(want.astype("f8"), pairs, mode="edge")
+            even = padded.take(range(0, padded.shape[k], 2), k)
+            want = (even + padded.take(range(1, padded.shape[k], 2), k)) / 2
+            origin[a] += spacing[a] / 2
+            spacing[a] *= 2
+        if dtype != "f4":
+            want = np.rint(want)
+        found = group[str(level)][...]
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=0)
+        assert found.dtype == pixels.dtype
+        [opened] = patchloom.open_images(output, level=level)
+        assert (opened.spacing, opened.origin) == (spacing, origin)
+        want = found.astype("f8")
+    assert len(patchloom.open_images(output)[0].levels) == 3
+    assert report.n_written == report.n_parts
+    flat = tiled(np.zeros((5, 3), "u1"), (4, 3), (1, 1), axes="YX")
+    assert stitched(flat, same, levels=4).n_parts == 4
+    for wrong in (5, 0, 1.5):
+        with pytest.raises(errors.ConfigError, match="levels="):
+            stitched(flat, same, levels=wrong)
+
+
 def test_types_are_rounded_and_clipped() -> None:
     plan = tiled(np.zeros((8, 8), "u1"), (4, 4), (2, 2), axes="YX")
     values = np.array([-3.0, 0.5, 1.5, 254.6, 900.0, np.nan, 2.0**40, 1e300])
@@ -345,15 +385,15 @@ def test_types_are_rounded_and_clipped() -> None:
             plan, lambda t: np.broadcast_to(values[:4], t.shape).copy(), out := fresh(), dtype=dtype
         )
         whole = np.rint(values).clip(info.min, float(info.max))
-        seen = mosaics._as_type(values, np.dtype(dtype))
+        seen = mosaics.as_type(values, np.dtype(dtype))
         for got, want in zip(seen.tolist(), whole.tolist(), strict=True):
             assert got == 0 if math.isnan(want) else abs(got - int(want)) <= 2048
             assert info.min <= got <= info.max
         assert pixels_at(out).dtype == dtype
-    assert mosaics._as_type(np.array([300, 2]), np.dtype("u1")).tolist() == [255, 2]
-    assert mosaics._as_type(np.array([200], "u1"), np.dtype("i1")).tolist() == [127]
-    assert mosaics._as_type(np.array([0.4, 0.6], "f2"), np.dtype(bool)).tolist() == [False, True]
-    assert mosaics._as_type(np.array([6e4, 0.6], "f2"), np.dtype("i4"))[1] == 1
+    assert mosaics.as_type(np.array([300, 2]), np.dtype("u1")).tolist() == [255, 2]
+    assert mosaics.as_type(np.array([200], "u1"), np.dtype("i1")).tolist() == [127]
+    assert mosaics.as_type(np.array([0.4, 0.6], "f2"), np.dtype(bool)).tolist() == [False, True]
+    assert mosaics.as_type(np.array([6e4, 0.6], "f2"), np.dtype("i4"))[1] == 1
 
 
 # -- where predictions come from ------------------------------------------------------------
@@ -609,7 +649,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(made: Any, tmp_path: Path)
     """A process that is killed at a write, then another one: byte for byte."""
     _, store, _ = made
     whole = tmp_path / "whole.zarr"
-    how = {"blend": "hann", "chunks": 32}
+    how: Any = {"blend": "hann", "chunks": 32, "levels": 3}
     stitched(store, store.images, whole, **how)
     want = contents(whole)
     assert len(want) > 20
@@ -622,7 +662,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(made: Any, tmp_path: Path)
         done = {name for name in there if "/c/" in name and not name.endswith(".part")}
         assert len(done) < len(want) - 2 or n >= len(want) - 2
         report = stitched(store, store.images, half, **how)
-        parts = Counter(name.split("/", 3)[3] for name in done)
+        parts = Counter((name[0], name.split("/", 3)[3]) for name in done)
         assert report.already_done == sum(times == 2 for times in parts.values())
         assert contents(half) == want
     report = stitched(store, store.images, whole, **how)
@@ -707,7 +747,7 @@ found = {}
 ways = {
     "rows": (store, said, {}),
     "hann": (store, said, {"blend": "hann"}),
-    "shards": (store, said, {"blend": "gaussian", "shards": 512}),
+    "shards": (store, said, {"blend": "gaussian", "shards": 512, "levels": 4}),
     "function": (store, predict, {"batch": 4}),
 }
 [image] = patchloom.open_images(f"{out}/first.zarr")
@@ -752,7 +792,7 @@ def test_memory_does_not_grow_with_the_image() -> None:
         answers = Answers(LiveInputs(plan, 4), plan.patch_shape, plan.dtype)
         where, told = Location.of(fresh()), image_documents(plan.images)[0]
         target = stitching._target(
-            told, where, answers, answers.dtype, (), False, None, None, Codec()
+            told, where, answers, answers.dtype, (), False, None, None, Codec(), 1
         )
         return mosaics.box_of(target, answers, plan.cut, "hann", 2**30)[1]
 

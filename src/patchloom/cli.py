@@ -335,6 +335,10 @@ def export_command(
 @click.option("--chunks", metavar="N,N", help="Pixels of a chunk on each spatial axis, or on all.")
 @click.option("--shards", metavar="N,N", help="Pixels of an object that holds several chunks.")
 @click.option("--codec", metavar="NAME", help="blosc-zstd (default), blosc-lz4, zstd or none.")
+@click.option(
+    "--levels", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+    help="Resolutions: the further ones are means.",
+)  # fmt: skip
 @click.option("--model", metavar="TEXT", help="What made the predictions; recorded.")
 @click.option("--memory", metavar="SIZE", help="Of one task, such as 2GiB.")
 @click.option("--partial", is_flag=True, help="Stitch what there is of tiles that lack some.")

@@ -24,7 +24,7 @@ from patchloom.run.stitch_report import StitchedTask
 from patchloom.run.tilings import PlanTiling, Tiles
 from patchloom.store.ome_target import OmeTarget
 
-__all__ = ["Job", "Mosaic", "Region", "box_of", "put_together", "sum_type"]
+__all__ = ["Job", "Mosaic", "Region", "as_type", "box_of", "put_together", "sum_type"]
 
 Pixels = npt.NDArray[Any]
 _BOXES, _ASKED = 64, 16
@@ -196,7 +196,7 @@ def put_together(
             low, high = grid.box(grid.unflat(part).tolist())
             edges = zip(low, high, start, strict=True)
             inside = tuple(slice(a - s, b - s) for a, b, s in edges)
-            whole = _as_type(pixels[(slice(None), *inside)], mosaic.target.dtype)
+            whole = as_type(pixels[(slice(None), *inside)], mosaic.target.dtype)
             written += mosaic.target.write_part(region.sample, part, whole)
         n_parts += len(parts)
         visit.meter.give(pixels.nbytes)
@@ -233,7 +233,7 @@ def _made(
     if blend is None:
         left = math.prod(extent)
         for into, of, _, pixels in _pieces(job, region, tiles, start, stop, visit):
-            out[(slice(None), *into)] = _as_type(pixels[(slice(None), *of)], kind)
+            out[(slice(None), *into)] = as_type(pixels[(slice(None), *of)], kind)
             left -= math.prod(s.stop - s.start for s in into)
         return out, left
     weights, weight = np.zeros(extent, kind), window(job.cut.proper, blend, kind)
@@ -281,7 +281,7 @@ def _pieces(
             yield into, of, at, one
 
 
-def _as_type(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
+def as_type(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
     """Pixels in another type: to whole numbers rounded and clipped, NaN as 0."""
     if pixels.dtype == dtype:
         return pixels

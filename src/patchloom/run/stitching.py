@@ -32,6 +32,7 @@ from patchloom.randomness import digest_of
 from patchloom.run.answering import answers_of
 from patchloom.run.appending import image_documents
 from patchloom.run.blocks import Supplied
+from patchloom.run.coarsening import coarsen_graph, coarsening_bytes
 from patchloom.run.executing import execute
 from patchloom.run.graph import Graph, Key, light
 from patchloom.run.mosaics import Job, Mosaic, Region, box_of, put_together
@@ -53,6 +54,9 @@ _TOGETHER = 16 * 2**20
 """Bytes of small boxes that one task makes."""
 _USUAL = {1: 2**16, 2: 512, 3: 64}
 """Extent of a chunk on each axis, by their number, where those of the source do not suit."""
+_LONG = 1.4
+"""An axis whose pixels are so many times the smallest waits for the others on the way to coarser
+levels: so pixels become cubes."""
 _SUITS = 2**16, 2**26
 """Bytes of a chunk that suits."""
 
@@ -70,6 +74,7 @@ def stitch(
     chunks: int | Sequence[int] | None = None,
     shards: int | Sequence[int] | None = None,
     codec: str | None = None,
+    levels: int = 1,
     model: str | None = None,
     memory: int | str | None = None,
     partial: bool = False,
@@ -117,6 +122,9 @@ def stitch(
         object.
     codec
         As for `materialize`.
+    levels
+        Resolutions of each image. A further one has means of two pixels along each axis whose
+        pixels are not 1.4 times as long as the shortest already: of classes there is no mean.
     model
         What made the predictions, in words: recorded, and other words are refused on a resume.
     memory
@@ -194,9 +202,10 @@ def stitch(
             chunks,
             shards,
             Codec(codec or CODECS[0]),
+            levels,
         )
         box, needed = box_of(target, answers, told.cut, how, allowed)
-        projected = max(projected, needed)
+        projected = max(projected, needed, coarsening_bytes(target))
         mosaics.append(Mosaic(index, target, box))
     if projected > allowed:
         raise BudgetError(
@@ -224,6 +233,7 @@ def stitch(
             "by": "array" if answers.ask is None else "function",
         },
         "model": model,
+        "levels": levels,
         "lacks": _lacks(gone, told.store, listing),
     }
     headers = [{**header, "image": told.images[m.image]["id"]} for m in mosaics]
@@ -236,9 +246,15 @@ def stitch(
     regions = [
         region
         for number, (mosaic, stand) in enumerate(zip(mosaics, stands, strict=True))
-        for region in _regions(number, mosaic, stand.parts, listing)
+        for region in _regions(number, mosaic, stand.parts[0], listing)
     ]
-    done = execute(_graph(job, regions), progress=progress, label="stitch", n_patches=0)
+    done = execute(_graph(job, regions), progress=progress, label="stitch")
+    for level in range(1, levels):
+        ladders = [(m.target.levels, stand) for m, stand in zip(mosaics, stands, strict=True)]
+        graph = coarsen_graph(
+            [(rungs[level - 1], rungs[level], stand.parts[level]) for rungs, stand in ladders]
+        )
+        done += execute(graph, progress=progress, label=f"level {level}")
     for mosaic, own, stand in lacks:
         if not stand.complete:
             _write_group(mosaic.target, {**own, "complete": True})
@@ -246,7 +262,7 @@ def stitch(
         done,
         urls=tuple(mosaic.target.location.shown for mosaic in mosaics),
         n_tiles=_n_tiles(told, listing, mosaics),
-        n_parts=sum(mosaic.target.n_parts for mosaic in mosaics),
+        n_parts=sum(level.n_parts for mosaic in mosaics for level in mosaic.target.levels),
         seconds=time.perf_counter() - begun,
         projected_memory=projected,
     )
@@ -363,6 +379,7 @@ def _target(
     chunks: int | Sequence[int] | None,
     shards: int | Sequence[int] | None,
     codec: Codec,
+    levels: int,
 ) -> OmeTarget:
     """One output, as the source is and as it was asked for."""
     stored, n_channels = str(image["axes"]), answers.shape[0]
@@ -404,11 +421,36 @@ def _target(
         shards=None if shard is None else tuple(outer.get(a, 1) for a in axes),
         dtype=dtype,
         codec=codec,
+        halved=_halved(levels, space, extents, spacing),
         spacing=spacing,
         origin=dict(image.get("origin", {})),
         unit=dict(image.get("unit", {})),
         channels=names if has_channel and len(names) == n_channels else (),
     )
+
+
+def _halved(
+    levels: Any, space: str, extents: Mapping[str, int], spacing: Mapping[str, float]
+) -> tuple[str, ...]:
+    """The axes that are halved for each coarser level."""
+    if isinstance(levels, bool) or not isinstance(levels, int | np.integer) or levels < 1:
+        raise ConfigError(f"levels= is a number of resolutions from 1 on, got {levels!r}")
+    known = all(a in spacing for a in space)
+    size = {a: float(spacing[a]) if known else 1.0 for a in space}
+    left = {a: extents[a] for a in space}
+    found: list[str] = []
+    for _ in range(levels - 1):
+        least = min((size[a] for a in space if left[a] > 1), default=0.0)
+        axes = "".join(a for a in space if left[a] > 1 and size[a] < _LONG * least)
+        if not axes:
+            raise ConfigError(
+                f"a coarser level has fewer pixels, got levels={levels} for an image of "
+                f"{[extents[a] for a in space]}; ask for {len(found) + 1} at most"
+            )
+        size |= {a: 2 * size[a] for a in axes}
+        left |= {a: -(-left[a] // 2) for a in axes}
+        found.append(axes)
+    return tuple(found)
 
 
 def _extents(name: str, given: Any, space: str) -> tuple[int, ...] | None:
@@ -465,8 +507,8 @@ def _n_tiles(told: _Told, listing: Listing | None, mosaics: Sequence[Mosaic]) ->
 class _Stand:
     """What of an image is there."""
 
-    parts: npt.NDArray[np.bool_]
-    """Which parts are."""
+    parts: tuple[npt.NDArray[np.bool_], ...]
+    """Which parts are, of each level."""
     complete: bool
     fresh: bool
     """Whether nothing is."""
@@ -486,14 +528,14 @@ def _claimed(mosaic: Mosaic, header: Mapping[str, Any]) -> _Stand:
     location, found = target.location, target.location.list()
     left = tuple(name for name in found if PARTIAL.search(name))
     data = location.read("zarr.json")
-    none = np.zeros(target.n_parts, np.bool_)
+    parts = tuple(np.zeros(level.n_parts, np.bool_) for level in target.levels)
     if data is None:
         if others := sorted({*found} - {*left}):
             raise ExistsError(
                 f"an image goes to a place of its own, but {location.shown!r} holds {others[:3]}; "
                 "give another place, or empty this one; nothing was touched"
             )
-        return _Stand(none, False, True, left)
+        return _Stand(parts, False, True, left)
     try:
         there = dict(json.loads(data)["attributes"]["patchloom"])
         complete = bool(there.pop("complete"))
@@ -505,8 +547,9 @@ def _claimed(mosaic: Mosaic, header: Mapping[str, Any]) -> _Stand:
         ) from None
     mine = json.loads(as_json(header))
     differs = sorted(k for k in {*there, *mine} - {"version"} if there.get(k) != mine.get(k))
-    array = location.read(target.array_name)
-    if array is not None and array != as_json(target.array_document()):
+    documents = location.read_all([level.array_name for level in target.levels])
+    wanted = [as_json(level.array_document()) for level in target.levels]
+    if any(a is not None and a != b for a, b in zip(documents, wanted, strict=True)):
         differs.append("chunks, shape, type or codec")
     if differs:
         raise FingerprintError(
@@ -514,8 +557,9 @@ def _claimed(mosaic: Mosaic, header: Mapping[str, Any]) -> _Stand:
             f"has other {', '.join(differs)}; give another place, or empty this one; nothing was "
             "touched"
         )
-    parts = none if array is None else target.parts_there(found)
-    return _Stand(parts, complete and bool(parts.all()), False, left)
+    if None not in documents:
+        parts = tuple(level.parts_there(found) for level in target.levels)
+    return _Stand(parts, complete and all(map(np.all, parts)), False, left)
 
 
 def _open(target: OmeTarget, header: Mapping[str, Any], stand: _Stand) -> None:
@@ -524,7 +568,8 @@ def _open(target: OmeTarget, header: Mapping[str, Any], stand: _Stand) -> None:
     if not stand.fresh:
         target.location.abort_uploads()
     _write_group(target, {**header, "complete": False})
-    target.location.write(target.array_name, as_json(target.array_document()))
+    for level in target.levels:
+        target.location.write(level.array_name, as_json(level.array_document()))
 
 
 def _write_group(target: OmeTarget, told: Mapping[str, Any]) -> None:

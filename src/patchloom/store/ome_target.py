@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,14 +22,13 @@ __all__ = ["OmeTarget"]
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
-_LEVEL = "0"
-_OBJECT = re.compile(rf"{_LEVEL}/c((?:/\d+)+)")
+_OBJECT = re.compile(r"(\d+)/c((?:/\d+)+)")
 _KINDS = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 
 
 @dataclass(frozen=True)
 class OmeTarget:
-    """An image of OME-Zarr 0.5 with one level, in whole objects (chunks, or shards of chunks).
+    """One level of an image of OME-Zarr 0.5, in whole objects (chunks, or shards of chunks).
 
     A *part* is what is written together: the objects of one spatial box of one sample. Parts are
     numbered sample by sample, in C order of their boxes.
@@ -48,11 +47,32 @@ class OmeTarget:
     """Of an object that holds several chunks, in whole chunks; 1 on the sample axes."""
     dtype: np.dtype[Any]
     codec: Codec
+    level: int = 0
+    halved: tuple[str, ...] = ()
+    """For each coarser level of the image the axes that are halved from the one before."""
     spacing: Mapping[str, float] = field(default_factory=dict)
+    """Of the finest level, as is all that follows."""
     origin: Mapping[str, float] = field(default_factory=dict)
     unit: Mapping[str, str] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     """Names; empty if unknown."""
+
+    @property
+    def levels(self) -> list[OmeTarget]:
+        """Itself, and all levels that are coarser."""
+        found = [self]
+        for axes in self.halved[self.level :]:
+            fine = found[-1]
+            shape = [
+                -(-n // 2) if a in axes else n for a, n in zip(self.axes, fine.shape, strict=True)
+            ]
+            found.append(replace(fine, level=fine.level + 1, shape=tuple(shape)))
+        return found
+
+    @property
+    def path(self) -> str:
+        """Of the array in the image."""
+        return str(self.level)
 
     @cached_property
     def space(self) -> str:
@@ -125,14 +145,22 @@ class OmeTarget:
             kind = {"type": _KINDS[a]} if a in _KINDS else {}
             unit = {"unit": self.unit[a]} if self.unit.get(a) else {}
             axes.append({"name": a, **kind, **unit})
-        how: list[dict[str, Any]] = [
-            {"type": "scale", "scale": [float(self.spacing.get(a, 1.0)) for a in self.axes]}
-        ]
-        if any(self.origin.values()):
-            moved = [float(self.origin.get(a, 0.0)) for a in self.axes]
-            how.append({"type": "translation", "translation": moved})
-        level = {"path": _LEVEL, "coordinateTransformations": how}
-        return {"name": self.name, "axes": axes, "datasets": [level]}
+        levels, times = [], dict.fromkeys(self.axes, 1)
+        for k in range(len(self.halved) + 1):
+            if k:
+                times |= {a: 2 * times[a] for a in self.halved[k - 1]}
+            how = [*self._transforms(times)]
+            levels.append({"path": str(k), "coordinateTransformations": how})
+        return {"name": self.name, "axes": axes, "datasets": levels}
+
+    def _transforms(self, times: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+        """Where pixels lie that are so many times as large."""
+        scale = {a: float(self.spacing.get(a, 1.0)) for a in self.axes}
+        yield {"type": "scale", "scale": [scale[a] * times[a] for a in self.axes]}
+        # Their centres move.
+        moved = [self.origin.get(a, 0.0) + scale[a] * (times[a] - 1) / 2 for a in self.axes]
+        if any(moved):
+            yield {"type": "translation", "translation": moved}
 
     def _shown(self, name: str) -> dict[str, Any]:
         whole = self.dtype.kind in "iu"
@@ -144,7 +172,7 @@ class OmeTarget:
     @property
     def array_name(self) -> str:
         """Object with the metadata of the array."""
-        return f"{_LEVEL}/zarr.json"
+        return f"{self.path}/zarr.json"
 
     def array_document(self) -> dict[str, Any]:
         """``zarr.json`` of the array."""
@@ -177,12 +205,22 @@ class OmeTarget:
             "storage_transformers": [],
         }
 
+    def box(
+        self, sample: int, start: Sequence[int], stop: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """A spatial box of one sample, in all channels: first pixels in the array, and ends."""
+        place = [int(n) for n in np.unravel_index(sample, self.sample_shape)]
+        low = dict(zip(self.samples + self.space, [*place, *start], strict=True))
+        high = dict(zip(self.samples + self.space, [*(n + 1 for n in place), *stop], strict=True))
+        low["c"], high["c"] = 0, self.n_channels
+        return [low[a] for a in self.axes], [high[a] for a in self.axes]
+
     # -- parts ------------------------------------------------------------------------------
 
     def parts_there(self, found: Mapping[str, int]) -> npt.NDArray[np.bool_]:
         """Which parts are whole, by a listing (sizes in bytes by name): bool[n_parts]."""
         counts = ChunkGrid(self.shape, self._outer).counts
-        named = (_index_of(name, len(counts)) for name, size in found.items() if size)
+        named = (self._index_of(name) for name, size in found.items() if size)
         rows = [row for row in named if row is not None]
         times = np.zeros(self.n_parts, np.int64)
         if rows:
@@ -194,6 +232,14 @@ class OmeTarget:
             np.add.at(times, index[:, order] @ np.array(strides, np.int64), 1)
         there: npt.NDArray[np.bool_] = times == self._grid(self._channel).n_chunks
         return there
+
+    def _index_of(self, name: str) -> list[int] | None:
+        """The place of an object of the array; None of what is none."""
+        found = _OBJECT.fullmatch(name)
+        if found is None or found[1] != self.path:
+            return None
+        index = [int(n) for n in found[2].split("/")[1:]]
+        return index if len(index) == len(self.axes) else None
 
     def write_part(self, sample: int, box: int, pixels: Pixels) -> int:
         """Write the objects of one part, each whole.
@@ -224,7 +270,7 @@ class OmeTarget:
         for k in range(channels.n_chunks):
             at["c"] = k
             low, high = (side[0] for side in channels.box((k,))) if self._channel else (0, 1)
-            name = "/".join([_LEVEL, "c", *(str(at[a]) for a in self.axes)])
+            name = "/".join([self.path, "c", *(str(at[a]) for a in self.axes)])
             parts = [*self._encoded(pixels[low:high])]
             self.location.write(name, *parts)
             nbytes += sum(map(len, parts))
@@ -262,14 +308,7 @@ class OmeTarget:
         if self.shards is not None:
             n = math.prod(o // c for o, c in zip(self.shards, self.chunks, strict=True))
         shape = self._across(self.chunks)
-        return ArraySpec(_LEVEL, shape, self.dtype, self.axes, n, self.codec)
-
-
-def _index_of(name: str, ndim: int) -> list[int] | None:
-    """The place of an object of the array; None of what is none."""
-    found = _OBJECT.fullmatch(name)
-    index = [] if found is None else [int(n) for n in found[1].split("/")[1:]]
-    return index if len(index) == ndim else None
+        return ArraySpec(self.path, shape, self.dtype, self.axes, n, self.codec)
 
 
 def _padded(pixels: Pixels, shape: tuple[int, ...]) -> Pixels:
