@@ -29,8 +29,9 @@ from patchloom import errors
 from patchloom.blending import window
 from patchloom.location import Location
 from patchloom.patching import TiledPatching
-from patchloom.run import mosaics, stitching
+from patchloom.run import mosaics
 from patchloom.run.appending import image_documents
+from patchloom.run.outputs import Wanted
 from patchloom.run.predicting import Answers, LiveInputs
 from patchloom.store.schema import Codec
 from tests.clients import contents
@@ -512,7 +513,7 @@ def test_the_model_is_loaded_once(made: Any, monkeypatch: pytest.MonkeyPatch) ->
     """Once a process, on however many threads, and asked of one batch at a time."""
     plan, _, want = made
     monkeypatch.setattr(mosaics, "_SMALL", 2**12)
-    monkeypatch.setattr("patchloom.run.stitching._TOGETHER", 1)
+    monkeypatch.setattr("patchloom.run.mosaic_graph._TOGETHER", 1)
     loaded, inside, together, sizes = [], threading.Lock(), [], []
 
     def load() -> str:
@@ -616,7 +617,7 @@ def test_no_two_tasks_write_one_object(
 ) -> None:
     plan, store, want = made
     monkeypatch.setattr(mosaics, "_SMALL", 2**14)
-    monkeypatch.setattr("patchloom.run.stitching._TOGETHER", 1)
+    monkeypatch.setattr("patchloom.run.mosaic_graph._TOGETHER", 1)
     by, write, making = Counter[tuple[str, int]](), Location.write, mosaics.put_together
     task = threading.local()
     tasks = itertools.count()
@@ -631,7 +632,7 @@ def test_no_two_tasks_write_one_object(
         write(self, name, *parts)
 
     monkeypatch.setattr(Location, "write", writing)
-    monkeypatch.setattr("patchloom.run.stitching.put_together", putting)
+    monkeypatch.setattr("patchloom.run.mosaic_graph.put_together", putting)
     for tiles in (plan, store):
         by.clear()
         out = tmp_path / f"{type(tiles).__name__}.zarr"
@@ -791,9 +792,8 @@ def test_memory_does_not_grow_with_the_image() -> None:
         plan = patchloom.plan(images, how, edge="pad")
         answers = Answers(LiveInputs(plan, 4), plan.patch_shape, plan.dtype)
         where, told = Location.of(fresh()), image_documents(plan.images)[0]
-        target = stitching._target(
-            told, where, answers, answers.dtype, (), False, None, None, Codec(), 1
-        )
+        wanted = Wanted(1, answers.dtype, (), None, None, Codec(), 1)
+        target = wanted.target(told, where)
         return mosaics.box_of(target, answers, plan.cut, "hann", 2**30)[1]
 
     small, large = projected(40_000), projected(400_000)
@@ -833,6 +833,7 @@ def test_mistakes_are_told_before_anything_is_written(made: Any, tmp_path: Path)
         (errors.ConfigError, "codec=", {"codec": "zip"}),
         (errors.ConfigError, "64 bits", {"predictions": good.astype("i8"), "blend": "hann"}),
         (errors.ConfigError, "numbers or flags", {"dtype": "c8"}),
+        (errors.ConfigError, "numbers or flags", {"dtype": "zebra"}),
         (errors.ConfigError, "tiles are those", {"tiles": 3}),
         (errors.ConfigError, "ids of images", {"output": {"nobody": "x"}}),
         (errors.ConfigError, "output=", {"output": ""}),
@@ -929,6 +930,8 @@ def test_the_command(made: Any, tmp_path: Path) -> None:
         "half,twice",
         "--blend",
         "hann",
+        "--levels",
+        "2",
     ]
     done = CliRunner().invoke(main, [*call, "--json"])
     assert done.exit_code == 0, done.output

@@ -39,7 +39,6 @@ def answers_of(
     batch: int,
     options: Mapping[str, Any] | None,
     partial: bool,
-    progress: bool,
 ) -> tuple[Answers, Ints | None, int]:
     """Predictions as workers have them; shards of them that are missing, and tiles of a shard.
 
@@ -51,8 +50,6 @@ def answers_of(
         As for `stitch`.
     options
         For fsspec, of a URL.
-    progress
-        Whether to show it.
 
     Raises
     ------
@@ -72,7 +69,7 @@ def answers_of(
         else:
             inputs = RowInputs(rows_of(tiles.images))
         asking = Asking(given, load, uuid.uuid4().hex, batch)
-        shape, dtype = _tried(asking, inputs, progress=progress)
+        shape, dtype = _tried(asking, inputs)
         _check_shape(shape, cut)
         return Answers(inputs, shape, dtype, asking), None, 1
     if load is not None:
@@ -213,9 +210,7 @@ class _Mapped:
         return lambda rows, rest: np.asarray(taken(made, (rows, *rest)), self.dtype)
 
 
-def _tried(
-    asking: Asking, inputs: Inputs, *, progress: bool
-) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _tried(asking: Asking, inputs: Inputs) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of a prediction, by one of a blank tile, where the others are made."""
     name = f"patchloom-try-{asking.token}"
     key: Key = (name, 0)

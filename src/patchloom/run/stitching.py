@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dask.highlevelgraph import HighLevelGraph
 
-from patchloom.blending import Blend, blend_of
+from patchloom.blending import blend_of
 from patchloom.errors import (
     BudgetError,
     ConfigError,
@@ -24,41 +21,28 @@ from patchloom.errors import (
     FingerprintError,
     StoreError,
 )
-from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.planning.incidence import Cut
 from patchloom.planning.plans import Plan
 from patchloom.randomness import digest_of
 from patchloom.run.answering import answers_of
 from patchloom.run.appending import image_documents
-from patchloom.run.blocks import Supplied
 from patchloom.run.coarsening import coarsen_graph, coarsening_bytes
 from patchloom.run.executing import execute
-from patchloom.run.graph import Graph, Key, light
-from patchloom.run.mosaics import Job, Mosaic, Region, box_of, put_together
-from patchloom.run.predicting import Answers, LiveInputs, Needs, RowInputs
+from patchloom.run.mosaic_graph import mosaic_graph, regions_of
+from patchloom.run.mosaics import Job, Mosaic, box_of
+from patchloom.run.outputs import Wanted
+from patchloom.run.predicting import LiveInputs
 from patchloom.run.settings import Settings
-from patchloom.run.stitch_report import StitchedTask, StitchReport
+from patchloom.run.stitch_report import StitchReport
 from patchloom.run.surveying import channel_names
 from patchloom.run.tilings import Listing, PlanTiling, cut_of_store
 from patchloom.store.exports.names import safe_name
 from patchloom.store.ome_target import OmeTarget
 from patchloom.store.patch_store import PatchStore, open_patches
-from patchloom.store.schema import CODECS, PARTIAL, Codec, as_json
+from patchloom.store.schema import PARTIAL, as_json
 
 __all__ = ["stitch"]
-
-TASKS = 8192
-"""Tasks of a run, at most: each makes some boxes, one after the other."""
-_TOGETHER = 16 * 2**20
-"""Bytes of small boxes that one task makes."""
-_USUAL = {1: 2**16, 2: 512, 3: 64}
-"""Extent of a chunk on each axis, by their number, where those of the source do not suit."""
-_LONG = 1.4
-"""An axis whose pixels are so many times the smallest waits for the others on the way to coarser
-levels: so pixels become cubes."""
-_SUITS = 2**16, 2**26
-"""Bytes of a chunk that suits."""
 
 
 def stitch(
@@ -178,32 +162,29 @@ def stitch(
             "materialize call again, or give partial=True for what is there"
         )
     answers, gone, rows_per_shard = answers_of(
-        told.plan or told.store,  # type: ignore[arg-type]
+        told.tiles,
         told.cut,
         predictions,
         load=load,
         batch=batch,
         options=storage_options,
         partial=partial,
-        progress=progress,
     )
-    given = answers.dtype if dtype is None else np.dtype(dtype).newbyteorder("=")
-    _check_types(answers.dtype, given, how)
+    wanted = Wanted.of(
+        answers,
+        how,
+        dtype,
+        told.names if channels is None else channels,
+        named=channels is not None,
+        chunks=chunks,
+        shards=shards,
+        codec=codec,
+        levels=levels,
+    )
     options = told.options if output_options is None else dict(output_options)
     mosaics, projected = [], 0
     for index, location in _places(told, output, options).items():
-        target = _target(
-            told.images[index],
-            location,
-            answers,
-            given,
-            told.names if channels is None else tuple(channels),
-            channels is not None,
-            chunks,
-            shards,
-            Codec(codec or CODECS[0]),
-            levels,
-        )
+        target = wanted.target(told.images[index], location)
         box, needed = box_of(target, answers, told.cut, how, allowed)
         projected = max(projected, needed, coarsening_bytes(target))
         mosaics.append(Mosaic(index, target, box))
@@ -246,9 +227,9 @@ def stitch(
     regions = [
         region
         for number, (mosaic, stand) in enumerate(zip(mosaics, stands, strict=True))
-        for region in _regions(number, mosaic, stand.parts[0], listing)
+        for region in regions_of(number, mosaic, stand.parts[0], listing)
     ]
-    done = execute(_graph(job, regions), progress=progress, label="stitch")
+    done = execute(mosaic_graph(job, regions), progress=progress, label="stitch")
     for level in range(1, levels):
         ladders = [(m.target.levels, stand) for m, stand in zip(mosaics, stands, strict=True)]
         graph = coarsen_graph(
@@ -274,24 +255,33 @@ class _Told:
 
     images: Sequence[Mapping[str, Any]]
     """As a store tells them."""
+    tiles: Plan | PatchStore
     cut: Cut
     fingerprint: str
     names: tuple[str, ...]
     """Of the source's channels; empty if unknown."""
     options: Mapping[str, Any]
-    plan: Plan | None = None
-    store: PatchStore | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The tiles, if they are those of a plan."""
+        return self.tiles if isinstance(self.tiles, Plan) else None
+
+    @property
+    def store(self) -> PatchStore | None:
+        """The tiles, if they are those of a store."""
+        return self.tiles if isinstance(self.tiles, PatchStore) else None
 
     @classmethod
     def of(cls, tiles: Any, options: Mapping[str, Any] | None) -> _Told:
         if isinstance(tiles, Plan):
             return cls(
                 image_documents(tiles.images),
+                tiles,
                 tiles.cut,
                 tiles.fingerprint,
                 _named(channel_names(tiles.images)),
                 dict(options or {}),
-                plan=tiles,
             )
         if isinstance(tiles, str | os.PathLike):
             tiles = open_patches(tiles, storage_options=options)
@@ -303,11 +293,11 @@ class _Told:
         told = tiles.attributes
         return cls(
             told["images"],
+            tiles,
             cut_of_store(tiles),
             tiles.fingerprint,
             _named(told["channels"]),
             tiles.location.options,
-            store=tiles,
         )
 
 
@@ -328,17 +318,6 @@ def _bytes_of(memory: int | str | None) -> int:
     if found < 1:
         raise ConfigError(f"memory= is a number of bytes or text like '2 GiB', got {memory!r}")
     return found
-
-
-def _check_types(found: np.dtype[Any], wanted: np.dtype[Any], blend: Blend | None) -> None:
-    for dtype, what in ((found, "predictions"), (wanted, "dtype=")):
-        if dtype.kind not in "biuf" or dtype.itemsize > 8:
-            raise ConfigError(f"an image holds numbers or flags, got {what} of {dtype}")
-    if blend is not None and found.kind in "iu" and found.itemsize == 8:
-        raise ConfigError(
-            f"blend= takes means, which whole numbers of 64 bits lose digits in, got {found} and "
-            f"blend={blend!r}; leave blend out, or predict floats or fewer bits"
-        )
 
 
 # -- what is made ---------------------------------------------------------------------------
@@ -367,114 +346,6 @@ def _places(told: _Told, output: Any, options: Mapping[str, Any]) -> dict[int, L
     if told.store is not None and {*urls} & {told.store.location.url}:
         raise ConfigError(f"images stand beside the store of their tiles, got {told.store.url!r}")
     return dict(sorted(found.items()))
-
-
-def _target(
-    image: Mapping[str, Any],
-    location: Location,
-    answers: Answers,
-    dtype: np.dtype[Any],
-    names: tuple[str, ...],
-    named: bool,
-    chunks: int | Sequence[int] | None,
-    shards: int | Sequence[int] | None,
-    codec: Codec,
-    levels: int,
-) -> OmeTarget:
-    """One output, as the source is and as it was asked for."""
-    stored, n_channels = str(image["axes"]), answers.shape[0]
-    if named and len(names) != n_channels:
-        raise ConfigError(f"channels= names each of {n_channels} channels, got {list(names)}")
-    extents = dict(zip(stored, map(int, image["shape"]), strict=True))
-    samples = "".join(a for a in stored if a in "st")
-    space = "".join(a for a in "zyx" if a in stored)
-    has_channel = "c" in stored or n_channels > 1
-    extents["c"] = n_channels
-    chunk = _extents("chunks", chunks, space)
-    if chunk is None:
-        own = dict(zip(stored, image.get("chunks", ()), strict=False))
-        chunk = _usual([extents[a] for a in space], [own.get(a) for a in space], dtype)
-    shard = _extents("shards", shards, space)
-    if shard is None:
-        chunk = tuple(min(c, extents[a]) for c, a in zip(chunk, space, strict=True))
-    if shard is not None and any(s % c for s, c in zip(shard, chunk, strict=True)):
-        raise ConfigError(
-            f"a shard holds whole chunks, got shards={[*shard]} for chunks of {[*chunk]}; give "
-            "multiples"
-        )
-    spacing = dict(image["spacing"])
-    plane = "z" if "s" in samples and "z" in spacing and "z" not in stored else "s"
-    # Planes that were samples are planes again.
-    letters = {"s": plane}
-    extents[plane] = extents.get("s", extents.get(plane, 1))
-    samples = "".join(letters.get(a, a) for a in samples)
-    axes = "".join(a for a in "tsczyx" if a in samples or a in space or (a == "c" and has_channel))
-    inner = dict(zip(space, chunk, strict=True))
-    outer = {} if shard is None else dict(zip(space, shard, strict=True)) | {"c": n_channels}
-    return OmeTarget(
-        location=location,
-        name=str(image["id"]),
-        axes=axes,
-        samples=samples,
-        shape=tuple(extents[a] for a in axes),
-        chunks=tuple(inner.get(a, 1) for a in axes),
-        shards=None if shard is None else tuple(outer.get(a, 1) for a in axes),
-        dtype=dtype,
-        codec=codec,
-        halved=_halved(levels, space, extents, spacing),
-        spacing=spacing,
-        origin=dict(image.get("origin", {})),
-        unit=dict(image.get("unit", {})),
-        channels=names if has_channel and len(names) == n_channels else (),
-    )
-
-
-def _halved(
-    levels: Any, space: str, extents: Mapping[str, int], spacing: Mapping[str, float]
-) -> tuple[str, ...]:
-    """The axes that are halved for each coarser level."""
-    if isinstance(levels, bool) or not isinstance(levels, int | np.integer) or levels < 1:
-        raise ConfigError(f"levels= is a number of resolutions from 1 on, got {levels!r}")
-    known = all(a in spacing for a in space)
-    size = {a: float(spacing[a]) if known else 1.0 for a in space}
-    left = {a: extents[a] for a in space}
-    found: list[str] = []
-    for _ in range(levels - 1):
-        least = min((size[a] for a in space if left[a] > 1), default=0.0)
-        axes = "".join(a for a in space if left[a] > 1 and size[a] < _LONG * least)
-        if not axes:
-            raise ConfigError(
-                f"a coarser level has fewer pixels, got levels={levels} for an image of "
-                f"{[extents[a] for a in space]}; ask for {len(found) + 1} at most"
-            )
-        size |= {a: 2 * size[a] for a in axes}
-        left |= {a: -(-left[a] // 2) for a in axes}
-        found.append(axes)
-    return tuple(found)
-
-
-def _extents(name: str, given: Any, space: str) -> tuple[int, ...] | None:
-    if given is None:
-        return None
-    each = [given] * len(space) if isinstance(given, int | np.integer) else [*given]
-    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in each)
-    if len(each) != len(space) or not whole or min(each) < 1:
-        raise ConfigError(
-            f"{name}= is a number of pixels, or one for each axis of {space!r}, got {given!r}"
-        )
-    return tuple(int(n) for n in each)
-
-
-def _usual(
-    extents: Sequence[int], own: Sequence[int | None], dtype: np.dtype[Any]
-) -> tuple[int, ...]:
-    """The source's chunks, if they suit."""
-    if None not in own:
-        found = tuple(min(int(c or 1), n) for c, n in zip(own, extents, strict=True))
-        nbytes = math.prod(found) * dtype.itemsize
-        if nbytes <= _SUITS[1] and (nbytes >= _SUITS[0] or found == tuple(extents)):
-            return found
-    return (_USUAL[len(extents)],) * len(extents)
 
 
 def _lacks(
@@ -574,163 +445,3 @@ def _open(target: OmeTarget, header: Mapping[str, Any], stand: _Stand) -> None:
 
 def _write_group(target: OmeTarget, told: Mapping[str, Any]) -> None:
     target.location.write("zarr.json", as_json(target.group_document(told)))
-
-
-# -- tasks -----------------------------------------------------------------------------------
-
-
-def _regions(
-    number: int, mosaic: Mosaic, there: npt.NDArray[np.bool_], listing: Listing | None
-) -> list[Region]:
-    """The boxes of an image of which some part is missing."""
-    if there.all():
-        return []
-    arranged = None if listing is None else listing.arranged(mosaic.image, mosaic.boxes)
-    found = []
-    of_sample = there.reshape(mosaic.target.n_samples, -1)
-    for sample in np.flatnonzero(~of_sample.all(1)).tolist():
-        for box in range(mosaic.boxes.n_chunks):
-            parts: Any = mosaic.parts(box)
-            missing = ~of_sample[sample, parts]
-            if not missing.any():
-                continue
-            tiles = None if arranged is None else arranged.of_box(sample, box)
-            some = None if missing.all() else parts[missing]
-            found.append(Region(number, sample, box, some, tiles))
-    return found
-
-
-_Handing = tuple[int, tuple[tuple[int, ...], ...], frozenset[tuple[int, ...]]]
-"""Chunks that are handed over: of what, by its number in `Needs`, which, and those that count."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Some:
-    """What one task makes: an opaque value, so that Dask does not look inside."""
-
-    regions: tuple[Region, ...]
-    handed: tuple[_Handing | None, ...]
-    """For each region."""
-
-
-def _graph(job: Job, regions: Sequence[Region]) -> Graph:
-    """One task some boxes that follow one another."""
-    token = uuid.uuid4().hex
-    name, job_key = f"patchloom-stitch-{token}", f"patchloom-job-{token}"
-    pieces = _pieces(job, regions)
-    width = len(str(len(pieces)))
-    keys: list[Key] = [(name, f"{k:0{width}}") for k in range(len(pieces))]
-    lazies = _lazies(job)
-    counted: set[Any] = set()
-
-    def needs(region: Region) -> Needs | None:
-        if not lazies:
-            return None
-        mosaic, inputs = job.mosaics[region.mosaic], job.answers.inputs
-        tiles = job.tiles(region)
-        return inputs.needs(mosaic.image, region.sample, tiles) if len(tiles) else None
-
-    def make(some: Sequence[Key]) -> dict[Any, Any]:
-        made = {}
-        for key in some:
-            mine, blocks = pieces[int(key[1])], []
-            handed: list[_Handing | None] = []
-            for region in mine:
-                need = needs(region)
-                if need is None:
-                    handed.append(None)
-                    continue
-                number, _, rows = need
-                fresh = frozenset(row for row in rows if (number, row) not in counted)
-                counted.update((number, row) for row in rows)
-                handed.append((number, rows, fresh))
-                blocks += [(lazies[number].name, *row) for row in rows]
-            made[key] = (_stitch, job_key, _Some(tuple(mine), tuple(handed)), blocks)
-        return made
-
-    given = HighLevelGraph.from_collections(name, {}, dependencies=list(lazies.values()))
-    return Graph(given, keys, {job_key: _light(job)}, neighbours=False, make=make)
-
-
-def _pieces(job: Job, regions: Sequence[Region]) -> list[list[Region]]:
-    """The regions of each task."""
-    most = max(1, -(-len(regions) // TASKS))
-    found: list[list[Region]] = []
-    nbytes = 0
-    for region in regions:
-        mosaic = job.mosaics[region.mosaic]
-        size = math.prod(mosaic.box) * mosaic.target.n_channels * mosaic.target.dtype.itemsize
-        full = nbytes + size > _TOGETHER and (not found or len(found[-1]) >= most)
-        if not found or full:
-            found.append([])
-            nbytes = 0
-        found[-1].append(region)
-        nbytes += size
-    return found
-
-
-def _lazies(job: Job) -> dict[int, Any]:
-    """The Dask arrays that workers cannot read by themselves, by their numbers in `Needs`."""
-    inputs = job.answers.inputs
-    if isinstance(inputs, RowInputs):
-        return {} if inputs.lazy is None else {-1: inputs.lazy.source.lazy(inputs.lazy)}
-    assert isinstance(inputs, LiveInputs)
-    images = inputs.plan.images
-    return {
-        mosaic.image: images[mosaic.image].source.lazy(images[mosaic.image])
-        for mosaic in job.mosaics
-        if not images[mosaic.image].source.addressable
-    }
-
-
-def _light(job: Job) -> Job:
-    """The job without pixels that Dask hands over anyway."""
-    inputs: Any = job.answers.inputs
-    tiling = job.tiling
-    if tiling is not None:
-        plan = tiling.plan.with_images([light(_bare(i)) for i in tiling.plan.images])
-        tiling = replace(tiling, plan=plan)
-        if isinstance(inputs, LiveInputs):
-            inputs = replace(inputs, plan=plan)
-    if isinstance(inputs, RowInputs) and inputs.lazy is not None:
-        inputs = replace(inputs, rows=_Handed.of(inputs), lazy=light(inputs.lazy))
-    return replace(job, tiling=tiling, answers=replace(job.answers, inputs=inputs))
-
-
-def _bare(image: Image) -> Image:
-    """An image without what lies over it: none of that is read."""
-    for name in image.roles:
-        image = image.with_role(name, None)
-    return replace(image, pyramid=None)
-
-
-@dataclass(frozen=True)
-class _Handed:
-    """What is known of rows that a graph hands over."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    step: int
-    unit: int
-
-    @classmethod
-    def of(cls, inputs: RowInputs) -> _Handed:
-        rows = inputs.rows
-        return cls(rows.shape, rows.dtype, rows.step, rows.unit)
-
-    def open(self) -> Any:
-        raise StoreError("rows of a Dask array are read by its graph alone")
-
-
-def _stitch(job: Job, some: _Some, blocks: Sequence[Any]) -> StitchedTask:
-    given: list[dict[int, Supplied]] = []
-    at = 0
-    for handed in some.handed:
-        if handed is None:
-            given.append({})
-            continue
-        number, rows, fresh = handed
-        pixels = [np.asarray(block) for block in blocks[at : at + len(rows)]]
-        at += len(rows)
-        given.append({number: Supplied(dict(zip(rows, pixels, strict=True)), fresh)})
-    return put_together(job, some.regions, given)
