@@ -785,6 +785,51 @@ def test_a_task_takes_what_was_projected(tmp_path: Path) -> None:
         assert projected < pixels.nbytes * 2, name
 
 
+def test_graphs_grow_with_boxes_and_not_with_tiles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From a plan a task is a few numbers, however many tiles it puts together."""
+    # No chunk is written: nothing is read.
+    zarr.create_array(tmp_path / "a.zarr", shape=(40_000, 40_000), chunks=(1000, 1000), dtype="u2")
+    images = patchloom.open_images(str(tmp_path / "a.zarr"), axes="YX")
+    seen = []
+
+    class Enough(Exception):
+        pass
+
+    def execute(graph: Any, **how: Any) -> Any:
+        tasks = graph.part(graph.keys)
+        seen.append((len(tasks), max(len(pickle.dumps(task)) for task in tasks.values())))
+        raise Enough
+
+    monkeypatch.setattr("patchloom.run.stitching.execute", execute)
+    for side in (512, 64):
+        how = {"name": "tiled", "patch_size": [side, side], "overlaps": [side // 4, side // 4]}
+        plan = patchloom.plan(images, how, edge="pad")
+        shape = (plan.n_patches, 1, side, side)
+        rows = zarr.create_array(
+            tmp_path / f"{side}", shape=shape, chunks=(16, *shape[1:]), dtype="u2"
+        )
+        with pytest.raises(Enough):
+            stitched(plan, rows, blend="hann", memory="64 GiB")
+    (few, small), (many, large) = seen
+    assert few == many < 200
+    assert large <= small < 2000
+
+
+def test_an_error_of_the_model_reaches_the_caller(made: Any) -> None:
+    plan, _, _ = made
+
+    def fails(tiles: Any) -> Any:
+        if len(tiles) > 1:
+            raise ZeroDivisionError("of the model")
+        return tiles
+
+    for scheduler in ("synchronous", "threads"):
+        with pytest.raises(ZeroDivisionError, match="of the model"):
+            stitched(plan, fails, scheduler=scheduler)
+
+
 def test_memory_does_not_grow_with_the_image() -> None:
     def projected(side: int) -> int:
         images = patchloom.open_images(da.zeros((side, side), chunks=512, dtype="u2"))

@@ -417,7 +417,7 @@ def _claimed(mosaic: Mosaic, header: Mapping[str, Any]) -> _Stand:
             f"at {location.shown!r}; give another place; nothing was touched"
         ) from None
     mine = json.loads(as_json(header))
-    differs = sorted(k for k in {*there, *mine} - {"version"} if there.get(k) != mine.get(k))
+    differs = sorted(k for k in {*there, *mine} if there.get(k) != mine.get(k))
     documents = location.read_all([level.array_name for level in target.levels])
     wanted = [as_json(level.array_document()) for level in target.levels]
     if any(a is not None and a != b for a, b in zip(documents, wanted, strict=True)):
