@@ -6,6 +6,7 @@ The walk, each arrow one value::
     open_patches -> PatchStore
     export -> ExportReport + what another trainer reads
     verify -> VerifyReport
+    stitch -> StitchReport + images of the predictions of tiles
 
 This face re-exports nouns and verbs lazily and defines nothing: ``import patchloom`` imports
 neither Dask nor Zarr.
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from patchloom.run.pricing import price as price
     from patchloom.run.reports import RunReport as RunReport
     from patchloom.run.scoring import survey as survey
+    from patchloom.run.stitch_report import StitchReport as StitchReport
+    from patchloom.run.stitching import stitch as stitch
     from patchloom.run.surveying import statistics as statistics
     from patchloom.run.surveying import summarize as summarize
     from patchloom.run.verify_report import VerifyReport as VerifyReport
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from patchloom.sources.points import read_points as read_points
     from patchloom.store.patch_store import PatchStore as PatchStore
     from patchloom.store.patch_store import open_patches as open_patches
+    from patchloom.store.predictions import Predictions as Predictions
     from patchloom.summaries.table import Statistics as Statistics
 
 try:
@@ -58,8 +62,10 @@ _HOME = {
     "PatchloomError": "patchloom.errors",
     "Plan": "patchloom.planning.plans",
     "Points": "patchloom.points",
+    "Predictions": "patchloom.store.predictions",
     "RunReport": "patchloom.run.reports",
     "Statistics": "patchloom.summaries.table",
+    "StitchReport": "patchloom.run.stitch_report",
     "VerifyReport": "patchloom.run.verify_report",
     "alternatives": "patchloom.run.aligning",
     "export": "patchloom.run.exporting",
@@ -71,6 +77,7 @@ _HOME = {
     "statistics": "patchloom.run.surveying",
     "summarize": "patchloom.run.surveying",
     "price": "patchloom.run.pricing",
+    "stitch": "patchloom.run.stitching",
     "survey": "patchloom.run.scoring",
     "verify": "patchloom.run.verifying",
 }

@@ -34,7 +34,7 @@ SCHEDULERS = ("threads", "synchronous", "processes")
 _DAMAGED, _WRONG, _INTERRUPTED = 1, 2, 130
 _ROWS = 200
 """Rows of statistics that are printed."""
-_RESUMABLE = {"run", "demo", "export"}
+_RESUMABLE = {"run", "demo", "export", "stitch"}
 
 
 class _Commands(click.Group):
@@ -323,6 +323,74 @@ def export_command(
         click.echo(json.dumps(report.to_dict(), indent=1))
     else:
         _table("Export", report.rows())
+
+
+@main.command("stitch")
+@click.argument("store")
+@click.argument("predictions")
+@click.option("--output", required=True, metavar="URL", help="OME-Zarr image, or a folder of them.")
+@click.option("--blend", metavar="HOW", help="hann or gaussian; by default tiles are cropped.")
+@click.option("--dtype", metavar="TYPE", help="Of the images; by default of the predictions.")
+@click.option("--channels", metavar="NAME,NAME", help="Names of the channels.")
+@click.option("--chunks", metavar="N,N", help="Pixels of a chunk on each spatial axis, or on all.")
+@click.option("--shards", metavar="N,N", help="Pixels of an object that holds several chunks.")
+@click.option("--codec", metavar="NAME", help="blosc-zstd (default), blosc-lz4, zstd or none.")
+@click.option(
+    "--levels", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+    help="Resolutions: the further ones are means.",
+)  # fmt: skip
+@click.option("--model", metavar="TEXT", help="What made the predictions; recorded.")
+@click.option("--memory", metavar="SIZE", help="Of one task, such as 2GiB.")
+@click.option("--partial", is_flag=True, help="Stitch what there is of tiles that lack some.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask cluster (tcp://host:8786), or threads (default), processes or synchronous.",
+)
+@_json
+def stitch_command(
+    store: str,
+    predictions: str,
+    channels: str | None,
+    chunks: str | None,
+    shards: str | None,
+    scheduler: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Put PREDICTIONS of the tiles of STORE together into OME-Zarr images.
+
+    PREDICTIONS is the URL of an array with a row a tile. Run it again to finish what was
+    interrupted.
+    """
+    _check_scheduler(scheduler)
+    from patchloom.run.stitching import stitch
+
+    with _scheduler(scheduler):
+        report = stitch(
+            store,
+            predictions,
+            channels=None if channels is None else channels.split(","),
+            chunks=_pixels("--chunks", chunks),
+            shards=_pixels("--shards", shards),
+            progress=not as_json,
+            **asked,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+    else:
+        _table("Stitch", report.rows())
+
+
+def _pixels(option: str, given: str | None) -> list[int] | int | None:
+    """One number for all axes, or one for each."""
+    if given is None:
+        return None
+    try:
+        each = [int(text) for text in given.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers of pixels, N or N,N, got {given!r}") from None
+    return each[0] if len(each) == 1 else each
 
 
 def _pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from patchloom.store.schema import ArraySpec
 
-__all__ = ["ShardBuilder", "decoder", "encoder", "seal"]
+__all__ = ["Bytes", "ShardBuilder", "decoder", "encoder", "seal"]
 
 Bytes = bytes | memoryview
+"""What an object is put together from."""
 Encode = Callable[[npt.NDArray[Any]], Bytes]
 _ABSENT = 2**64 - 1
 
