@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -22,6 +27,7 @@ from patchloom.load.augment import (
     Chain,
     image_random_transform,
     image_stack_random_transform,
+    interpolation,
 )
 from patchloom.load.augment.hooks import FunctionHook
 from patchloom.load.augment.numpy_pixels import resampled
@@ -218,7 +224,10 @@ def test_draws_stay_as_they_are() -> None:
 def augments(draw: st.DrawFn, ndim: int) -> Augment:
     """Of any parameters that fit square patches."""
     z = ["z"] if ndim == 3 else []
-    some = st.sampled_from
+
+    def some(values: list[Any]) -> st.SearchStrategy[Any]:
+        return st.sampled_from(values)
+
     return Augment(
         flip="".join(draw(st.sets(some([*z, "y", "x"])))),
         turn=draw(some(["", "yx"])),
@@ -329,7 +338,8 @@ def test_resampling_by_the_identity_keeps_the_pixels() -> None:
     for mode in ("nearest", "reflect", "constant"):
         augment = Augment(rotation_range=(0, 1e-300), warp_sigma=1e-300, fill_mode=mode, cval=9)
         assert not augment.draw([0], (7, 8), seed=0).is_exact
-        assert np.array_equal(augment({"images": pixels}, [0, 1], seed=0)["images"], pixels)
+        found = augment({"images": pixels}, [0, 1], seed=0)["images"]
+        assert np.allclose(found, pixels, rtol=0, atol=1e-15)
 
 
 def test_input_is_left_alone() -> None:
@@ -351,9 +361,7 @@ def test_input_is_left_alone() -> None:
     mode=st.sampled_from(["nearest", "reflect", "constant"]),
     shape=st.sampled_from([(17, 24), (5, 12, 9)]),
 )
-def test_affine_parts_are_scipys(
-    seed: int, order: int, mode: str, shape: tuple[int, ...]
-) -> None:
+def test_affine_parts_are_scipys(seed: int, order: int, mode: str, shape: tuple[int, ...]) -> None:
     """Rotation, shear, zoom and shift, one matrix each about the centre, against SciPy's own."""
     augment = Augment(
         rotation_range=40, shear_range=20, zoom_range=0.3, shift_range=0.2, order=order,
@@ -534,7 +542,9 @@ def test_grey_levels_of_images_only() -> None:
     asked: dict[str, Any] = {"intensity_shift_range": 0.5, "intensity_scale_range": (0.5, 2)}
     batch = {"images": pixels, "targets": pixels, "labels": pixels > 0.5, "weights": pixels}
     found = Augment(**asked)(batch, range(5), seed=0)
-    assert all(np.array_equal(found[name], batch[name]) for name in ("targets", "labels", "weights"))
+    assert all(
+        np.array_equal(found[name], batch[name]) for name in ("targets", "labels", "weights")
+    )
     moves = Augment(**asked).draw(range(5), (4, 4), 2, seed=0)
     assert moves.gain is not None
     assert moves.bias is not None
@@ -555,14 +565,18 @@ def test_one_draw_a_plane() -> None:
     assert (whole["images"] == whole["images"][:, :, :1]).all()
     apart = Augment(flip="yx", turn="yx", each_plane=True)(batch, range(40), seed=0)
     kinds = {one.tobytes() for one in symmetries(volume[0, 0, 0])}
-    seen = {plane.tobytes() for plane in np.ascontiguousarray(apart["images"][:, 0]).reshape(-1, 4, 4)}
+    seen = {
+        plane.tobytes() for plane in np.ascontiguousarray(apart["images"][:, 0]).reshape(-1, 4, 4)
+    }
     assert seen == kinds
     assert (apart["images"][:, 0, 0] != apart["images"][:, 0, 1]).any()
-    lookup = {v: int(volume[0, 0, 0, ::-1].ravel()[k]) for k, v in enumerate(volume[0, 0, 0].ravel())}
+    lookup = {
+        v: int(volume[0, 0, 0, ::-1].ravel()[k]) for k, v in enumerate(volume[0, 0, 0].ravel())
+    }
     assert np.array_equal(np.vectorize(lookup.get)(apart["images"]), apart["labels"])
-    alone = Augment(flip="yx", turn="yx", each_plane=True)(
-        {"images": volume[:1]}, [0], seed=0
-    )["images"]
+    alone = Augment(flip="yx", turn="yx", each_plane=True)({"images": volume[:1]}, [0], seed=0)[
+        "images"
+    ]
     assert np.array_equal(alone[0], apart["images"][0])
     assert alone.shape == (1, 1, 5, 4, 4)
     cut = Augment(crop=(2, 3), each_plane=True)({"images": volume}, range(40), seed=0)["images"]
@@ -576,7 +590,7 @@ def test_context_turns_with_its_patch() -> None:
     assert np.array_equal(found["images"] * 10, found["context_1"])
     for asked in ({"shift_range": 0.1}, {"warp_sigma": 1}, {"crop": (3, 3)}):
         with pytest.raises(ConfigError, match="context_1"):
-            Augment(**asked)(batch, range(8), seed=0)  # type: ignore[arg-type]
+            Augment(**asked)(batch, range(8), seed=0)
 
 
 def test_roles_are_told_or_refused() -> None:
@@ -602,7 +616,9 @@ def test_roles_are_told_or_refused() -> None:
         ({"spacing": (1, 1), "flip": "x"}, (8, 8, 8), "spacing="),
     ],
 )
-def test_patches_that_do_not_fit(asked: dict[str, Any], extents: tuple[int, ...], says: str) -> None:
+def test_patches_that_do_not_fit(
+    asked: dict[str, Any], extents: tuple[int, ...], says: str
+) -> None:
     """What a patch does not allow is refused with its way out."""
     with pytest.raises(PatchSizeError, match=says):
         Augment(**asked)({"images": coordinates(1, *extents)}, [0], seed=0)
@@ -778,6 +794,49 @@ def test_a_function_that_mixes_labels_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="one shape"):
         FunctionHook(cut)(batch, [0, 1], seed=0)
+
+
+@pytest.mark.skipif(find_spec("numba") is None, reason="the extra fast is not installed")
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), ndim=st.sampled_from([2, 3]), seed=st.integers(0, 2**32))
+def test_compiled_is_the_same_to_the_last_bit(data: st.DataObject, ndim: int, seed: int) -> None:
+    """What numba interpolates, NumPy does too."""
+    augment = replace(data.draw(augments(ndim)), order=1, cval=0.3, zoom_range=(0.3, 2))
+    rng = np.random.default_rng(seed)
+    shape = (3, 2, *[4, 9, 9][-ndim:])
+    batch = {
+        "images": rng.random(shape, "float32"),
+        "targets": rng.random(shape),
+        "targets_whole": rng.integers(0, 2**16, shape, "uint16"),
+        "labels": rng.integers(0, 2**63, shape),
+        "weights": rng.random(shape).astype("float16"),
+    }
+    compiled = import_module("patchloom.load.augment.compiled")
+    found = []
+    for module in (None, compiled):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(interpolation.kernels, "after", lambda n, module=module: module)
+            found.append(augment(batch, [3, 1, 2], seed=seed))
+    for name in batch:
+        assert found[0][name].tobytes() == found[1][name].tobytes(), name
+
+
+def test_numba_is_not_imported_before_it_pays() -> None:
+    """A process that moves few patches does not pay for it."""
+    program = (
+        "import sys, numpy as np\n"
+        "from patchloom.load.augment import Augment, interpolation\n"
+        "augment = Augment(rotation_range=5)\n"
+        "augment({'images': np.zeros((2, 1, 64, 64))}, [0, 1], seed=0)\n"
+        "early = 'numba' in sys.modules\n"
+        "interpolation.PATIENCE = 0\n"
+        "augment({'images': np.zeros((2, 1, 64, 64))}, [0, 1], seed=0)\n"
+        "print(early, 'numba' in sys.modules, 'torch' in sys.modules, 'dask' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", str(find_spec("numba") is not None), "False", "False"]
 
 
 def test_sampling_far_beyond_the_patch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def batch_of(n: int, *extents: int) -> dict[str, npt.NDArray[Any]]:
     return {"images": scaled, "labels": where + FAR, "targets": scaled, "weights": scaled}
 
 
-HOOKS = {
+HOOKS: dict[str, Callable[[], Any]] = {
     "albumentations": lambda: AlbumentationsHook(
         albumentations.Compose(
             [

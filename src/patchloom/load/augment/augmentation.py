@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -126,7 +126,7 @@ class Augment:
     roles: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        sigma = self.warp_sigma
+        sigma: Any = self.warp_sigma
         if isinstance(sigma, Mapping):
             sigma = tuple(sorted((axis, float(size)) for axis, size in sigma.items()))
         told = {
@@ -370,8 +370,8 @@ class Augment:
             if values is not None and len({values[k] for k in places}) > 1:
                 raise PatchSizeError(
                     f"axes are turned into each other where they have the same {what}, but "
-                    f"{self.turn!r} have {[values[k] for k in places]}; turn others, crop= to equal "
-                    f"extents, or take flip={self.turn!r}, which has the half turns"
+                    f"{self.turn!r} have {[values[k] for k in places]}; turn others, crop= to "
+                    f"equal extents, or take flip={self.turn!r}, which has the half turns"
                 )
 
     # -- moving -------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ class Augment:
             return dict(batch)
         n, extents = self._shape(moving, np.size(positions))
         self._check_context(told)
-        pixels = _pixels_of(moving)
+        pixels, moving, restored = _pixels_of(moving)
         planes = self.each_plane and len(extents) == 3
         if planes:
             moving = {
@@ -442,7 +442,7 @@ class Augment:
                 moved = pixels.scaled(moved, moves, self.intensity_clip)
             if planes:
                 moved = moved.reshape(n, extents[0], *moved.shape[1:]).swapaxes(1, 2)
-            out[name] = moved
+            out[name] = restored(moved)
         return out
 
     def _sampling(self, role: str, array: Any) -> Sampling:
@@ -471,8 +471,8 @@ class Augment:
         if names and (self._of("shift_range") or self._sigmas or self.crop):
             raise ConfigError(
                 f"context is of another scale, so that it turns with its patch about their centre "
-                f"but cannot be shifted, warped or cropped with it; got {names} with {self!r}; leave "
-                "out shift_range, warp_sigma and crop, or the context"
+                f"but cannot be shifted, warped or cropped with it; got {names} with {self!r}; "
+                "leave out shift_range, warp_sigma and crop, or the context"
             )
 
 
@@ -480,17 +480,29 @@ def _eyes(n: int, d: int) -> Floats:
     return np.tile(np.eye(d), (n, 1, 1))
 
 
-def _pixels_of(moving: Mapping[str, Any]) -> Any:
-    """The module that knows these arrays."""
+def _pixels_of(moving: dict[str, Any]) -> tuple[Any, dict[str, Any], Callable[[Any], Any]]:
+    """The module that moves these arrays, the arrays as it takes them, and the way back."""
     torch = sys.modules.get("torch")
     tensors = [torch is not None and isinstance(a, torch.Tensor) for a in moving.values()]
-    if not any(tensors):
-        return numpy_pixels
+    if torch is None or not any(tensors):
+        return numpy_pixels, moving, _same
     if not all(tensors):
         raise ConfigError(
             "arrays that move together are all NumPy arrays or all tensors, got "
             f"{ {name: type(array).__name__ for name, array in moving.items()} }"
         )
+    if all(_is_array_too(a) for a in moving.values()):
+        arrays = {name: a.detach().numpy() for name, a in moving.items()}
+        return numpy_pixels, arrays, torch.from_numpy
     from patchloom.load.augment import torch_pixels
 
-    return torch_pixels
+    return torch_pixels, moving, _same
+
+
+def _is_array_too(tensor: Any) -> bool:
+    """Whether NumPy sees the same memory."""
+    return bool(tensor.device.type == "cpu" and "bfloat16" not in str(tensor.dtype))
+
+
+def _same(array: Any) -> Any:
+    return array

@@ -107,12 +107,13 @@ class Chance:
 
     def uniform(self, purpose: str, n: int) -> Floats:
         """float64[rows, n] in (0, 1)."""
-        return (self.words(purpose, n) + 0.5) / 2.0**32
+        return (self.words(purpose, n).astype(np.float64) + 0.5) / 2.0**32
 
     def between(self, purpose: str, low: npt.ArrayLike, high: npt.ArrayLike) -> Floats:
         """float64[rows, n] between two columns of n ends."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        return low + (high - low) * self.uniform(purpose, low.size)
+        found: Floats = low + (high - low) * self.uniform(purpose, low.size)
+        return found
 
     def normal(self, purpose: str, n: int) -> Floats:
         """float64[rows, n] of mean 0 and standard deviation 1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -56,6 +56,12 @@ class Moves:
     def is_cropped(self) -> bool:
         """Whether a part of each patch is kept."""
         return self.window != self.extents
+
+    def part(self, low: int, high: int) -> Moves:
+        """Of some patches."""
+        columns = ("corner", "orientation", "matrix", "shift", "control", "gain", "bias")
+        own = {name: getattr(self, name) for name in columns}
+        return replace(self, **{k: c[low:high] for k, c in own.items() if c is not None})
 
     @cached_property
     def centre(self) -> Floats:

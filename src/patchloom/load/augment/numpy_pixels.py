@@ -1,4 +1,4 @@
-"""Pixels of NumPy arrays moved: exactly by slices, or resampled once by SciPy."""
+"""Pixels of NumPy arrays moved: exactly by slices, or resampled once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patchloom.load.augment.interpolation import Places, kernels
 from patchloom.load.augment.moves import Moves
 from patchloom.load.augment.sampling import Sampling
 from patchloom.load.augment.splines import field
@@ -16,14 +17,12 @@ from patchloom.load.augment.splines import field
 __all__ = ["cropped", "oriented", "resampled", "scaled"]
 
 Pixels = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
-_MODES = {"nearest": "nearest", "reflect": "reflect", "constant": "grid-constant"}
 
 
 def cropped(x: Pixels, moves: Moves) -> Pixels:
     """The kept part of each patch: [n, c, *window]."""
     axes = tuple(range(2, x.ndim))
-    windows = np.lib.stride_tricks.sliding_window_view(x, moves.window, axis=axes)  # type: ignore[call-overload]
+    windows = np.lib.stride_tricks.sliding_window_view(x, moves.window, axis=axes)
     rows = np.arange(len(x))
     found: Pixels = windows[(rows, slice(None), *moves.corner.T)]
     return found
@@ -45,88 +44,43 @@ def oriented(x: Pixels, moves: Moves) -> Pixels:
 def resampled(arrays: Sequence[tuple[Pixels, Sampling]], moves: Moves) -> list[Pixels]:
     """The kept part of each patch after matrix, shift and displacement.
 
-    All arrays are read at the same coordinates, which are computed once a patch.
+    All arrays are read at the same places.
     """
     outs = [np.empty((*x.shape[:2], *moves.window), x.dtype) for x, _ in arrays]
     for k in range(len(moves.corner)):
-        at = _coordinates(moves, k)
-        nearest: dict[str, tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_] | None]] = {}
+        places = _places(moves, k)
+        fast = kernels.after(math.prod(moves.window))
+        nearest: dict[str, npt.NDArray[np.int64]] = {}
         for (x, sampling), out in zip(arrays, outs, strict=True):
             if sampling.order:
-                _smooth(x[k], at, sampling, out[k])
+                found = places.interpolated(x[k].astype(_kind(x), copy=False), sampling, fast)
+                out[k] = _rounded(found, x.dtype) if x.dtype.kind in "iu" else found
                 continue
             mode = sampling.fill_mode
             if mode not in nearest:
-                nearest[mode] = _nearest(at, moves.extents, mode)
-            index, outside = nearest[mode]
-            out[k] = x[k].reshape(len(x[k]), -1)[:, index]
-            if outside is not None:
-                out[k][:, outside] = sampling.fill(x.dtype)
+                nearest[mode] = places.nearest(mode, fast)
+            flat = nearest[mode]
+            # Of -1, the last pixel, until it is filled.
+            out[k] = x[k].reshape(len(x[k]), -1).take(flat, axis=1, mode="wrap")
+            if mode == "constant":
+                np.copyto(out[k], sampling.fill(x.dtype), where=flat < 0)
     return outs
 
 
-def _coordinates(moves: Moves, k: int) -> Floats:
-    """Source of each pixel of the window of patch `k`: float64[d, *window]."""
+def _places(moves: Moves, k: int) -> Places:
+    """Of the window of patch `k`."""
     matrix, offset = (column[k] for column in moves.linear)
-    ndim = len(moves.window)
-    grid: list[Floats] = []
-    for axis, (low, size) in enumerate(zip(moves.corner[k].tolist(), moves.window, strict=True)):
-        shape = [size if j == axis else 1 for j in range(ndim)]
-        grid.append(np.arange(low, low + size, dtype=np.float64).reshape(shape))
-    moved: Sequence[Floats] = grid
+    warp = None
     if moves.control is not None:
-        bases = [
-            one[low : low + size]
-            for one, low, size in zip(
-                moves.bases, moves.corner[k].tolist(), moves.window, strict=True
-            )
-        ]
-        moved = [g + u for g, u in zip(grid, field(moves.control[k], bases), strict=True)]
-    out = np.empty((ndim, *moves.window))
-    for i in range(ndim):
-        # Sums of axes that broadcast, until one is as large as the window.
-        total: Any = offset[i]
-        for j in range(ndim):
-            total = total + matrix[i, j] * moved[j]
-        out[i] = total
-    return out
+        ends = zip(moves.bases, moves.corner[k].tolist(), moves.window, strict=True)
+        warp = field(moves.control[k], [one[low : low + size] for one, low, size in ends])
+        warp = np.ascontiguousarray(warp)
+    return Places(moves.extents, moves.window, moves.corner[k], matrix, offset, warp)
 
 
-def _smooth(x: Pixels, at: Floats, sampling: Sampling, out: Pixels) -> None:
-    """One patch, interpolated: x is [c, *extents], `out` [c, *window]."""
-    from scipy.ndimage import map_coordinates
-
-    whole = x.dtype.kind in "iu"
-    kind = np.float64 if whole or x.dtype.itemsize > 4 else np.float32
-    cval = float(sampling.cval)
-    for source, target in zip(x, out, strict=True):
-        found = map_coordinates(
-            source.astype(kind, copy=False),
-            at,
-            order=sampling.order,
-            mode=_MODES[sampling.fill_mode],
-            cval=cval,
-            output=kind,
-        )
-        target[:] = _rounded(found, x.dtype) if whole else found
-
-
-def _nearest(
-    at: Floats, extents: tuple[int, ...], mode: str
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_] | None]:
-    """Flat indices of the nearest pixels, and which lie outside, where that matters."""
-    flat = np.zeros(at.shape[1:], np.intp)
-    outside = np.zeros(at.shape[1:], bool) if mode == "constant" else None
-    for found, extent in zip(at, extents, strict=True):
-        index = np.floor(found + 0.5).astype(np.intp)
-        if mode == "reflect":
-            index %= 2 * extent
-            np.minimum(index, 2 * extent - 1 - index, out=index)
-        elif outside is not None:
-            outside |= (index < 0) | (index >= extent)
-        flat *= extent
-        flat += np.clip(index, 0, extent - 1, out=index)
-    return flat, outside
+def _kind(x: Pixels) -> type[np.floating[Any]]:
+    """What it is computed in."""
+    return np.float64 if x.dtype.kind in "iu" or x.dtype.itemsize > 4 else np.float32
 
 
 def scaled(x: Pixels, moves: Moves, clip: bool) -> Pixels:
@@ -134,7 +88,7 @@ def scaled(x: Pixels, moves: Moves, clip: bool) -> Pixels:
     if moves.gain is None or moves.bias is None:
         return x
     whole = x.dtype.kind in "iu"
-    kind = np.float64 if whole or x.dtype.itemsize > 4 else np.float32
+    kind = _kind(x)
     shape = (*x.shape[:2], *[1] * (x.ndim - 2))
     gain, bias = (c[:, : x.shape[1]].reshape(shape).astype(kind) for c in (moves.gain, moves.bias))
     out = np.multiply(x, gain, dtype=kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -54,14 +53,13 @@ def rotations(ndim: int, axes: tuple[int, ...]) -> tuple[Orientation, ...]:
     >>> [(r.order, r.backward) for r in rotations(2, (0, 1))]
     [((0, 1), ()), ((0, 1), (0, 1)), ((1, 0), (0,)), ((1, 0), (1,))]
     """
-    found = []
+    found: list[Orientation] = []
     for order in itertools.permutations(axes):
         whole = list(range(ndim))
         for place, axis in zip(axes, order, strict=True):
             whole[place] = axis
         swaps = sum(a > b for a, b in itertools.combinations(order, 2))
         for k in range(len(axes) + 1):
-            for backward in itertools.combinations(axes, k):
-                if math.pow(-1, swaps + k) > 0:
-                    found.append(Orientation(tuple(whole), backward))
+            if (swaps + k) % 2 == 0:
+                found += (Orientation(tuple(whole), b) for b in itertools.combinations(axes, k))
     return tuple(found)

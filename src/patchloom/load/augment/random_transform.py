@@ -177,7 +177,7 @@ def image_stack_random_transform(
     if len({(*array.shape[:-3], *array.shape[-2:]) for array in given.values()}) > 1:
         raise ConfigError(
             f"x and y have the same shape but for channels (axis {channel_axis}), "
-            f"got {np.shape(x)} and {np.shape(y)}"
+            f"got {[array.shape for array in given.values()]} with channels third from the end"
         )
     stack, space = images.shape[:-3], images.shape[-2:]
     n = math.prod(stack)

@@ -1,10 +1,12 @@
-"""Pixels of PyTorch tensors moved on their device, as `numpy_pixels` moves those of arrays.
+"""Pixels of PyTorch tensors moved on a GPU, as `numpy_pixels` moves those of arrays.
 
-The draws are the same; a whole batch is resampled at once by `grid_sample`.
+The draws are the same; patches are resampled together by `grid_sample`. Tensors on the CPU are
+moved as arrays are, which is faster there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +17,12 @@ from patchloom.errors import ConfigError
 from patchloom.load.augment.moves import Moves
 from patchloom.load.augment.sampling import Sampling
 
-__all__ = ["cropped", "oriented", "resampled", "scaled"]
+__all__ = ["TOGETHER", "cropped", "oriented", "resampled", "scaled"]
 
 Tensor = Any
+TOGETHER = 2**25
+"""Pixels that are resampled at once: what that takes beside them is some 30 times as many bytes."""
+
 _PADDING = {"nearest": "border", "reflect": "reflection", "constant": "zeros"}
 _SIGNED = {"uint16": torch.int16, "uint32": torch.int32, "uint64": torch.int64}
 """Types of the same width, for what PyTorch does not do with the unsigned ones."""
@@ -62,11 +67,15 @@ def resampled(arrays: Sequence[tuple[Tensor, Sampling]], moves: Moves) -> list[T
         raise ConfigError("tensors are interpolated with order= 0 or 1, got 3; take arrays for it")
     device = arrays[0][0].device
     exact = any(_kind(x) == torch.float64 for x, s in arrays if s.order)
-    at = _coordinates(moves, device, torch.float64 if exact else torch.float32)
-    return [
-        _smooth(x, at, moves, sampling) if sampling.order else _nearest(x, at, moves, sampling)
-        for x, sampling in arrays
-    ]
+    outs = [x.new_empty((*x.shape[:2], *moves.window)) for x, _ in arrays]
+    step = max(1, TOGETHER // math.prod(moves.window))
+    for low in range(0, len(moves.corner), step):
+        rows, own = slice(low, low + step), moves.part(low, low + step)
+        at = _coordinates(own, device, torch.float64 if exact else torch.float32)
+        for (x, sampling), out in zip(arrays, outs, strict=True):
+            moved = _smooth if sampling.order else _nearest
+            out[rows] = moved(x[rows], at, own, sampling)
+    return outs
 
 
 def _coordinates(moves: Moves, device: Any, dtype: Any) -> Tensor:
