@@ -137,14 +137,14 @@ def test_the_chance_of_others_is_left_alone() -> None:
 )
 def test_volumes(hook: Any, extents: tuple[int, ...]) -> None:
     """3-D patches, in the order of axes that each package has."""
-    transform = {
+    transforms: dict[Any, Callable[[], Any]] = {
         MonaiHook: lambda: monai.RandFlipd(keys=NAMES, prob=1, spatial_axis=0),
         TorchIOHook: lambda: torchio.RandomFlip(axes=(2,), flip_probability=1),
         AlbumentationsHook: lambda: albumentations.HorizontalFlip(p=1),
-    }[hook]()
+    }
     axis = -1 if hook is AlbumentationsHook else 2
     batch = batch_of(2, *extents)
-    found = hook(transform)(batch, range(2), seed=0)
+    found = hook(transforms[hook]())(batch, range(2), seed=0)
     assert all(np.array_equal(found[name], np.flip(a, axis)) for name, a in batch.items())
 
 

@@ -128,7 +128,7 @@ class Augment:
     def __post_init__(self) -> None:
         sigma: Any = self.warp_sigma
         if isinstance(sigma, Mapping):
-            sigma = tuple(sorted((axis, float(size)) for axis, size in sigma.items()))
+            sigma = tuple(sorted((axis, float(size)) for axis, size in sigma.items() if size))
         told = {
             "flip": letters("flip", self.flip),
             "turn": letters("turn", self.turn),
@@ -197,7 +197,7 @@ class Augment:
         """Axes and planes in which something happens."""
         names = ("rotation_range", "shift_range", "shear_range", "zoom_range")
         ranges = [key for name in names for key, _, _ in self._of(name)]
-        return [self.flip, self.turn, *ranges, *(axis for axis, size in self._sigmas if size)]
+        return [self.flip, self.turn, *ranges, *(axis for axis, _ in self._sigmas)]
 
     @property
     def _resamples(self) -> bool:
@@ -272,7 +272,7 @@ class Augment:
                 k = axes.index(axis)
                 part = chance.between(f"shift {axis}", [low], [high])[:, 0]
                 drawn["shift"][:, k] = part * extents[k]
-        if any(size for _, size in self._sigmas):
+        if self._sigmas:
             drawn["control"] = self._control(chance, axes)
         if self._scales:
             for name, key in (("bias", "intensity_shift_range"), ("gain", "intensity_scale_range")):

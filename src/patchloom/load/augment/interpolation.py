@@ -120,6 +120,8 @@ class Places:
             return out
         kernel = getattr(fast, f"linear_{x.ndim - 1}d", None)
         if kernel is not None:
+            # Of one layout, so that one kernel is compiled.
+            x = np.ascontiguousarray(x)
             kernel(x, *self._arguments(sampling.fill_mode), float(sampling.cval), out)
             return out
         low = np.floor(self.at)
