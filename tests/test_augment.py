@@ -177,7 +177,7 @@ def test_a_draw_is_of_its_patch(positions: list[int], seed: int, epoch: int) -> 
     """Alone, in a batch, in another order: the same bits; the augmentation may be pickled."""
     rng = np.random.default_rng(0)
     n = len(positions)
-    batch = {"images": rng.random((n, 2, 13, 13), "float32"), "labels": coordinates(n, 13, 13)}
+    batch = {"images": rng.random((n, 2, 13, 13)), "labels": coordinates(n, 13, 13)}
     whole = EVERYTHING(batch, positions, seed=seed, epoch=epoch)
     again = pickle.loads(pickle.dumps(EVERYTHING))
     assert again == EVERYTHING == replace(EVERYTHING)
