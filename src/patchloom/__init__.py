@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from patchloom.arrays.array_writer import ArrayWriter as ArrayWriter
     from patchloom.errors import PatchloomError as PatchloomError
     from patchloom.image import Image as Image
+    from patchloom.load.augment.augmentation import Augment as Augment
     from patchloom.planning.plans import Plan as Plan
     from patchloom.points import Points as Points
     from patchloom.run.aligning import alternatives as alternatives
@@ -57,6 +58,7 @@ _HOME = {
     "ExportReport": "patchloom.run.export_report",
     "ArrayView": "patchloom.arrays.array_view",
     "ArrayWriter": "patchloom.arrays.array_writer",
+    "Augment": "patchloom.load.augment.augmentation",
     "Image": "patchloom.image",
     "PatchStore": "patchloom.store.patch_store",
     "PatchloomError": "patchloom.errors",

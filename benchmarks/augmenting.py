@@ -1,0 +1,65 @@
+"""Measure how many patches are augmented a second: ``python -m benchmarks.augmenting``.
+
+One thread; patches of 256 x 256 pixels in batches of 64; the least time of several batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from patchloom.load.augment import Augment, interpolation
+
+N = 64
+TURNS: dict[str, Any] = {"flip": "yx", "turn": "yx"}
+AFFINE: dict[str, Any] = {**TURNS, "rotation_range": 30, "zoom_range": 0.2, "shear_range": 10}
+WARP: dict[str, Any] = {**AFFINE, "warp_sigma": 5}
+
+
+def rate(call: Callable[[int], Any], times: int) -> float:
+    """Patches a second."""
+    call(0)
+    found = []
+    for epoch in range(1, 1 + times):
+        begun = time.perf_counter()
+        call(epoch)
+        found.append(time.perf_counter() - begun)
+    return N / min(found)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.augmenting", description=__doc__)
+    parser.add_argument("--times", type=int, default=5, help="batches that are timed")
+    times = parser.parse_args().times
+    pixels = np.random.default_rng(0).integers(0, 2**16, (N, 1, 256, 256), "uint16")
+    floats = pixels.astype("float32")
+    both = {"images": floats, "labels": (pixels % 5).astype("uint8")}
+
+    def say(name: str, asked: dict[str, Any], batch: dict[str, Any], dtype: str = "") -> None:
+        augment = Augment(**asked)
+
+        def call(epoch: int) -> Any:
+            found = augment(batch, np.arange(N), seed=0, epoch=epoch)
+            return found["images"].astype(dtype) if dtype else found
+
+        print(f"{name:44} {rate(call, times):8.0f}")
+
+    say("flips and turns, uint16", TURNS, {"images": pixels})
+    say("flips and turns, uint16 to float32", TURNS, {"images": pixels}, "float32")
+    say("flips and turns, float32 and uint8 labels", TURNS, both)
+    fast = importlib.util.find_spec("numba") is not None
+    for patience, by in [(2**62, "NumPy"), *([(0, "numba")] if fast else [])]:
+        interpolation.PATIENCE = patience
+        say(f"affine, float32, by {by}", AFFINE, {"images": floats})
+        say(f"affine and warp, float32, by {by}", WARP, {"images": floats})
+        say(f"affine and warp, with uint8 labels, by {by}", WARP, both)
+
+
+if __name__ == "__main__":
+    main()
