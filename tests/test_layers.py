@@ -18,19 +18,25 @@ VAGUE = {"utils", "core", "common", "helpers", "types"}
 
 NEVER = {
     "arrays": {"dask", "distributed"}
-    | {f"patchloom.{room}" for room in ("planning", "patching", "run", "store")},
+    | {f"patchloom.{room}" for room in ("planning", "patching", "run", "store", "load")},
     "patching": {"dask", "distributed", "zarr", "fsspec", "xarray", "pyarrow"}
     | {f"patchloom.{room}" for room in ("store", "run", "planning", "sources", "image")},
     "planning": {"dask", "distributed", "zarr"}
     | {f"patchloom.{room}" for room in ("store", "run", "sources")},
-    "store": {"dask", "distributed"}
+    "load": {"dask", "distributed", "zarr"}
+    | {
+        f"patchloom.{room}"
+        for room in ("planning", "patching", "run", "store", "sources", "image", "live")
+    },
+    "store": {"dask", "distributed", "patchloom.live"}
     | {f"patchloom.{room}" for room in ("planning", "patching", "run", "sources", "image")},
     "summaries": {"dask", "distributed", "zarr"}
     | {
         f"patchloom.{room}" for room in ("planning", "patching", "run", "store", "sources", "image")
     },
-    "sources": {f"patchloom.{room}" for room in ("planning", "patching", "run", "store")},
-    "run": {"patchloom.cli", "patchloom.demo"},
+    "sources": {f"patchloom.{room}" for room in ("planning", "patching", "run", "store", "load")},
+    "run": {"patchloom.cli", "patchloom.demo", "patchloom.live"},
+    "live": {"patchloom.cli", "patchloom.demo"},
 }
 
 

@@ -1,1 +1,1 @@
-"""The training side: what comes out of a store on its way into a network."""
+"""The training side: in which order patches are visited, and how they become batches."""

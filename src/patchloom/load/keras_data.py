@@ -1,0 +1,9 @@
+"""Keras: batches as a PyDataset."""
+
+from __future__ import annotations
+
+__all__ = ["KerasBatches"]
+
+
+class KerasBatches:
+    """Batches."""

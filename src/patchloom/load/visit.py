@@ -1,0 +1,42 @@
+"""Visit: where a draw of chance for some patches has its address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from patchloom.load.reader import Ints
+
+__all__ = ["Addressed", "Visit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """Patches of one batch: what a random transformation draws by, in whichever worker it runs.
+
+    Of a draw for patch k the address is ``(seed, epoch, positions[k], turns[k])``.
+    """
+
+    seed: int
+    epoch: int
+    positions: Ints
+    """In the manifest: int64[n]."""
+    turns: Ints
+    """Number of the visit in its epoch: int64[n]. It tells apart visits of the same patch, which
+    an order with replacement makes in one epoch."""
+
+
+@runtime_checkable
+class Addressed(Protocol):
+    """A ``transform=`` that draws by address: it is called with the visit, others without."""
+
+    def visited(self, batch: dict[str, Any], visit: Visit) -> Any:
+        """A batch anew.
+
+        Parameters
+        ----------
+        batch
+            Of each key [n, channels, (z,) y, x], channels first; may be written to.
+        visit
+            Of these n patches.
+        """
