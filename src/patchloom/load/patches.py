@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from patchloom.errors import ConfigError
-from patchloom.load.order import WINDOW, Ordering
+from patchloom.load.budget import MEMORY, n_bytes
+from patchloom.load.order import WINDOW, Order, Ordering
 from patchloom.load.reader import Ints, Reader
+from patchloom.load.visit import Addressed
 from patchloom.normalization import Normalization
 
 if TYPE_CHECKING:
+    from patchloom.load.course import Course
     from patchloom.load.keras_data import KerasBatches
     from patchloom.load.loader import Loader
     from patchloom.load.torch_data import TorchBatches, TorchPatches
@@ -82,7 +86,7 @@ class Patches(ABC):
             "Normalization: that of a store, or Normalization.from_statistics"
         )
 
-    def loader(
+    def batches(
         self,
         batch_size: int,
         *,
@@ -91,24 +95,155 @@ class Patches(ABC):
         epochs: int | None = 1,
         rank: int = 0,
         world: int = 1,
-        drop_last: bool = False,
-        uneven: str = "repeat",
-        arrays: Sequence[str] | None = None,
-        columns: Sequence[str] = (),
-        normalize: Normalization | str | None = None,
-        transform: Callable[[dict[str, Any]], Any] | None = None,
+        **options: Any,
+    ) -> Loader:
+        """Batches of NumPy arrays, to be iterated over.
+
+        Parameters
+        ----------
+        batch_size
+            Patches of a batch.
+        shuffle, seed
+            See `course`.
+        epochs
+            How many an iteration makes; None goes on for ever.
+        rank, world
+            Which of how many processes that share an epoch this one is.
+        **options
+            Of `course`.
+
+        Returns
+        -------
+        Loader
+            Of dicts of arrays [n, channels, (z,) y, x], in the dtypes of the store: ``"image"``,
+            ``"labels"``, ``"target"``, ``"weights"``, ``"targets_NAME"``, ``"context_N"``.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is none of these.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> images = patchloom.open_images(np.arange(36, dtype="uint8").reshape(6, 6))
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [2, 2]})
+        >>> _ = patchloom.materialize(plan, "memory://batched.zarr", progress=False)
+        >>> store = patchloom.open_patches("memory://batched.zarr")
+        >>> [len(batch["image"]) for batch in store.batches(4, epochs=2)]
+        [4, 4, 1, 4, 4, 1]
+        """
+        from patchloom.load.loader import Loader
+
+        if batch_size is None:
+            raise ConfigError("batch_size= is a number of patches, got None; take 1, or to_torch")
+        course = self.course(batch_size, shuffle=shuffle, seed=seed, **options)
+        return Loader(course.among(rank, world), epochs)
+
+    loader = batches
+
+    def course(
+        self,
+        batch_size: int | None,
+        *,
+        shuffle: bool | str = True,
+        seed: int = 0,
         window: int | None = None,
         streams: int = 1,
         order: Ordering | None = None,
-        memory: int | str = "512 MiB",
+        drop_last: bool = False,
+        uneven: str = "repeat",
+        arrays: Sequence[str] | str | None = None,
+        columns: Sequence[str] | str = (),
+        normalize: Normalization | str | None = None,
+        transform: Callable[[dict[str, Any]], Any] | Addressed | None = None,
+        fields: Sequence[str] | None = None,
+        memory: int | str = MEMORY,
         threads: int | None = None,
-    ) -> Loader:
-        """Batches of NumPy arrays."""
-        raise NotImplementedError
+    ) -> Course:
+        """What all loaders are made of: which batches there are, and how they become pixels.
 
-    def batches(self, batch_size: int, **options: Any) -> Loader:
-        """The same as `loader`."""
-        return self.loader(batch_size, **options)
+        Parameters
+        ----------
+        batch_size
+            Patches of a batch, of each rank; None: they come one by one.
+        shuffle
+            ``"window"`` or True: blocks (shards of a store) are permuted, and so are the patches
+            that each `window` of them hold together. ``"exact"``: a permutation of all.
+            ``"none"`` or False: as they stand. Always each patch once.
+        seed
+            Of the order, and of what a transformation draws.
+        window
+            Blocks that are mixed together; by default what suits the patches (16 shards).
+        streams
+            Workers that take batches by turns: each of so many stays with its own blocks. Part of
+            the order; of use where a block is costly, as from a remote store with `DataLoader`
+            workers: take their number times that of ranks.
+        order
+            Which patches are visited instead of all that, for example with weights.
+        drop_last
+            Whether what does not fill a batch on each rank is left out.
+        uneven
+            ``"repeat"`` or ``"drop"``, where fewer patches are left than there are ranks; see
+            `Batching`.
+        arrays
+            Which of `arrays_held`; by default all.
+        columns
+            Of the manifest, as further keys [n]; also ``"position"``.
+        normalize
+            What images are scaled by, to float32, each with the numbers of its own image: a
+            `Normalization`, or a kind that `normalization` knows.
+        transform
+            Called with what is handed out: with a batch as a dict of arrays [n, ...], or where
+            patches come one by one with a dict of arrays [channels, (z,) y, x]. One with a method
+            ``visited`` draws by address: see `Addressed`.
+        fields
+            Keys that make up a tuple, which is handed out instead of the dict.
+        memory
+            Bytes that are held in one process, as a number or text: half of them at most by the
+            reader, the rest by batches that are made ahead (at least one).
+        threads
+            That read, decode and transform; by default the processors, up to 8. 0: none.
+
+        Returns
+        -------
+        Course
+        """
+        from patchloom.load.course import Course, default_threads
+        from patchloom.load.recipe import Recipe
+
+        kind = {True: "window", False: "none"}.get(shuffle, shuffle)  # type: ignore[call-overload]
+        if order is None:
+            order = Order(
+                self.n_patches,
+                self.blocks,
+                seed=seed,
+                shuffle=kind,
+                window=self.window if window is None else window,
+                streams=streams,
+                granule=batch_size or 1,
+            )
+        half = n_bytes(memory) // 2
+        recipe = Recipe.of(
+            self,
+            arrays=arrays,
+            columns=columns,
+            normalize=normalize,
+            transform=transform,
+            fields=fields,
+            seed=seed,
+            memory=half,
+            by_block=kind != "exact",
+        )
+        return Course(
+            recipe,
+            order,
+            batch_size,
+            drop_last=drop_last,
+            uneven=uneven,
+            threads=default_threads() if threads is None else threads,
+            memory=half,
+        )
 
     def to_torch(
         self,
@@ -116,22 +251,99 @@ class Patches(ABC):
         batch_size: int | None = None,
         shuffle: bool | str = True,
         seed: int = 0,
-        transform: Callable[[dict[str, Any]], Any] | None = None,
+        transform: Callable[[dict[str, Any]], Any] | Addressed | None = None,
         iterable: bool = True,
+        rank: int | None = None,
+        world: int | None = None,
         **options: Any,
     ) -> TorchBatches | TorchPatches:
-        """A PyTorch dataset."""
-        raise NotImplementedError
+        """A PyTorch dataset; needs the extra ``torch``.
+
+        Parameters
+        ----------
+        batch_size
+            Patches of a batch: a dataset of dicts of tensors [n, ...], for a ``DataLoader`` with
+            ``batch_size=None``. None: one dict a patch, ``{"image": ...}`` [channels, ...].
+        shuffle, seed, transform
+            See `course`. The transformation is given NumPy arrays.
+        iterable
+            Whether it is an ``IterableDataset``, which knows the order, or a map-style
+            ``Dataset`` of patches by position, whose ``sampler()`` does.
+        rank, world
+            Which of how many processes; by default those of ``torch.distributed``, if that is
+            initialised when the dataset is iterated over.
+        **options
+            Of `course`.
+
+        Returns
+        -------
+        TorchBatches or TorchPatches
+            Its ``loader(num_workers=, pin_memory=, ...)`` is a ``DataLoader`` with a state.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is none of these, or torch is not installed.
+        """
+        if find_spec("torch") is None:
+            raise ConfigError("to_torch needs PyTorch; pip install 'patchloom[torch]'")
+        from patchloom.load.torch_data import TorchBatches, TorchPatches
+
+        if batch_size is not None and not iterable:
+            raise ConfigError(
+                "of a map-style dataset the DataLoader makes batches, got batch_size= with "
+                "iterable=False; take DataLoader(dataset, batch_sampler=dataset.sampler(32))"
+            )
+        course = self.course(batch_size, shuffle=shuffle, seed=seed, transform=transform, **options)
+        return (TorchBatches if iterable else TorchPatches)(course, rank, world)
 
     def to_keras(
         self,
         batch_size: int = 32,
         *,
-        x: str = "image",
-        y: str | None = None,
+        x: str | Sequence[str] = "image",
+        y: str | Sequence[str] | None = None,
+        sample_weight: str | None = None,
+        channels: str | None = None,
         shuffle: bool | str = True,
         seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        workers: int | None = None,
         **options: Any,
     ) -> KerasBatches:
-        """A Keras ``PyDataset``."""
-        raise NotImplementedError
+        """A Keras ``PyDataset`` for ``fit``, on any backend; needs the extra ``keras``.
+
+        Parameters
+        ----------
+        batch_size
+            Patches of a batch.
+        x, y, sample_weight
+            Keys of a batch that are inputs, targets and weights; several make a dict.
+        channels
+            ``"first"`` or ``"last"``; by default as ``keras.config.image_data_format()`` says.
+        shuffle, seed
+            See `course`. Give ``shuffle=False`` to ``fit``, which else mixes the batches anew.
+        rank, world
+            Which of how many processes that share an epoch.
+        workers
+            Threads of Keras that make batches ahead; by default the processors, up to 8.
+        **options
+            Of `course`.
+
+        Returns
+        -------
+        KerasBatches
+
+        Raises
+        ------
+        ConfigError
+            If an argument is none of these, or Keras is not installed.
+        """
+        if find_spec("keras") is None:
+            raise ConfigError("to_keras needs Keras; pip install 'patchloom[keras]'")
+        from patchloom.load.keras_data import KerasBatches
+
+        course = self.course(batch_size, shuffle=shuffle, seed=seed, **options)
+        workers = course.threads if workers is None else workers
+        return KerasBatches(course.among(rank, world), x, y, sample_weight, channels, workers)

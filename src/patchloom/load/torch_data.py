@@ -1,13 +1,271 @@
-"""PyTorch: patches and batches as datasets."""
+"""PyTorch: patches and batches as datasets, and a DataLoader that knows where it is."""
 
 from __future__ import annotations
 
-__all__ = ["TorchBatches", "TorchPatches"]
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+
+from patchloom.errors import ConfigError
+from patchloom.load.batching import Batching
+from patchloom.load.course import Course
+
+__all__ = ["OrderSampler", "TorchBatches", "TorchLoader", "TorchPatches", "tensors"]
+
+_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
-class TorchBatches:
-    """Batches."""
+def tensors(value: Any) -> Any:
+    """What is made of arrays as tensors, which share their memory.
+
+    Unsigned integers of 16 and 32 bits, with which PyTorch hardly calculates, become int32 and
+    int64. So do those of 64 bits, if they fit. Text becomes a list. All else stays as it is.
+
+    Raises
+    ------
+    ConfigError
+        If a number does not fit.
+    """
+    if isinstance(value, Mapping):
+        return {key: tensors(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(tensors(item) for item in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "biufc":
+        return value.tolist()
+    if (wider := _WIDER.get(value.dtype.name)) is not None:
+        if value.dtype.itemsize == 8 and value.size and value.max() > np.iinfo(wider).max:
+            raise ConfigError(
+                "of uint64 a tensor is int64, but a value is larger than that holds; "
+                "make it another type by transform="
+            )
+        value = value.astype(wider)
+    native = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 
-class TorchPatches:
-    """Patches."""
+class _Placed:
+    """Where it is: rank and world, and an epoch that workers see change."""
+
+    def __init__(self, course: Course, rank: int | None, world: int | None) -> None:
+        if (rank is None) != (world is None):
+            raise ConfigError(f"rank= and world= come together, got {rank} and {world}")
+        self._course, self._rank, self._world = course, rank, world
+        # Shared, so that workers that live on are told the next epoch: epoch, first visit.
+        self._clock = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is spawned has no process group to ask.
+        rank, world = self._place()
+        return {**self.__dict__, "_rank": rank, "_world": world}
+
+    def _place(self) -> tuple[int, int]:
+        if self._rank is not None and self._world is not None:
+            return self._rank, self._world
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    @property
+    def course(self) -> Course:
+        """Which batches there are on this rank."""
+        return self._course.among(*self._place())
+
+    @property
+    def epoch(self) -> int:
+        """Which epoch is made next, or is under way."""
+        return int(self._clock[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make some epoch from its beginning, next; where it is already, stay there."""
+        if int(epoch) != self.epoch:
+            self.go_to(int(epoch), 0)
+
+    def go_to(self, epoch: int, visited: int) -> None:
+        """Make some epoch next, after so many visits of it, over all ranks."""
+        self._clock[0], self._clock[1] = epoch, visited
+
+
+class TorchBatches(_Placed, IterableDataset):  # type: ignore[misc]
+    """Batches, or patches one by one, in an order that does not depend on the workers.
+
+    Each of several workers makes every so-many-th batch, and a ``DataLoader`` with
+    ``batch_size=None`` hands them out in turn: their order is the same with any number. The epoch
+    is the one that `set_epoch` tells, and stays the same until then.
+    """
+
+    def __init__(self, course: Course, rank: int | None = None, world: int | None = None) -> None:
+        super().__init__(course, rank, world)
+        self._made = (0, 0, 0)
+        self._loaded: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch (patches, one by one) on this rank, over all workers."""
+        return self.course.batching(int(self._clock[1])).n_steps
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        course = self._course.among(*self._place(), threads=None if info is None else 0)
+        epoch, start, done = self.epoch, int(self._clock[1]), 0
+        if (state := self._loaded) is not None:
+            self._loaded = None
+            if state["workers"] != workers:
+                raise ConfigError(
+                    f"the state of a worker is of use to as many workers, but it was taken with "
+                    f"{state['workers']} and there are {workers}; take the state of "
+                    "dataset.loader(...), which goes on with any number"
+                )
+            epoch, start, done = state["epoch"], state["start"], state["made"]
+        batching = course.batching(start)
+        steps = range(worker, batching.n_steps, workers)[done:]
+        for made, batch in enumerate(course.run(epoch, batching, steps), done + 1):
+            self._made = (epoch, start, made)
+            yield tensors(batch)
+
+    def loader(self, **options: Any) -> TorchLoader:
+        """A ``DataLoader`` with a state.
+
+        Parameters
+        ----------
+        **options
+            Of ``torch.utils.data.DataLoader``: ``num_workers``, ``pin_memory``,
+            ``multiprocessing_context``, ``prefetch_factor``, ``persistent_workers``.
+        """
+        return TorchLoader(self, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this worker is, for torchdata's ``StatefulDataLoader``."""
+        info = get_worker_info()
+        epoch, start, made = self._made
+        return {
+            **self._course.state(epoch, start),
+            "start": start,
+            "made": made,
+            "workers": 1 if info is None else info.num_workers,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on, in this worker, after the batch that it made last."""
+        self._course.check(state)
+        self._loaded = dict(state)
+
+
+class TorchPatches(_Placed, Dataset):  # type: ignore[misc]
+    """Patches by position: ``dataset[i]`` is a dict of tensors; batches of them are read together.
+
+    The order is a sampler's: ``DataLoader(dataset, batch_sampler=dataset.sampler(32))``.
+    """
+
+    def __len__(self) -> int:
+        return self._course.recipe.patches.n_patches
+
+    def __getitem__(self, position: int) -> Any:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"a position is in range({len(self)}), got {position}")
+        return self.__getitems__([position % len(self)])[0]
+
+    def __getitems__(self, positions: list[int]) -> list[Any]:
+        """Several patches, read together."""
+        places = np.asarray(positions, np.int64)
+        return [tensors(one) for one in self._course.recipe.make_each(places, self.epoch, places)]
+
+    def sampler(self, batch_size: int | None = None) -> OrderSampler:
+        """The order, as a sampler for this rank.
+
+        Parameters
+        ----------
+        batch_size
+            Of what a ``DataLoader`` takes as its ``batch_sampler``; None: for its ``sampler``.
+        """
+        return OrderSampler(self, batch_size)
+
+
+class OrderSampler(Sampler):  # type: ignore[misc]
+    """Positions in the order of an epoch, or batches of them: one rank's share."""
+
+    def __init__(self, dataset: TorchPatches, batch_size: int | None) -> None:
+        self._dataset, self._batch_size = dataset, batch_size
+
+    def _batching(self) -> Batching:
+        return replace(self._dataset.course, batch_size=self._batch_size).batching()
+
+    def __len__(self) -> int:
+        return self._batching().n_steps
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, order, batching = self._dataset.epoch, self._dataset.course.order, self._batching()
+        for step in range(batching.n_steps):
+            positions = order.at(epoch, batching.batch(step)).tolist()
+            yield from positions if self._batch_size is None else [positions]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next."""
+        self._dataset.set_epoch(epoch)
+
+
+class TorchLoader:
+    """A ``DataLoader`` over `TorchBatches` that knows where it is, with any number of workers.
+
+    Each iteration makes one epoch, the first time 0, then the next one. State counts what was
+    handed out, not what workers have made ahead: `load_state_dict` goes on with the exact next
+    batch, also with another number of workers or ranks.
+    """
+
+    def __init__(self, dataset: Any, **options: Any) -> None:
+        if {"batch_size", "batch_sampler", "sampler", "shuffle", "drop_last"} & {*options}:
+            raise ConfigError(
+                "batches are made by the dataset, so loader() takes no batch_size=, shuffle=, "
+                "drop_last= or samplers; give them to to_torch"
+            )
+        self.dataset = dataset
+        self.torch_loader = DataLoader(dataset, batch_size=None, **options)
+        """What it iterates over."""
+        self.epoch = 0
+        """Which epoch is under way, or comes next."""
+        self._visited = self._start = 0
+
+    def __len__(self) -> int:
+        """Batches of one epoch, on each rank."""
+        return int(self.dataset.course.batching().n_steps)
+
+    def __iter__(self) -> Iterator[Any]:
+        start, self._start = self._start, 0
+        epoch, batching = self.epoch, self.dataset.course.batching(start)
+        self._visited, n_steps = start, batching.n_steps
+        self.dataset.go_to(epoch, start)
+        for step, batch in enumerate(self.torch_loader):
+            last = step + 1 == n_steps
+            self.epoch, self._visited = epoch + last, 0 if last else batching.visited(step + 1)
+            yield batch
+        if not n_steps:
+            self.epoch, self._visited = epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on with the beginning of some epoch; where it is already, stay there."""
+        if epoch != self.epoch:
+            self.epoch, self._start, self._visited = int(epoch), 0, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where it is, after the batch that was handed out last: plain numbers."""
+        found: dict[str, int] = self.dataset.course.state(self.epoch, self._visited)
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the batch after the one that was the last when the state was taken.
+
+        Raises
+        ------
+        ConfigError
+            If the state is of another order.
+        """
+        self.dataset.course.check(state)
+        self.epoch = int(state["epoch"])
+        self._start = self._visited = int(state["visited"])

@@ -16,12 +16,15 @@ import zarr
 from fsspec.implementations.local import LocalFileSystem
 
 from patchloom.errors import ConfigError, SourceMissingError, StoreError
+from patchloom.load.patches import Patches
 from patchloom.location import Location
 from patchloom.normalization import Normalization, kind_of
-from patchloom.store.additions import n_rows_of, n_shards_of
+from patchloom.store.additions import additions_of, n_rows_of, n_shards_of
+from patchloom.store.checking import specs_of
 from patchloom.store.manifest import part_names, read_manifest, read_skipped
 from patchloom.store.mixing import mixing
 from patchloom.store.normalized import pooled, recorded
+from patchloom.store.patch_reader import PatchReader
 from patchloom.store.schema import APPENDED, SKIPPED, shard_of
 from patchloom.store.statistics_view import from_document
 from patchloom.store.summed import store_summaries
@@ -105,7 +108,7 @@ def read_attributes(location: Location) -> dict[str, Any] | None:
     return found
 
 
-class PatchStore:
+class PatchStore(Patches):
     """Training patches: pixels, one manifest row each, and statistics.
 
     ``len(store)`` is the number of rows, ``store[i]`` the pixels of row i, channels first. Rows
@@ -142,6 +145,10 @@ class PatchStore:
     def __len__(self) -> int:
         return n_rows_of(self.attributes)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without arrays and manifest: workers open what they need, with credentials of the vault.
+        return type(self), (self._location, self.attributes)
+
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         if isinstance(index, int | np.integer) and not -len(self) <= index < len(self):
             raise IndexError(f"a row is in range({len(self)}), got {index}")
@@ -161,6 +168,58 @@ class PatchStore:
     def targets(self) -> zarr.Array[Any] | None:
         """The target patches, if the plan had targets."""
         return self._array("targets") if "targets" in self.attributes["arrays"] else None
+
+    @property
+    def arrays_held(self) -> tuple[str, ...]:
+        """Names of the arrays, ``"images"`` first."""
+        names = [str(name) for name in self.attributes["arrays"]]
+        return tuple(sorted(names, key=lambda name: (name != "images", name)))
+
+    @property
+    def n_patches(self) -> int:
+        """Patches that are written: rows of the manifest."""
+        if not self.complete:
+            return int(self.manifest.num_rows)
+        return sum(addition.n_patches for addition in additions_of(self.attributes))
+
+    @cached_property
+    def blocks(self) -> Ints:
+        """Bounds of shards in positions of the manifest: int64[n_shards + 1]."""
+        step = int(self.attributes["rows_per_shard"])
+        if not self.complete:
+            rows = self.manifest["row"].to_numpy()
+            bounds = np.arange(1, n_shards_of(self.attributes)) * step
+            return np.array([0, *np.searchsorted(rows, bounds), len(rows)], np.int64)
+        sizes = [
+            min(step, a.n_patches - k * step)
+            for a in additions_of(self.attributes)
+            for k in range(a.n_shards)
+        ]
+        return np.cumsum([0, *sizes], dtype=np.int64)
+
+    def rows_at(self, positions: npt.ArrayLike) -> Ints:
+        """Rows of the store at some positions of the manifest: int64[n].
+
+        Parameters
+        ----------
+        positions
+            int64[n] in [0, n_patches).
+        """
+        index = np.asarray(positions, np.int64)
+        if not self.complete:
+            found: Ints = self.manifest["row"].to_numpy()[index]
+            return found
+        added = additions_of(self.attributes)
+        first = np.cumsum([0, *(a.n_patches for a in added[:-1])])
+        place = np.searchsorted(first, index, side="right") - 1
+        return index - first[place] + np.array([a.first_row for a in added])[place]
+
+    def reader(self, memory: int | None = None, *, by_block: bool = False) -> PatchReader:
+        """What reads patches by position, for one process: see `Patches.reader`."""
+        document = json.loads(self._location.read("zarr.json") or b"{}")
+        arrays = document["consolidated_metadata"]["metadata"]
+        specs = specs_of(self.attributes, arrays)
+        return PatchReader(self._location, specs, self.rows_at, memory, by_block=by_block)
 
     @cached_property
     def manifest(self) -> pa.Table:

@@ -9,15 +9,26 @@ import google_crc32c
 import numcodecs
 import numpy as np
 import numpy.typing as npt
+from numcodecs import blosc
 
 from patchloom.store.schema import ArraySpec
 
-__all__ = ["Bytes", "ShardBuilder", "decoder", "encoder", "seal"]
+__all__ = [
+    "ABSENT",
+    "Bytes",
+    "ShardBuilder",
+    "decoder",
+    "decoder_into",
+    "encoder",
+    "index_of",
+    "seal",
+]
 
 Bytes = bytes | memoryview
 """What an object is put together from."""
 Encode = Callable[[npt.NDArray[Any]], Bytes]
-_ABSENT = 2**64 - 1
+ABSENT = 2**64 - 1
+"""Where the index of a shard says that a row begins that is not stored."""
 
 
 def encoder(spec: ArraySpec) -> Encode:
@@ -48,6 +59,47 @@ def decoder(spec: ArraySpec) -> Callable[[bytes], npt.NDArray[Any]]:
     return decode
 
 
+def decoder_into(spec: ArraySpec) -> Callable[[Bytes, npt.NDArray[Any]], None]:
+    """A function from the bytes of one patch, its checksum included, into memory of its size."""
+    config, stored = spec.codec.config, spec.dtype.newbyteorder("<")
+    decode = decoder(spec)
+    direct = stored.isnative and config is not None and config["id"] == "blosc"
+
+    def decode_into(data: Bytes, place: npt.NDArray[Any]) -> None:
+        # Blosc fills less than all of the memory without a word: its header tells how much.
+        if not direct or int.from_bytes(data[4:8], "little") != place.nbytes:
+            place[...] = decode(bytes(data))
+            return
+        body = bytes(data[:-4])
+        if google_crc32c.value(body) != int.from_bytes(data[-4:], "little"):
+            raise ValueError("its checksum does not match")
+        blosc.decompress(body, place)
+
+    return decode_into
+
+
+def index_of(tail: Bytes, rows_per_shard: int) -> npt.NDArray[np.uint64]:
+    """Offset and length of each row of a shard: uint64[rows_per_shard, 2].
+
+    Parameters
+    ----------
+    tail
+        The last ``16 * rows_per_shard + 4`` bytes of the object.
+    rows_per_shard
+        Rows of its index.
+
+    Raises
+    ------
+    ValueError
+        If they are not such an index.
+    """
+    body = bytes(tail[:-4])
+    checksum = int.from_bytes(tail[-4:], "little")
+    if len(body) != 16 * rows_per_shard or google_crc32c.value(body) != checksum:
+        raise ValueError("its index does not match its checksum")
+    return np.frombuffer(body, "<u8").reshape(rows_per_shard, 2)
+
+
 def seal(data: bytes, rows_per_shard: int) -> int:
     """A checksum that two objects of pixels share only if they hold the same patches.
 
@@ -63,7 +115,7 @@ def seal(data: bytes, rows_per_shard: int) -> int:
     """
     tail = data[-(16 * rows_per_shard + 4) : -4]
     index = np.frombuffer(tail, "<u8").reshape(-1, 2)
-    ends = index[index[:, 0] != _ABSENT].sum(1).astype(np.int64)
+    ends = index[index[:, 0] != ABSENT].sum(1).astype(np.int64)
     return _seal(np.frombuffer(data, np.uint8), ends, bytes(tail))
 
 
@@ -103,7 +155,7 @@ class ShardBuilder:
         self._end = 0
         self.seal = 0
         """Once it is finished: see `seal`."""
-        self._index = np.full((spec.rows_per_shard, 2), _ABSENT, "<u8")
+        self._index = np.full((spec.rows_per_shard, 2), ABSENT, "<u8")
 
     def put(self, slots: npt.NDArray[np.int64], patches: Iterable[npt.NDArray[Any]]) -> None:
         """Set some rows, each once, in any order: int64[n] and n of [channels, *space]."""
@@ -135,10 +187,10 @@ class ShardBuilder:
         """
         slots = np.setdiff1d(np.arange(self._n_rows), [] if absent is None else absent)
         begin, length = self._index[slots].T.astype(np.int64)
-        missing = int((self._index[slots, 0] == _ABSENT).sum())
+        missing = int((self._index[slots, 0] == ABSENT).sum())
         if missing:
             raise ValueError(f"a shard is written whole: {len(slots)} rows, {missing} are missing")
-        index = np.full_like(self._index, _ABSENT)
+        index = np.full_like(self._index, ABSENT)
         index[slots, 0] = np.cumsum(length) - length
         index[slots, 1] = length
         tail = index.tobytes()

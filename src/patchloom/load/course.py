@@ -1,0 +1,143 @@
+"""Course: which batches an epoch has, and how they are made; all that a loader is but its place."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from patchloom.errors import ConfigError
+from patchloom.load.batching import Batching
+from patchloom.load.order import Ordering
+from patchloom.load.recipe import Recipe
+from patchloom.randomness import key_of
+
+__all__ = ["Course", "default_threads"]
+
+_MOST_THREADS = 8
+_TOGETHER = 32
+"""Single patches that are read together."""
+
+
+def default_threads() -> int:
+    """Threads that read and decode, unless it is told otherwise: the processors, up to 8."""
+    try:
+        n = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        n = os.cpu_count() or 1
+    return min(_MOST_THREADS, n)
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Batches of an order, on one of several ranks; makes them, ahead if it has threads."""
+
+    recipe: Recipe
+    order: Ordering
+    batch_size: int | None
+    """Patches of a batch; None: each is handed out by itself."""
+    rank: int = 0
+    world: int = 1
+    drop_last: bool = False
+    uneven: str = "repeat"
+    threads: int = 1
+    """That read, decode and transform; 0: it is done when a batch is asked for."""
+    memory: int = 0
+    """Bytes of batches that may be made ahead; at least one is."""
+
+    def batching(self, start: int = 0) -> Batching:
+        """The steps from some visit of an epoch on."""
+        return Batching(
+            self.order.n,
+            1 if self.batch_size is None else self.batch_size,
+            start=start,
+            rank=self.rank,
+            world=self.world,
+            drop_last=self.drop_last,
+            uneven=self.uneven,
+        )
+
+    def among(self, rank: int, world: int, threads: int | None = None) -> Course:
+        """The same on another rank."""
+        threads = self.threads if threads is None else threads
+        return replace(self, rank=rank, world=world, threads=threads)
+
+    def make(self, epoch: int, batching: Batching, steps: Sequence[int]) -> list[Any]:
+        """What is handed out in some steps of an epoch."""
+        visits = [batching.batch(step) for step in steps]
+        if self.batch_size is None:
+            turns = np.concatenate(visits)
+            return self.recipe.make_each(self.order.at(epoch, turns), epoch, turns)
+        return [self.recipe.make(self.order.at(epoch, turns), epoch, turns) for turns in visits]
+
+    def run(self, epoch: int, batching: Batching, steps: range) -> Iterator[Any]:
+        """What is handed out in some steps of an epoch, in their order.
+
+        Raises
+        ------
+        Exception
+            What went wrong with a batch, when it is its turn; the threads are gone then.
+        """
+        each = _TOGETHER if self.batch_size is None else 1
+        parts = [steps[k : k + each] for k in range(0, len(steps), each)]
+        if not self.threads:
+            for part in parts:
+                yield from self.make(epoch, batching, part)
+            return
+        pool = ThreadPoolExecutor(self.threads, "patchloom-load")
+        made: deque[Future[list[Any]]] = deque()
+        coming, ahead = iter(parts), 1
+        try:
+            while True:
+                for part in coming:
+                    made.append(pool.submit(self.make, epoch, batching, part))
+                    if len(made) > ahead:
+                        break
+                if not made:
+                    return
+                found = made.popleft().result()
+                ahead = max(1, min(2 * self.threads, self.memory // max(1, _bytes_of(found))))
+                yield from found
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def state(self, epoch: int, visited: int) -> dict[str, int]:
+        """A place in the order, as plain numbers, with what tells the order from others."""
+        return {"epoch": epoch, "visited": visited, **self._identity}
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse a place in another order.
+
+        Raises
+        ------
+        ConfigError
+            If the state is of other patches, another seed or another kind of order.
+        """
+        for name, mine in self._identity.items():
+            if state.get(name) != mine:
+                raise ConfigError(
+                    "a state belongs to one order, but this loader has another one "
+                    f"({name} is {mine}, the state has {state.get(name)}); make the loader with "
+                    "the same patches, shuffle=, seed=, window= and streams="
+                )
+
+    @property
+    def _identity(self) -> dict[str, int]:
+        n = self.order.n
+        some = self.order.at(0, np.linspace(0, max(0, n - 1), min(n, 16)).astype(np.int64))
+        # 53 bits: JSON of any reader keeps them.
+        order = key_of("order", n, *some.tolist()) >> 11
+        return {"n": n, "seed": self.recipe.seed, "order": order}
+
+
+def _bytes_of(made: Any) -> int:
+    if isinstance(made, Mapping):
+        return sum(map(_bytes_of, made.values()))
+    if isinstance(made, list | tuple):
+        return sum(map(_bytes_of, made))
+    return int(getattr(made, "nbytes", 0))

@@ -1,0 +1,286 @@
+"""PatchReader: patches of a store by their rows, for a loader that asks for batches."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from fsspec.implementations.local import LocalFileSystem
+
+from patchloom.answers import Answer, ask
+from patchloom.errors import AccessError, StoreError
+from patchloom.location import Location
+from patchloom.retrying import RETRYING
+from patchloom.store.schema import ArraySpec, shard_name
+from patchloom.store.shards import ABSENT, decoder_into, index_of
+
+__all__ = ["HELD", "PatchReader"]
+
+Ints = npt.NDArray[np.int64]
+Pixels = npt.NDArray[Any]
+Index = npt.NDArray[np.uint64]
+Bytes = bytes | memoryview
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+HELD = 256 * 2**20
+"""Bytes of encoded shards that a reader holds unless it is told otherwise."""
+_GAP = 64 * 2**10
+"""Ranges of a shard that lie closer than this are fetched as one."""
+_FILES = 128
+"""Files of a local store that stay open."""
+_FETCHERS = 4
+"""Whole shards that are fetched at a time."""
+_WAY = "find it with `patchloom verify STORE --repair`, and run the job of the store again"
+
+
+class PatchReader:
+    """Reads and decodes the patches that it is asked for, and nothing else of a shard.
+
+    A patch is what is decoded by itself, so each is decoded once however they are mixed. On a
+    disk, their bytes are read where they lie. From another store, ranges that lie together are
+    one request, and those of a call are under way together; where `by_block` says that the rest
+    of a shard is needed soon, too, all of it is fetched in the meantime and held, encoded.
+
+    Parameters
+    ----------
+    location, specs
+        The store and its arrays.
+    rows
+        From positions in the manifest to rows of the store.
+    memory
+        Bytes of encoded shards that are held.
+    by_block
+        Whether the rest of a shard will be asked for soon.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        specs: Mapping[str, ArraySpec],
+        rows: Callable[[Ints], Ints],
+        memory: int | None = None,
+        *,
+        by_block: bool = False,
+    ) -> None:
+        self._location, self._specs, self._rows = location, specs, rows
+        self._decode = {name: decoder_into(spec) for name, spec in specs.items()}
+        self._fs, self._root = location.open()
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._by_block = by_block and not self._local
+        self._memory = HELD if memory is None else memory
+        self._lock = threading.Lock()
+        self._indices: dict[str, Index] = {}
+        self._files = _Recent[str, "_File"](_FILES)
+        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._coming: set[str] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        self.n_requests = 0
+        """Reads of objects or of ranges of them."""
+        self.nbytes = 0
+        """Bytes that were read."""
+
+    def read(self, positions: Ints, arrays: Sequence[str]) -> dict[str, Pixels]:
+        """Some patches, in the order asked for: of each array [n, channels, (z,) y, x].
+
+        Raises
+        ------
+        StoreError
+            If one does not decode.
+        AccessError
+            If the store cannot be reached.
+        """
+        rows = self._rows(np.asarray(positions, np.int64))
+        return {array: self._read(self._specs[array], rows) for array in arrays}
+
+    def _read(self, spec: ArraySpec, rows: Ints) -> Pixels:
+        out: Pixels = np.empty((len(rows), *spec.patch_shape), spec.dtype)
+        shards, slots = np.divmod(rows, spec.rows_per_shard)
+        names = {shard: shard_name(spec, shard) for shard in np.unique(shards).tolist()}
+        self._load_indices(spec, [*names.values()])
+        pieces: list[tuple[str, int, int, int]] = []
+        for shard, name in names.items():
+            places = np.flatnonzero(shards == shard)
+            spans = self._indices[name][slots[places]]
+            if (spans[:, 0] == ABSENT).any():
+                row = int(rows[places[spans[:, 0] == ABSENT][0]])
+                raise self._broken(spec, row, "it is not stored")
+            for place, (begin, length) in zip(places.tolist(), spans.tolist(), strict=True):
+                pieces.append((name, begin, begin + length, place))
+        decode = self._decode[spec.name]
+        for data, _, _, place in self._fetched(pieces):
+            try:
+                decode(data, out[place])
+            except Exception as error:  # each codec has errors of its own
+                raise self._broken(spec, int(rows[place]), f"{error}") from None
+        return out
+
+    def _broken(self, spec: ArraySpec, row: int, why: str) -> StoreError:
+        return StoreError(
+            f"each patch of a store decodes, but row {row} of {spec.name} of "
+            f"{self._location.shown!r} does not ({why}); {_WAY}"
+        )
+
+    def _load_indices(self, spec: ArraySpec, names: list[str]) -> None:
+        """Where the rows of some shards lie; one request each, together, once."""
+        new = [name for name in names if name not in self._indices]
+        n = 16 * spec.rows_per_shard + 4
+        for name, data in zip(new, self._get([(name, -n, None) for name in new]), strict=True):
+            try:
+                self._indices[name] = index_of(data, spec.rows_per_shard)
+            except ValueError as error:
+                raise StoreError(
+                    f"a shard ends with its index, but that of {name} of "
+                    f"{self._location.shown!r} is broken ({error}); {_WAY}"
+                ) from None
+
+    def _fetched(
+        self, pieces: list[tuple[str, int, int, int]]
+    ) -> list[tuple[Bytes, str, int, int]]:
+        """The bytes of pieces (object, first byte, last byte + 1, ...), in any order."""
+        with self._lock:
+            held = {name: self._held[name] for name in {p[0] for p in pieces} & {*self._held}}
+            for name in held:
+                self._held.move_to_end(name)
+        found: list[tuple[Bytes, str, int, int]] = [
+            (memoryview(held[name])[begin:end], name, begin, place)
+            for name, begin, end, place in pieces
+            if name in held
+        ]
+        ranges: list[tuple[str, int, int]] = []
+        members: list[list[tuple[str, int, int, int]]] = []
+        for piece in sorted(piece for piece in pieces if piece[0] not in held):
+            name, begin, end, _ = piece
+            if ranges and ranges[-1][0] == name and begin - ranges[-1][2] <= _GAP:
+                ranges[-1] = (name, ranges[-1][1], max(end, ranges[-1][2]))
+                members[-1].append(piece)
+            else:
+                ranges.append((name, begin, end))
+                members.append([piece])
+        touched = {name for name, _, _ in ranges}
+        if self._by_block and len(ranges) > len(touched):
+            self._hold(touched)
+        for (_, first, _), data, some in zip(ranges, self._get(ranges), members, strict=True):
+            view = memoryview(data)
+            found += [(view[a - first : b - first], name, a, place) for name, a, b, place in some]
+        return found
+
+    def _hold(self, names: set[str]) -> None:
+        """Begin to fetch whole objects, if all that are asked for fit the memory."""
+        with self._lock:
+            sizes = {name: self._end_of(name) for name in {*names, *self._coming, *self._held}}
+            new = names - self._coming - {*self._held}
+            if sum(sizes[name] for name in {*names, *self._coming}) > self._memory:
+                return
+            self._coming |= new
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_FETCHERS, "patchloom-shard")
+            pool = self._pool
+        for name in sorted(new):
+            pool.submit(self._fetch_whole, name)
+
+    def _end_of(self, name: str) -> int:
+        index = self._indices[name]
+        ends = index[index[:, 0] != ABSENT].sum(1)
+        return int(ends.max(initial=np.uint64(0)))
+
+    def _fetch_whole(self, name: str) -> None:
+        try:
+            [data] = self._get([(name, 0, self._end_of(name))])
+        except Exception:  # whoever needs it asks for its ranges, and is told
+            data = None
+        with self._lock:
+            self._coming.discard(name)
+            if data is not None:
+                self._held[name] = bytes(data)
+                while sum(map(len, self._held.values())) > self._memory:
+                    self._held.popitem(last=False)
+
+    def _get(self, ranges: Sequence[tuple[str, int, int | None]]) -> list[Bytes]:
+        """Ranges of objects that exist, fetched together."""
+        if not ranges:
+            return []
+        if self._local:
+            found = [self._caught(*one) for one in ranges]
+        else:
+            asked = [(self._location.inside(self._root, name), a, b) for name, a, b in ranges]
+            found = RETRYING.each(lambda items: ask(self._fs, items), asked)
+        data: list[Bytes] = []
+        for answer, (name, _, _) in zip(found, ranges, strict=True):
+            if isinstance(answer, Exception):
+                raise AccessError(
+                    f"what a store holds must be within reach, but {name} of "
+                    f"{self._location.shown!r} is not: {self._location.describe(answer)}; mend "
+                    "the access, and go on from the state of the loader"
+                ) from answer
+            if answer is None:
+                raise StoreError(
+                    f"a store has the shards that its manifest tells of, but {name} of "
+                    f"{self._location.shown!r} is gone; {_WAY}"
+                )
+            data.append(answer.data if isinstance(answer, Answer) else answer)
+        self.n_requests += len(ranges)
+        self.nbytes += sum(map(len, data))
+        return data
+
+    def _caught(self, name: str, start: int, stop: int | None) -> bytes | Exception | None:
+        try:
+            file = self._files.get(name)
+            if file is None:
+                file = _File(self._location.inside(self._root, name))
+                self._files.put(name, file)
+            return file.read(start, stop)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return error
+
+
+class _File:
+    """A file of a local store: many threads read it at once, and it is closed with the last."""
+
+    def __init__(self, path: str) -> None:
+        self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._size = os.fstat(self._handle).st_size
+
+    def read(self, start: int, stop: int | None) -> bytes:
+        """Bytes from `start`, which may count from the end, up to `stop`."""
+        start = max(0, self._size + start) if start < 0 else start
+        parts, want = [], (self._size if stop is None else stop) - start
+        while want > 0:
+            part = os.pread(self._handle, want, start)
+            if not part:
+                break
+            parts.append(part)
+            start, want = start + len(part), want - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __del__(self) -> None:
+        if (handle := getattr(self, "_handle", None)) is not None:
+            os.close(handle)
+
+
+class _Recent(Generic[Key, Value]):
+    """What was used last, up to a number."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._found: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+            return self._found.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        with self._lock:
+            self._found[key] = value
+            while len(self._found) > self._most:
+                self._found.popitem(last=False)
