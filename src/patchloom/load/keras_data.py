@@ -37,6 +37,7 @@ class KerasBatches(keras.utils.PyDataset):  # type: ignore[misc]
         self._parts = [part for part in (x, y, sample_weight) if part is not None]
         if sample_weight is not None and y is None:
             raise ConfigError("sample_weight= goes with y=, got none")
+        self._begun = False
         self.epoch = 0
         """Which epoch batches are of."""
 
@@ -58,9 +59,13 @@ class KerasBatches(keras.utils.PyDataset):  # type: ignore[misc]
         found = batch[names]
         return np.moveaxis(found, 1, -1) if self._last and np.ndim(found) > 3 else found
 
+    def on_epoch_begin(self) -> None:
+        """Keras calls it."""
+        self._begun = True
+
     def on_epoch_end(self) -> None:
-        """Keras calls it: the next epoch comes."""
-        self.epoch += 1
+        """Keras calls it, before the first epoch too: the next epoch comes."""
+        self.epoch, self._begun = self.epoch + self._begun, False
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch batches are of: that of ``fit(initial_epoch=)``."""

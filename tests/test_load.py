@@ -1,0 +1,423 @@
+"""Batches of a store as NumPy arrays: the pixels of the store, in the order that is said.
+
+Laws: an epoch visits each committed patch once, whatever the order, store and number of ranks; a
+batch equals the rows of the store that it names; who resumes gets the exact next batch; an error
+comes to whoever asks for the batch, and leaves no thread; nothing that is pickled holds a secret.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import patchloom
+from patchloom.errors import AccessError, ConfigError, StoreError
+from patchloom.load.order import SHUFFLES
+from patchloom.load.visit import Visit
+from patchloom.store.patch_reader import PatchReader
+from tests.servers.s3 import S3Server
+from tests.test_exports import make_store
+
+Batch = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> patchloom.PatchStore:
+    """Of 32 patches, 5 a shard, with labels and targets."""
+    return make_store(str(tmp_path_factory.mktemp("store") / "s.zarr"))
+
+
+def check(store: patchloom.PatchStore, batches: list[Batch]) -> None:
+    """Batches with a key ``"row"`` are the store's rows, each once."""
+    rows = np.concatenate([batch["row"] for batch in batches])
+    assert sorted(rows.tolist()) == store.manifest["row"].to_pylist()
+    for batch in batches:
+        for key, array in {"image": "images", "labels": "labels", "target": "targets"}.items():
+            if array in store.arrays_held:
+                assert batch[key].dtype == store.array(array).dtype
+                assert np.array_equal(batch[key], store.read(batch["row"], array))
+
+
+def same(found: list[Batch], expected: list[Batch]) -> bool:
+    """Whether they are the same batches, to the bit."""
+    return len(found) == len(expected) and all(
+        a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+# -- what comes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", [*SHUFFLES, True, False])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_an_epoch_is_the_store(
+    store: patchloom.PatchStore, shuffle: bool | str, threads: int
+) -> None:
+    """All arrays of all patches, in any order, made by any number of threads."""
+    loader = store.batches(7, shuffle=shuffle, columns="row", threads=threads, window=2)
+    batches = list(loader)
+    assert [len(batch["row"]) for batch in batches] == [7, 7, 7, 7, 4]
+    assert len(loader) == 5
+    check(store, batches)
+    in_order = np.concatenate([batch["row"] for batch in batches]).tolist() == list(range(32))
+    assert in_order == (shuffle in (False, "none"))
+    assert same(list(store.batches(7, shuffle=shuffle, columns="row", window=2)), batches)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_ranks_share_an_epoch(store: patchloom.PatchStore, world: int) -> None:
+    """As many batches on each, and each patch on one of them."""
+    ranks = [
+        list(store.batches(4, columns="row", seed=5, rank=rank, world=world))
+        for rank in range(world)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    check(store, [batch for batches in ranks for batch in batches])
+
+
+def test_epochs_follow_one_another(store: patchloom.PatchStore) -> None:
+    """Each in an order of its own: within an iteration, by iterating again, or told."""
+    loader = store.batches(8, columns="row", seed=1, epochs=3)
+    whole = list(loader)
+    assert loader.epoch == 3
+    epochs = [whole[k : k + 4] for k in (0, 4, 8)]
+    for epoch in epochs:
+        check(store, epoch)
+    assert not same(epochs[0], epochs[1])
+    one = store.batches(8, columns="row", seed=1)
+    assert [same(list(one), epoch) for epoch in epochs] == [True] * 3
+    one.set_epoch(1)
+    assert same(list(one), epochs[1])
+    for_ever = iter(store.batches(8, columns="row", seed=1, epochs=None))
+    assert same([next(for_ever) for _ in range(12)], whole)
+    for_ever.close()
+
+
+def test_keys_and_columns(store: patchloom.PatchStore) -> None:
+    """Arrays that are asked for, columns of the manifest, and tuples of them."""
+    [batch] = store.batches(32, arrays="images", columns=["image_id", "dose", "position"])
+    assert [*batch] == ["image", "image_id", "dose", "position"]
+    table = store.manifest.take(batch["position"])
+    assert batch["image_id"].tolist() == table["image_id"].to_pylist()
+    assert batch["dose"].tolist() == table["dose"].to_pylist()
+    [(target, image)] = store.batches(32, fields=("target", "image"))
+    assert target.shape == (32, 1, 16, 16)
+    assert image.shape == (32, 2, 16, 16)
+    with pytest.raises(ConfigError, match="got \\['labls'\\]"):
+        store.batches(4, arrays=["labls"])
+    with pytest.raises(ConfigError, match="got 'dosis'"):
+        store.batches(4, columns=["dosis"])
+    with pytest.raises(ConfigError, match="got \\['mask'\\]"):
+        next(iter(store.batches(4, fields=["mask"])))
+
+
+def test_a_complete_store_is_loaded_without_its_manifest(store: patchloom.PatchStore) -> None:
+    """How many patches there are, and where, is in its attributes."""
+    again = patchloom.open_patches(store.url)
+    next(iter(again.batches(4)))
+    assert "manifest" not in vars(again)
+
+
+def test_images_are_scaled_by_their_own_numbers(store: patchloom.PatchStore) -> None:
+    """As `read` does it; by a kind, or numbers that are given."""
+    for asked in ("min-max", store.normalization("min-max")):
+        [batch] = store.batches(32, normalize=asked, columns="row")
+        assert batch["image"].dtype == np.float32
+        expected = store.read(batch["row"], normalize=store.normalization("min-max"))
+        assert np.array_equal(batch["image"], expected)
+        assert batch["labels"].dtype == np.uint8
+    with pytest.raises(ConfigError, match="one of"):
+        store.batches(4, normalize="median")
+
+
+# -- other stores -------------------------------------------------------------------------
+
+
+def test_an_appended_store(tmp_path: Path) -> None:
+    """Between what was there and what was added, rows are reserved: no position is theirs."""
+    pixels = [np.random.default_rng(k).integers(0, 999, (24, 24), "uint16") for k in range(3)]
+    for n in (1, 3):
+        images = patchloom.open_images(pixels[:n], ids=[*"abc"][:n])
+        plan = patchloom.plan(
+            images, {"name": "sequential", "patch_size": [8, 8]}, rows_per_shard=4
+        )
+        patchloom.materialize(plan, tmp_path / "s.zarr", progress=False)
+    store = patchloom.open_patches(tmp_path / "s.zarr")
+    assert len(store) > store.n_patches == 27
+    assert store.blocks.tolist() == [0, 4, 8, 9, 13, 17, 21, 25, 27]
+    assert store.rows_at(np.arange(27)).tolist() == store.manifest["row"].to_pylist()
+    check(store, list(store.batches(5, columns="row", window=2)))
+
+
+def test_a_store_with_gaps(tmp_path: Path) -> None:
+    """What could not be read is not visited."""
+    data = np.random.default_rng(0).integers(0, 999, (32, 32), "uint16")
+    zarr.create_array(str(tmp_path / "a.zarr"), data=data, chunks=(8, 8), compressors=None)
+    images = patchloom.open_images(str(tmp_path / "a.zarr"))
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [8, 8]}, rows_per_shard=3)
+    (tmp_path / "a.zarr/c/1/1").write_bytes(b"broken")
+    patchloom.materialize(plan, tmp_path / "s.zarr", progress=False, on_error="skip")
+    store = patchloom.open_patches(tmp_path / "s.zarr")
+    assert not store.complete
+    assert store.n_patches == store.manifest.num_rows == 15
+    assert store.blocks.tolist() == [0, 3, 5, 8, 11, 14, 15]
+    check(store, list(store.batches(4, columns="row")))
+
+
+@pytest.mark.parametrize("codec", ["blosc-zstd", "blosc-lz4", "zstd", "none"])
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "float32"])
+def test_codecs_and_types(codec: str, dtype: str, tmp_path: Path) -> None:
+    """Any that a store is written with."""
+    data = np.random.default_rng(0).integers(0, 2, (40, 40)).astype(dtype)
+    plan = patchloom.plan(
+        patchloom.open_images(data), {"name": "sequential", "patch_size": [10, 10]}
+    )
+    patchloom.materialize(plan, tmp_path / "s.zarr", progress=False, codec=codec)
+    store = patchloom.open_patches(tmp_path / "s.zarr")
+    check(store, list(store.batches(5, columns="row", shuffle="exact")))
+
+
+# -- where one is -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 4, 5, 7])
+def test_resuming_gives_the_exact_next_batch(store: patchloom.PatchStore, done: int) -> None:
+    """After any batch, also the last of an epoch; in a loader of its own."""
+    made = {"columns": "row", "seed": 3, "epochs": 2}
+    loader = store.batches(8, **made)
+    batches = iter(loader)
+    for _ in range(done):
+        next(batches)
+    state = pickle.loads(pickle.dumps(loader.state_dict()))
+    rest = list(batches)
+    again = patchloom.open_patches(store.url).batches(8, **{**made, "threads": 0})
+    again.load_state_dict(state)
+    assert same(list(again)[: len(rest)], rest)
+
+
+def test_resuming_on_other_ranks_visits_what_is_left(store: patchloom.PatchStore) -> None:
+    """Of two ranks with batches of 3, three with batches of 4."""
+    before = [store.batches(3, columns="row", rank=rank, world=2) for rank in range(2)]
+    seen = []
+    for loader in before:
+        batches = iter(loader)
+        seen += [next(batches) for _ in range(2)]
+        batches.close()
+    states = [loader.state_dict() for loader in before]
+    assert states[0] == states[1]
+    for rank in range(3):
+        loader = store.batches(4, columns="row", rank=rank, world=3)
+        loader.load_state_dict(states[0])
+        seen += list(loader)
+    check(store, seen)
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"shuffle": False}, {"shuffle": "exact"}, {"window": 2}, {"streams": 3}]
+)
+def test_a_state_of_another_order_is_refused(
+    store: patchloom.PatchStore, other: dict[str, Any]
+) -> None:
+    """Rather than to go on somewhere."""
+    state = store.batches(4, window=3).state_dict()
+    with pytest.raises(ConfigError, match="belongs to one order"):
+        store.batches(4, **{"window": 3, **other}).load_state_dict(state)
+
+
+def test_what_is_left_in_mid_epoch_begins_anew(store: patchloom.PatchStore) -> None:
+    """Unless its state is loaded."""
+    loader = store.batches(8, columns="row")
+    first = next(iter(loader))
+    assert same([next(iter(loader))], [first])
+    loader.set_epoch(0)
+    assert same([next(iter(loader))], [first])
+    with pytest.raises(ConfigError, match="at least 1"):
+        next(iter(store.batches(0)))
+
+
+# -- what is done with batches ------------------------------------------------------------
+
+
+class Drawn:
+    """Adds what is drawn by address."""
+
+    def visited(self, batch: Batch, visit: Visit) -> Batch:
+        """Of each patch a number."""
+        drawn = [
+            hash((visit.seed, visit.epoch, *pair)) % 997
+            for pair in zip(visit.positions.tolist(), visit.turns.tolist(), strict=True)
+        ]
+        return {**batch, "drawn": np.array(drawn)}
+
+
+def test_what_is_drawn_has_an_address(store: patchloom.PatchStore) -> None:
+    """The same on any number of threads and ranks, whatever is a batch."""
+    found = []
+    for size, world, threads in ((8, 1, 0), (5, 1, 3), (3, 2, 1)):
+        pairs: dict[int, int] = {}
+        for rank in range(world):
+            options = {"rank": rank, "world": world, "threads": threads}
+            for batch in store.batches(size, columns="row", seed=9, transform=Drawn(), **options):
+                pairs.update(zip(batch["row"].tolist(), batch["drawn"].tolist(), strict=True))
+        found.append(pairs)
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 32
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_an_error_comes_in_its_turn_and_leaves_no_thread(
+    store: patchloom.PatchStore, threads: int
+) -> None:
+    """Batches before it are handed out; the error is that of the function."""
+    broken = next(iter(store.batches(8, shuffle=False, columns="row")))["row"]
+    fail_at = int(broken[-1]) + 1
+
+    def fail(batch: Batch) -> Batch:
+        if fail_at in batch["row"]:
+            raise ZeroDivisionError("of the user")
+        return batch
+
+    before = set(threading.enumerate())
+    batches = iter(store.batches(8, shuffle=False, columns="row", transform=fail, threads=threads))
+    assert np.array_equal(next(batches)["row"], broken)
+    with pytest.raises(ZeroDivisionError, match="of the user"):
+        next(batches)
+    assert set(threading.enumerate()) == before
+
+
+def test_leaving_ends_the_threads(store: patchloom.PatchStore) -> None:
+    """In mid-epoch."""
+    before = set(threading.enumerate())
+    batches = iter(store.batches(4, threads=3))
+    next(batches)
+    batches.close()
+    assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize("part", ["pixels", "index", "object"])
+def test_damage_is_told(part: str, store: patchloom.PatchStore, tmp_path: Path) -> None:
+    """With the object, or the row, and the way out."""
+    shutil.copytree(store.url, tmp_path / "s.zarr")
+    shard = tmp_path / "s.zarr/images/c/2/0/0/0"
+    data = bytearray(shard.read_bytes())
+    if part == "object":
+        shard.unlink()
+    else:
+        data[50 if part == "pixels" else -10] ^= 255
+        shard.write_bytes(data)
+    broken = patchloom.open_patches(tmp_path / "s.zarr")
+    told = {"pixels": "row 1[0-4] of images", "index": "images/c/2", "object": "images/c/2.* gone"}
+    seen = []
+    with pytest.raises(StoreError, match=told[part]) as caught:
+        seen += list(broken.batches(5, shuffle=False))
+    assert "verify STORE --repair" in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+
+
+# -- remote -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def remote(s3_server: S3Server, store: patchloom.PatchStore) -> patchloom.PatchStore:
+    """The same store in a bucket."""
+    import fsspec
+
+    options = s3_server.storage_options
+    url = f"{s3_server.fresh_bucket()}/s.zarr"
+    fs, root = fsspec.url_to_fs(url, **options)
+    fs.put(store.url, root, recursive=True)
+    return patchloom.open_patches(url, storage_options=options)
+
+
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_a_remote_store_gives_the_same_batches(
+    shuffle: str, remote: patchloom.PatchStore, store: patchloom.PatchStore
+) -> None:
+    """And credentials are in no pickle of what workers get."""
+    made = {"shuffle": shuffle, "columns": "row", "seed": 2}
+    loader = remote.batches(6, **made)
+    assert same(list(loader), list(store.batches(6, **made)))
+    secret = remote.location.options["secret"]
+    assert secret.encode() not in pickle.dumps(loader)
+    again = pickle.loads(pickle.dumps(remote.batches(6, **made)))
+    assert same(list(again), list(store.batches(6, **made)))
+
+
+def test_requests_of_a_remote_store(remote: patchloom.PatchStore) -> None:
+    """A shard is few of them: its index once, and what lies together; or all of it, once."""
+    n, shards = remote.n_patches, len(remote.blocks) - 1
+    straight = remote.reader(by_block=True)
+    for k in range(0, n, 5):
+        straight.read(np.arange(k, min(k + 5, n)), ["images"])
+    assert straight.n_requests <= 2 * shards
+    mixed = remote.reader(by_block=True)
+    for positions in np.random.default_rng(0).permutation(n).reshape(8, 4):
+        mixed.read(positions, ["images"])
+    assert mixed.n_requests < n + shards
+
+
+def test_whole_shards_are_held_within_the_memory(remote: patchloom.PatchStore) -> None:
+    """And no more: then ranges are fetched."""
+    size = sum(
+        len(remote.location.read(f"images/c/{k}/0/0/0") or b"")
+        for k in range(len(remote.blocks) - 1)
+    )
+    for memory in (0, size // 2, 2 * size):
+        reader = remote.reader(memory, by_block=True)
+        for positions in np.arange(32).reshape(4, 8).T:
+            found = reader.read(positions, ["images"])["images"]
+            assert np.array_equal(found, remote.read(remote.rows_at(positions)))
+            assert held(reader) <= memory
+
+
+def held(reader: PatchReader) -> int:
+    """Bytes of whole shards."""
+    with reader._lock:
+        return sum(map(len, reader._held.values()))
+
+
+def _sum_of(patches: patchloom.PatchStore, send: Any) -> None:
+    try:
+        send.send([int(batch["image"].sum()) for batch in patches.batches(8, shuffle="exact")])
+    except BaseException as error:
+        send.send(repr(error))
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_processes_of_any_kind_read_a_remote_store(
+    method: str, remote: patchloom.PatchStore
+) -> None:
+    """Also one that was forked from a process that has read, and is reading: it never hangs."""
+    batches = iter(remote.batches(8, shuffle="exact", epochs=None, threads=2))
+    next(batches)
+    expected = [int(b["image"].sum()) for b in remote.batches(8, shuffle="exact")]
+    context: Any = multiprocessing.get_context(method)
+    receive, send = context.Pipe(False)
+    process = context.Process(target=_sum_of, args=(remote, send), daemon=True)
+    process.start()
+    try:
+        assert receive.poll(60), "it hangs"
+        assert receive.recv() == expected
+    finally:
+        process.kill()
+        process.join()
+        batches.close()
+
+
+def test_a_bucket_out_of_reach_is_told(remote: patchloom.PatchStore) -> None:
+    """By the loader, at its first batch, without the credentials."""
+    there = remote.location
+    options = {**there.options, "key": "nobody", "secret": "hunter2-hunter2"}
+    away = type(remote)(type(there)(there.url, options), remote.attributes)
+    with pytest.raises(AccessError) as caught:
+        next(iter(away.batches(4)))
+    assert "hunter2" not in str(caught.value)
