@@ -101,10 +101,14 @@ class Course:
                 if not made:
                     return
                 found = made.popleft().result()
-                ahead = max(1, min(2 * self.threads, self.memory // max(1, _bytes_of(found))))
+                ahead = self.ahead(found)
                 yield from found
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def ahead(self, made: Any) -> int:
+        """How many like one that was made may be made before they are asked for."""
+        return max(1, min(2 * self.threads, self.memory // max(1, _bytes_of(made))))
 
     def state(self, epoch: int, visited: int) -> dict[str, int]:
         """A place in the order, as plain numbers, with what tells the order from others."""

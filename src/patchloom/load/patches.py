@@ -309,7 +309,6 @@ class Patches(ABC):
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        workers: int | None = None,
         **options: Any,
     ) -> KerasBatches:
         """A Keras ``PyDataset`` for ``fit``, on any backend; needs the extra ``keras``.
@@ -326,8 +325,6 @@ class Patches(ABC):
             See `course`. Give ``shuffle=False`` to ``fit``, which else mixes the batches anew.
         rank, world
             Which of how many processes that share an epoch.
-        workers
-            Threads of Keras that make batches ahead; by default the processors, up to 8.
         **options
             Of `course`.
 
@@ -345,5 +342,4 @@ class Patches(ABC):
         from patchloom.load.keras_data import KerasBatches
 
         course = self.course(batch_size, shuffle=shuffle, seed=seed, **options)
-        workers = course.threads if workers is None else workers
-        return KerasBatches(course.among(rank, world), x, y, sample_weight, channels, workers)
+        return KerasBatches(course.among(rank, world), x, y, sample_weight, channels)
