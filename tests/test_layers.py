@@ -126,6 +126,11 @@ def test_names_of_modules() -> None:
             "import patchloom; patchloom.open_patches",
             ["dask", "distributed", "patchloom.planning", "patchloom.run", "patchloom.patching"],
         ),
+        (
+            "import patchloom; store = patchloom.open_patches('tests/data/stores/format-1.zarr'); "
+            "next(iter(store.batches(2)))",
+            ["dask", "distributed", "patchloom.planning", "patchloom.run", "torch", "keras"],
+        ),
     ],
 )
 def test_what_an_import_loads(code: str, absent: list[str]) -> None:
