@@ -192,7 +192,7 @@ def test_codecs_and_types(codec: str, dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("done", [0, 1, 3, 4, 5, 7])
 def test_resuming_gives_the_exact_next_batch(store: patchloom.PatchStore, done: int) -> None:
     """After any batch, also the last of an epoch; in a loader of its own."""
-    made = {"columns": "row", "seed": 3, "epochs": 2}
+    made: dict[str, Any] = {"columns": "row", "seed": 3, "epochs": 2}
     loader = store.batches(8, **made)
     batches = iter(loader)
     for _ in range(done):
@@ -265,7 +265,7 @@ def test_what_is_drawn_has_an_address(store: patchloom.PatchStore) -> None:
     for size, world, threads in ((8, 1, 0), (5, 1, 3), (3, 2, 1)):
         pairs: dict[int, int] = {}
         for rank in range(world):
-            options = {"rank": rank, "world": world, "threads": threads}
+            options: dict[str, Any] = {"rank": rank, "world": world, "threads": threads}
             for batch in store.batches(size, columns="row", seed=9, transform=Drawn(), **options):
                 pairs.update(zip(batch["row"].tolist(), batch["drawn"].tolist(), strict=True))
         found.append(pairs)
@@ -343,7 +343,7 @@ def test_a_remote_store_gives_the_same_batches(
     shuffle: str, remote: patchloom.PatchStore, store: patchloom.PatchStore
 ) -> None:
     """And credentials are in no pickle of what workers get."""
-    made = {"shuffle": shuffle, "columns": "row", "seed": 2}
+    made: dict[str, Any] = {"shuffle": shuffle, "columns": "row", "seed": 2}
     loader = remote.batches(6, **made)
     assert same(list(loader), list(store.batches(6, **made)))
     secret = remote.location.options["secret"]
@@ -417,7 +417,7 @@ def test_a_bucket_out_of_reach_is_told(remote: patchloom.PatchStore) -> None:
     """By the loader, at its first batch, without the credentials."""
     there = remote.location
     options = {**there.options, "key": "nobody", "secret": "hunter2-hunter2"}
-    away = type(remote)(type(there)(there.url, options), remote.attributes)
+    away = type(remote)(type(there).of(there.url, options), remote.attributes)
     with pytest.raises(AccessError) as caught:
         next(iter(away.batches(4)))
     assert "hunter2" not in str(caught.value)

@@ -85,7 +85,8 @@ def test_epochs_and_seeds_differ_and_repeat(shuffle: str) -> None:
     blocks, n = np.arange(0, 1001, 10), 1000
 
     def listed(seed: int, epoch: int) -> list[int]:
-        return Order(n, blocks, seed, shuffle).at(epoch, np.arange(n)).tolist()
+        found: list[int] = Order(n, blocks, seed, shuffle).at(epoch, np.arange(n)).tolist()
+        return found
 
     assert listed(0, 0) == listed(0, 0)
     assert len({tuple(listed(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4

@@ -19,12 +19,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> patchloom.PatchStore:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 4096, (80, 80), "uint16") for _ in range(3)]
     blurred = [
-        sum(np.roll(n.astype("uint32"), k, axis) for k in (-1, 0, 1) for axis in (0, 1)) // 6
+        np.mean([np.roll(n, k, axis) for k in (-1, 0, 1) for axis in (0, 1)], 0).astype("uint16")
         for n in noise
     ]
-    images = patchloom.open_images(
-        [b.astype("uint16") for b in blurred], ids=["a", "b", "c"], target=noise
-    )
+    images = patchloom.open_images(blurred, ids=["a", "b", "c"], target=noise)
     plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]}, rows_per_shard=8)
     url = str(tmp_path_factory.mktemp("store") / "s.zarr")
     patchloom.materialize(plan, url, progress=False)

@@ -212,4 +212,4 @@ def test_what_does_not_go_together_is_refused(store: patchloom.PatchStore) -> No
     with pytest.raises(ConfigError, match="come together"):
         store.to_torch(batch_size=8, rank=1)
     with pytest.raises(ConfigError, match="to_torch"):
-        store.to_torch(batch_size=8).loader(shuffle=True)  # type: ignore[union-attr]
+        store.to_torch(batch_size=8).loader(shuffle=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from patchloom.load.course import Course
@@ -45,7 +45,7 @@ class Loader:
         """Batches of one epoch, on each rank."""
         return self.course.batching().n_steps
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         made = 0
         while self.epochs is None or made < self.epochs:
             yield from self._one_epoch()

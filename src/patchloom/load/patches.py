@@ -212,7 +212,7 @@ class Patches(ABC):
         from patchloom.load.course import Course, default_threads
         from patchloom.load.recipe import Recipe
 
-        kind = {True: "window", False: "none"}.get(shuffle, shuffle)  # type: ignore[call-overload]
+        kind = ("none", "window")[shuffle] if isinstance(shuffle, bool) else shuffle
         if order is None:
             order = Order(
                 self.n_patches,

@@ -16,7 +16,7 @@ from patchloom.load.course import Course
 
 __all__ = ["OrderSampler", "TorchBatches", "TorchLoader", "TorchPatches", "tensors"]
 
-_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+_WIDER: dict[str, Any] = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
 def tensors(value: Any) -> Any:

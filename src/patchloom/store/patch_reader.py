@@ -206,6 +206,7 @@ class PatchReader:
         """Ranges of objects that exist, fetched together."""
         if not ranges:
             return []
+        found: Sequence[Answer | bytes | Exception | None]
         if self._local:
             found = [self._caught(*one) for one in ranges]
         else:

@@ -212,7 +212,8 @@ class PatchStore(Patches):
         added = additions_of(self.attributes)
         first = np.cumsum([0, *(a.n_patches for a in added[:-1])])
         place = np.searchsorted(first, index, side="right") - 1
-        return index - first[place] + np.array([a.first_row for a in added])[place]
+        rows: Ints = index - first[place] + np.array([a.first_row for a in added])[place]
+        return rows
 
     def reader(self, memory: int | None = None, *, by_block: bool = False) -> PatchReader:
         """What reads patches by position, for one process: see `Patches.reader`."""
