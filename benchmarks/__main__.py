@@ -4,7 +4,7 @@
 ``python -m benchmarks NAME`` measures something else: ``strategies``, ``planning`` (many images
 under masks), ``mixing`` (of shuffled plans), ``scheduling`` (scheduler and client at a petabyte),
 ``amplification`` (how often chunks are decoded), ``codecs`` (who decodes chunks),
-``statistics`` (what counting costs).
+``statistics`` (what counting costs), ``loading`` (of a store, for training).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ OTHERS = (
     "amplification",
     "codecs",
     "statistics",
+    "loading",
 )
 """Benchmarks with options of their own."""
 

@@ -77,6 +77,16 @@ def borrow(name: str) -> Any | None:
     return found
 
 
+def _forked() -> None:
+    """In a child that was forked: no thread is here that could hold the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def _owner() -> int | None:
     return None if _folder is None else _folder[0]
 

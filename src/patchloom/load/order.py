@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -173,9 +174,7 @@ def permuted(key: int, n: int, places: Ints) -> Ints:
     [0, 1, 2, 3, 4]
     """
     if n <= _SORTED:
-        high, low, *_ = philox(key, _upto(n))
-        order = np.argsort(high << np.uint64(32) | low, kind="stable")
-        return order[places].astype(np.int64)
+        return _sorted(key, n)[places]
     # A grid of rows x columns cells, of which fewer than `rows` are none of ours.
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
@@ -186,6 +185,13 @@ def permuted(key: int, n: int, places: Ints) -> Ints:
     while (beyond := np.flatnonzero(found >= n)).size:
         found[beyond] = _network(keys, rows, columns, found[beyond])
     return found
+
+
+@lru_cache(maxsize=64)
+def _sorted(key: int, n: int) -> Ints:
+    """A short permutation as a list: batch after batch asks for the same one."""
+    high, low, *_ = philox(key, _upto(n))
+    return np.argsort(high << np.uint64(32) | low, kind="stable").astype(np.int64)
 
 
 def _network(keys: npt.NDArray[np.uint64], rows: int, columns: int, cells: Ints) -> Ints:

@@ -43,10 +43,10 @@ _WAY = "find it with `patchloom verify STORE --repair`, and run the job of the s
 class PatchReader:
     """Reads and decodes the patches that it is asked for, and nothing else of a shard.
 
-    A patch is what is decoded by itself, so each is decoded once however they are mixed. On a
-    disk, their bytes are read where they lie. From another store, ranges that lie together are
-    one request, and those of a call are under way together; where `by_block` says that the rest
-    of a shard is needed soon, too, all of it is fetched in the meantime and held, encoded.
+    A patch is what is decoded by itself, so each is decoded once however they are mixed. Ranges of
+    a shard that lie together are one request, and those of a call are under way together. Where
+    they lie apart, as the rest of the shard is needed later, too, all of it is fetched in the
+    meantime and held, encoded. What does not fit the memory is read in ranges alone.
 
     Parameters
     ----------
@@ -57,7 +57,8 @@ class PatchReader:
     memory
         Bytes of encoded shards that are held.
     by_block
-        Whether the rest of a shard will be asked for soon.
+        Whether the rest of a shard will be asked for soon, and then no more for long: it makes
+        room for others. Else what is held stays.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class PatchReader:
         self._decode = {name: decoder_into(spec) for name, spec in specs.items()}
         self._fs, self._root = location.open()
         self._local = isinstance(self._fs, LocalFileSystem)
-        self._by_block = by_block and not self._local
+        self._by_block = by_block
         self._memory = HELD if memory is None else memory
         self._lock = threading.Lock()
         self._indices: dict[str, Index] = {}
@@ -164,7 +165,7 @@ class PatchReader:
                 ranges.append((name, begin, end))
                 members.append([piece])
         touched = {name for name, _, _ in ranges}
-        if self._by_block and len(ranges) > len(touched):
+        if len(ranges) > len(touched):
             self._hold(touched)
         for (_, first, _), data, some in zip(ranges, self._get(ranges), members, strict=True):
             view = memoryview(data)
@@ -172,18 +173,22 @@ class PatchReader:
         return found
 
     def _hold(self, names: set[str]) -> None:
-        """Begin to fetch whole objects, if all that are asked for fit the memory."""
+        """Begin to fetch whole objects, as far as they fit the memory."""
         with self._lock:
-            sizes = {name: self._end_of(name) for name in {*names, *self._coming, *self._held}}
             new = names - self._coming - {*self._held}
-            if sum(sizes[name] for name in {*names, *self._coming}) > self._memory:
+            # Of blocks, what is asked for now is what will be: all of it, or none.
+            stays = {*self._coming, *(names if self._by_block else self._held)}
+            room = self._memory - sum(map(self._end_of, stays - new))
+            if self._by_block and room < sum(map(self._end_of, new)):
                 return
-            self._coming |= new
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_FETCHERS, "patchloom-shard")
-            pool = self._pool
-        for name in sorted(new):
-            pool.submit(self._fetch_whole, name)
+            for name in sorted(new):
+                room -= self._end_of(name)
+                if room < 0:
+                    return
+                self._coming.add(name)
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(_FETCHERS, "patchloom-shard")
+                self._pool.submit(self._fetch_whole, name)
 
     def _end_of(self, name: str) -> int:
         index = self._indices[name]
