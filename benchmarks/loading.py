@@ -99,7 +99,7 @@ def floor(url: str, batch: int) -> Iterator[float]:
     Yields the moment of each batch.
     """
     names = sorted((Path(url) / "images/c").glob("*/0/0/0"), key=lambda p: int(p.parts[-4]))
-    per_shard = int(zarr.open_array(f"{url}/images", mode="r").metadata.shards[0])  # type: ignore[union-attr,index]
+    per_shard = int(zarr.open_array(f"{url}/images", mode="r").metadata.shards[0])  # type: ignore[index]
 
     def decode(name: Path) -> list[float]:
         data = memoryview(name.read_bytes())
