@@ -379,6 +379,16 @@ def test_whole_shards_are_held_within_the_memory(remote: patchloom.PatchStore) -
             assert held(reader) <= memory
 
 
+def test_few_indices_and_files_are_remembered(
+    store: patchloom.PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forgotten is read again."""
+    for name, value in (("_INDICES", 0), ("_FEWEST", 1), ("_FILES", 1)):
+        monkeypatch.setattr(f"patchloom.store.patch_reader.{name}", value)
+    loader = store.batches(7, shuffle="exact", columns="row", memory=0, threads=3)
+    check(store, list(loader))
+
+
 def held(reader: PatchReader) -> int:
     """Bytes of whole shards."""
     with reader._lock:

@@ -35,6 +35,8 @@ _GAP = 64 * 2**10
 """Ranges of a shard that lie closer than this are fetched as one."""
 _FILES = 128
 """Files of a local store that stay open."""
+_INDICES, _FEWEST = 64 * 2**20, 64
+"""Bytes of indices of shards that are remembered, and how many at least."""
 _FETCHERS = 4
 """Whole shards that are fetched at a time."""
 _WAY = "find it with `patchloom verify STORE --repair`, and run the job of the store again"
@@ -77,10 +79,11 @@ class PatchReader:
         self._by_block = by_block
         self._memory = HELD if memory is None else memory
         self._lock = threading.Lock()
-        self._indices: dict[str, Index] = {}
+        most = max((16 * spec.rows_per_shard for spec in specs.values()), default=1)
+        self._indices = _Recent[str, Index](max(_FEWEST, _INDICES // most))
         self._files = _Recent[str, "_File"](_FILES)
         self._held: OrderedDict[str, bytes] = OrderedDict()
-        self._coming: set[str] = set()
+        self._coming: dict[str, int] = {}
         self._pool: ThreadPoolExecutor | None = None
         self.n_requests = 0
         """Reads of objects or of ranges of them."""
@@ -104,18 +107,18 @@ class PatchReader:
         out: Pixels = np.empty((len(rows), *spec.patch_shape), spec.dtype)
         shards, slots = np.divmod(rows, spec.rows_per_shard)
         names = {shard: shard_name(spec, shard) for shard in np.unique(shards).tolist()}
-        self._load_indices(spec, [*names.values()])
+        indices = self._indices_of(spec, [*names.values()])
         pieces: list[tuple[str, int, int, int]] = []
         for shard, name in names.items():
             places = np.flatnonzero(shards == shard)
-            spans = self._indices[name][slots[places]]
+            spans = indices[name][slots[places]]
             if (spans[:, 0] == ABSENT).any():
                 row = int(rows[places[spans[:, 0] == ABSENT][0]])
                 raise self._broken(spec, row, "it is not stored")
             for place, (begin, length) in zip(places.tolist(), spans.tolist(), strict=True):
                 pieces.append((name, begin, begin + length, place))
         decode = self._decode[spec.name]
-        for data, _, _, place in self._fetched(pieces):
+        for data, _, _, place in self._fetched(pieces, indices):
             try:
                 decode(data, out[place])
             except Exception as error:  # each codec has errors of its own
@@ -128,21 +131,25 @@ class PatchReader:
             f"{self._location.shown!r} does not ({why}); {_WAY}"
         )
 
-    def _load_indices(self, spec: ArraySpec, names: list[str]) -> None:
-        """Where the rows of some shards lie; one request each, together, once."""
-        new = [name for name in names if name not in self._indices]
+    def _indices_of(self, spec: ArraySpec, names: list[str]) -> dict[str, Index]:
+        """Where the rows of some shards lie; one request each, together."""
+        known = {name: self._indices.get(name) for name in names}
+        found = {name: index for name, index in known.items() if index is not None}
+        new = [name for name in names if name not in found]
         n = 16 * spec.rows_per_shard + 4
         for name, data in zip(new, self._get([(name, -n, None) for name in new]), strict=True):
             try:
-                self._indices[name] = index_of(data, spec.rows_per_shard)
+                found[name] = index_of(data, spec.rows_per_shard)
+                self._indices.put(name, found[name])
             except ValueError as error:
                 raise StoreError(
                     f"a shard ends with its index, but that of {name} of "
                     f"{self._location.shown!r} is broken ({error}); {_WAY}"
                 ) from None
+        return found
 
     def _fetched(
-        self, pieces: list[tuple[str, int, int, int]]
+        self, pieces: list[tuple[str, int, int, int]], indices: Mapping[str, Index]
     ) -> list[tuple[Bytes, str, int, int]]:
         """The bytes of pieces (object, first byte, last byte + 1, ...), in any order."""
         with self._lock:
@@ -166,42 +173,38 @@ class PatchReader:
                 members.append([piece])
         touched = {name for name, _, _ in ranges}
         if len(ranges) > len(touched):
-            self._hold(touched)
+            self._hold({name: _end_of(indices[name]) for name in sorted(touched)})
         for (_, first, _), data, some in zip(ranges, self._get(ranges), members, strict=True):
             view = memoryview(data)
             found += [(view[a - first : b - first], name, a, place) for name, a, b, place in some]
         return found
 
-    def _hold(self, names: set[str]) -> None:
-        """Begin to fetch whole objects, as far as they fit the memory."""
+    def _hold(self, ends: dict[str, int]) -> None:
+        """Begin to fetch whole objects, of so many bytes, as far as they fit the memory."""
         with self._lock:
-            new = names - self._coming - {*self._held}
+            new = {k: v for k, v in ends.items() if k not in self._coming and k not in self._held}
+            room = self._memory - sum(self._coming.values())
+            held = {name: len(data) for name, data in self._held.items()}
             # Of blocks, what is asked for now is what will be: all of it, or none.
-            stays = {*self._coming, *(names if self._by_block else self._held)}
-            room = self._memory - sum(map(self._end_of, stays - new))
-            if self._by_block and room < sum(map(self._end_of, new)):
+            if self._by_block and room < sum(new.values()) + sum(held.get(k, 0) for k in ends):
                 return
-            for name in sorted(new):
-                room -= self._end_of(name)
+            room -= 0 if self._by_block else sum(held.values())
+            for name, end in new.items():
+                room -= end
                 if room < 0:
                     return
-                self._coming.add(name)
+                self._coming[name] = end
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(_FETCHERS, "patchloom-shard")
-                self._pool.submit(self._fetch_whole, name)
+                self._pool.submit(self._fetch_whole, name, end)
 
-    def _end_of(self, name: str) -> int:
-        index = self._indices[name]
-        ends = index[index[:, 0] != ABSENT].sum(1)
-        return int(ends.max(initial=np.uint64(0)))
-
-    def _fetch_whole(self, name: str) -> None:
+    def _fetch_whole(self, name: str, end: int) -> None:
         try:
-            [data] = self._get([(name, 0, self._end_of(name))])
+            [data] = self._get([(name, 0, end)])
         except Exception:  # whoever needs it asks for its ranges, and is told
             data = None
         with self._lock:
-            self._coming.discard(name)
+            self._coming.pop(name)
             if data is not None:
                 self._held[name] = bytes(data)
                 while sum(map(len, self._held.values())) > self._memory:
@@ -246,6 +249,12 @@ class PatchReader:
             return None
         except OSError as error:
             return error
+
+
+def _end_of(index: Index) -> int:
+    """Bytes of a shard before its index."""
+    ends = index[index[:, 0] != ABSENT].sum(1)
+    return int(ends.max(initial=np.uint64(0)))
 
 
 class _File:
