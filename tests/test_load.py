@@ -20,6 +20,7 @@ import zarr
 
 import patchloom
 from patchloom.errors import AccessError, ConfigError, StoreError
+from patchloom.load.augment import Augment
 from patchloom.load.order import SHUFFLES
 from patchloom.load.visit import Visit
 from patchloom.store.patch_reader import PatchReader
@@ -431,3 +432,18 @@ def test_a_bucket_out_of_reach_is_told(remote: patchloom.PatchStore) -> None:
     with pytest.raises(AccessError) as caught:
         next(iter(away.batches(4)))
     assert "hunter2" not in str(caught.value)
+
+
+def test_augmentations_are_transformations_of_loaders(store: patchloom.PatchStore) -> None:
+    """All arrays move, by the address of each patch: the same in batches of any size."""
+    augment = Augment(flip="yx", turn="yx")
+    found = []
+    for size, threads in ((32, 0), (5, 3)):
+        moved = store.batches(size, columns="row", seed=6, transform=augment, threads=threads)
+        batches = list(moved)
+        rows = np.concatenate([batch["row"] for batch in batches])
+        for key, array in {"image": "images", "labels": "labels", "target": "targets"}.items():
+            pixels = np.concatenate([batch[key] for batch in batches])
+            found.append(pixels[np.argsort(rows)])
+            assert not np.array_equal(found[-1], store.read(np.arange(32), array))
+    assert all(np.array_equal(a, b) for a, b in zip(found[:3], found[3:], strict=True))

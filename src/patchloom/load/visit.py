@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy.typing as npt
+
 from patchloom.load.reader import Ints
 
-__all__ = ["Addressed", "Visit"]
+__all__ = ["Addressed", "ByAddress", "Visit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,7 @@ class Visit:
 class Addressed(Protocol):
     """A ``transform=`` that draws by address: it is called with the visit, others without."""
 
-    def visited(self, batch: dict[str, Any], visit: Visit) -> Any:
+    def visited(self, batch: dict[str, Any], visit: Visit) -> dict[str, Any]:
         """A batch anew.
 
         Parameters
@@ -40,3 +43,23 @@ class Addressed(Protocol):
         visit
             Of these n patches.
         """
+
+
+class ByAddress:
+    """What is called with positions, seed, epoch and draw, as the ``transform=`` of a loader."""
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        positions: npt.ArrayLike,
+        *,
+        seed: int,
+        epoch: int = 0,
+        draw: npt.ArrayLike = 0,
+    ) -> dict[str, Any]:
+        """A batch anew, by these addresses."""
+        raise NotImplementedError
+
+    def visited(self, batch: dict[str, Any], visit: Visit) -> dict[str, Any]:
+        """A batch anew, by the address of its visit."""
+        return self(batch, visit.positions, seed=visit.seed, epoch=visit.epoch, draw=visit.turns)

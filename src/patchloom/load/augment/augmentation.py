@@ -19,6 +19,7 @@ from patchloom.load.augment.ranges import Ranges, by_axis, by_plane, ends, lette
 from patchloom.load.augment.roles import ROLES, role_of
 from patchloom.load.augment.sampling import FILL_MODES, ORDERS, Sampling
 from patchloom.load.augment.splines import anchored
+from patchloom.load.visit import ByAddress
 from patchloom.randomness import below
 
 __all__ = ["Augment"]
@@ -30,7 +31,7 @@ Range = float | tuple[float, float] | Mapping[str, Any] | Ranges
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(ByAddress):
     """Random flips, turns, shifts, rotation, shear, zoom, warp, crop and grey levels.
 
     Each patch has a draw of its own, addressed by seed, epoch and position: the same in any

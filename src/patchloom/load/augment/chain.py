@@ -9,13 +9,14 @@ from typing import Any
 import numpy.typing as npt
 
 from patchloom.errors import ConfigError
+from patchloom.load.visit import ByAddress
 from patchloom.randomness import key_of
 
 __all__ = ["Chain"]
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(ByAddress):
     """What is called with a batch, one after another.
 
     Each has a seed made of the chain's and its place, so that two alike draw independently.

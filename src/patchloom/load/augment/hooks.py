@@ -19,6 +19,7 @@ import numpy.typing as npt
 from patchloom.errors import ConfigError
 from patchloom.load.augment.chance import Chance
 from patchloom.load.augment.roles import role_of
+from patchloom.load.visit import ByAddress
 
 __all__ = ["AlbumentationsHook", "FunctionHook", "KorniaHook", "MonaiHook", "TorchIOHook"]
 
@@ -43,7 +44,7 @@ _TURN = _Turn()
 
 
 @dataclass(frozen=True)
-class _Hook:
+class _Hook(ByAddress):
     """A transform that is called for one patch at a time, seeded by seed, epoch and position."""
 
     transform: Any
