@@ -195,3 +195,65 @@ def test_levels_that_are_not_there_are_refused(tmp_path: Path) -> None:
     for wrong in ([0], [1, 1], ["1"], 1):
         with pytest.raises(ConfigError, match="numbers of levels"):
             patchloom.open_images(url, context=wrong)  # type: ignore[arg-type]
+
+
+def seen_pixels(
+    scale: Fraction, start: int, size: int, extent: int, level: int, mode: str
+) -> set[int]:
+    """The pixels of one axis of an image that a stretch of a level shows, by painting."""
+    shown = Cut((size,), (0,), mode).source(start, start + size, level)  # type: ignore[arg-type]
+    inside = (shown == np.arange(start, start + size)) | (mode != "constant")
+    found: set[int] = set()
+    for pixel in shown[inside].tolist():
+        begin, end = math.floor(pixel * scale), math.ceil((pixel + 1) * scale)
+        found |= set(range(max(0, begin), min(extent, end)))
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_context_shows_no_pixel_of_another_split(
+    data: st.DataObject, tmp_path_factory: Any
+) -> None:
+    """Blocks keep splits apart by all that patches show: no pixel is in two, at any level."""
+    folder = tmp_path_factory.mktemp("leak")
+    ratio = max(data.draw(st.fractions(1, 4, max_denominator=4)), Fraction(9, 8))
+    pyramid(folder / "a.ome.zarr", [ratio], (16, 16))
+    images = patchloom.open_images(str(folder / "a.ome.zarr"), context=[1])
+    size = data.draw(st.integers(3, 8))
+    mode: Any = data.draw(st.sampled_from(["constant", "edge", "reflect", "symmetric"]))
+    split = {"by": "blocks", "block_size": 40, "shares": {"train": 0.5, "val": 0.5}}
+    guard = data.draw(st.integers(0, 3))
+    config = {"name": "random", "patch_size": [size, size], "n_patches": 60}
+    seed = data.draw(st.integers(0, 3))
+    plan = patchloom.plan(images, config, pad_mode=mode, seed=seed, split={**split, "guard": guard})
+    role = images[0].more["context_1"]
+    shown: dict[str, set[tuple[int, int]]] = {"train": set(), "val": set()}
+    for part in plan.walk():
+        level, _ = around(images[0], "context_1", part.corner, plan.cut)
+        for corner, first, which in zip(
+            part.corner.tolist(), level.tolist(), plan.split_of(part).tolist(), strict=True
+        ):
+            name = plan.split_names[which]
+            boxes = []
+            for axis in (0, 1):
+                extent, other = SHAPE[axis], role.image.layout.space.shape[axis]
+                own = set(range(corner[axis], corner[axis] + size))
+                assert role.alignment.offset[axis] == 0
+                around_it = seen_pixels(
+                    role.alignment.scale[axis], first[axis], size, extent, other, mode
+                )
+                boxes.append((own, around_it))
+            for ys, xs in zip(*boxes, strict=True):
+                shown[name] |= {(y, x) for y in ys for x in xs}
+    assert not shown["train"] & shown["val"]
+
+
+def test_blocks_that_hold_no_context_are_refused(tmp_path: Path) -> None:
+    """A block that is smaller than what the coarsest level shows can hold no patch."""
+    pyramid(tmp_path / "a.ome.zarr", [Fraction(4)], (16, 16))
+    images = patchloom.open_images(str(tmp_path / "a.ome.zarr"), context=[1])
+    config = {"name": "sequential", "patch_size": [8, 8]}
+    with pytest.raises(ConfigError, match="take larger blocks"):
+        patchloom.plan(images, config, split={"by": "blocks", "block_size": 31})
+    patchloom.plan(images, config, split={"by": "blocks", "block_size": 32})

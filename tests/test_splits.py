@@ -693,11 +693,11 @@ def test_blocks_that_hold_no_patch() -> None:
         ):
             splits = split([image], by="blocks", guard={"y": 2, "x": 2}, **config)
             if fits:
-                splits.check([image], size)
+                splits.check([image], [size])
             else:
                 with pytest.raises(ConfigError, match="take larger blocks"):
-                    splits.check([image], size)
-    split([image]).check([image], [999, 999])
+                    splits.check([image], [size])
+    split([image]).check([image], [[999, 999]])
 
 
 def test_configuration_survives_json() -> None:

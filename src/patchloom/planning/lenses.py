@@ -15,7 +15,7 @@ from patchloom.grid import ChunkGrid
 from patchloom.image import CONTEXT, Image, Layout
 from patchloom.planning.incidence import Cut
 
-__all__ = ["around", "bound", "is_context"]
+__all__ = ["around", "bound", "breadth", "is_context", "shown"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -57,6 +57,47 @@ def around(image: Image, name: str, corner: Ints, cut: Cut) -> tuple[Ints, Cut]:
         extent = role.image.layout.space.shape[axis]
         found[:, axis] = np.clip(moved // int(whole), 1 - size, extent - 1)
     return found, Cut(cut.size, (0,) * len(cut.size), cut.padding)
+
+
+def shown(image: Image, corner: Ints, cut: Cut) -> tuple[Ints, Ints]:
+    """The half-open boxes of all pixels of the image that patches show, in context levels too.
+
+    A pixel of a level shows the pixels of the image that it lies on, in part or as a whole.
+
+    Parameters
+    ----------
+    image
+        With its levels.
+    corner, cut
+        First pixels of what is cut of the image, int64[n, ndim], and what that is.
+
+    Returns
+    -------
+    int64[n, ndim], int64[n, ndim]
+    """
+    extent = np.asarray(image.layout.space.shape, np.int64)
+    low, high = cut.span(corner, extent)
+    for name in filter(is_context, image.more):
+        role = image.more[name]
+        first, there = around(image, name, corner, cut)
+        ends = there.span(first, np.asarray(role.image.layout.space.shape, np.int64))
+        rows = zip(role.alignment.scale, role.alignment.offset, strict=True)
+        for axis, (scale, offset) in enumerate(rows):
+            unit = int(np.lcm(scale.denominator, offset.denominator))
+            begin, end = (e[:, axis] * int(scale * unit) + int(offset * unit) for e in ends)
+            low[:, axis] = np.minimum(low[:, axis], np.maximum(begin // unit, 0))
+            high[:, axis] = np.maximum(high[:, axis], np.minimum(-(-end // unit), extent[axis]))
+    return low, high
+
+
+def breadth(image: Image, cut: Cut) -> list[int]:
+    """The least extent that a patch shows on each axis, far from the border of its image."""
+    found = list(cut.size)
+    for name in filter(is_context, image.more):
+        for axis, scale in enumerate(image.more[name].alignment.scale):
+            wide = min(cut.size[axis] * scale // 1, image.layout.space.shape[axis])
+            found[axis] = max(found[axis], int(wide))
+    return found
 
 
 def bound(image: Image, name: str, layout: Layout, cut: Cut) -> tuple[Layout, Cut]:

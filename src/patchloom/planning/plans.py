@@ -32,7 +32,7 @@ from patchloom.planning.groups import DEALING, Groups
 from patchloom.planning.held import folded, unfolded
 from patchloom.planning.image_identity import identity_of, with_pixels
 from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
-from patchloom.planning.lenses import around
+from patchloom.planning.lenses import around, shown
 from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
@@ -445,9 +445,15 @@ class Plan:
         """
         if self.splits is None:
             return np.zeros(len(patches), np.int8)
-        extent = np.asarray(self.images[patches.image].layout.space.shape, np.int64)
-        low, high = self.cut.span(patches.corner, extent)
+        low, high = self.shown(patches)
         return self.splits.of_boxes(patches.image, patches.sample, low, high)
+
+    def shown(self, patches: Patches) -> tuple[Ints, Ints]:
+        """The half-open boxes of all pixels of their image that patches show: int64[n, ndim] each.
+
+        With their context, what mirrored padding repeats, and what coarser levels around them show.
+        """
+        return shown(self.images[patches.image], patches.corner, self.cut)
 
     @cached_property
     def split_counts(self) -> dict[str, int]:

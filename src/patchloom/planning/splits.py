@@ -114,15 +114,15 @@ class Splits:
         """
         return dict(self.groups)
 
-    def check(self, images: Sequence[Image], size: Sequence[int]) -> None:
+    def check(self, images: Sequence[Image], sizes: Sequence[Sequence[int]]) -> None:
         """Refuse blocks that can hold no patch.
 
         Parameters
         ----------
         images
             Those of the plan.
-        size
-            Extent of what is cut on each spatial axis, context included, in pixels.
+        sizes
+            Extent of what a patch of each shows on each spatial axis, in pixels.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class Splits:
         """
         if self.blocks is None:
             return
-        for index, image in enumerate(images):
+        for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
             if self.blocks.too_small(index, size):
                 frame, extent = self.blocks.frames[index], self.blocks.size[index]
                 need = [

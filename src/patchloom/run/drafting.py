@@ -22,7 +22,7 @@ from patchloom.planning.alignment import Align, aligned
 from patchloom.planning.cells import Cells
 from patchloom.planning.filters import parse_filters
 from patchloom.planning.incidence import PADDINGS, Padding
-from patchloom.planning.lenses import is_context
+from patchloom.planning.lenses import breadth, is_context
 from patchloom.planning.plans import Plan
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.rows import ORDERS
@@ -239,7 +239,7 @@ def plan(
     )
     _check_told(found)
     if found.splits is not None:
-        found.splits.check(images, found.patch_size)
+        found.splits.check(images, [breadth(image, found.cut) for image in images])
     if split is not None or balance is not None or quota is not None or filters:
         found = _refined(found, folder, progress)
     found = replace(found, order=order, window=window, group_by=group_by)

@@ -286,12 +286,8 @@ def _split_report(plan: Plan, kept: float) -> dict[str, Any]:
         or (np.diff(plan.cells.rows_of(plan.cells.bounds)) > _MEASURED).any()
     ):
         return found
-    for index, image in enumerate(plan.images):
-        extent = np.asarray(image.layout.space.shape, np.int64)
-        boxes = [
-            (*plan.cut.span(part.corner, extent), plan.split_of(part))
-            for part in plan.walk_image(index)
-        ]
+    for index in range(len(plan.images)):
+        boxes = [(*plan.shown(part), plan.split_of(part)) for part in plan.walk_image(index)]
         if boxes:
             gap = split_distance(*(np.concatenate(column) for column in zip(*boxes, strict=True)))
             nearest += [] if gap is None else [gap]
