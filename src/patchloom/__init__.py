@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from patchloom.errors import PatchloomError as PatchloomError
     from patchloom.image import Image as Image
     from patchloom.load.augment.augmentation import Augment as Augment
+    from patchloom.load.conditions import Conditions as Conditions
+    from patchloom.load.data_flow import DataFlow as DataFlow
+    from patchloom.load.merged import merge_patches as merge_patches
+    from patchloom.load.splitting import split_patches as split_patches
     from patchloom.planning.plans import Plan as Plan
     from patchloom.points import Points as Points
     from patchloom.run.aligning import alternatives as alternatives
@@ -55,6 +59,8 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _HOME = {
+    "Conditions": "patchloom.load.conditions",
+    "DataFlow": "patchloom.load.data_flow",
     "ExportReport": "patchloom.run.export_report",
     "ArrayView": "patchloom.arrays.array_view",
     "ArrayWriter": "patchloom.arrays.array_writer",
@@ -72,10 +78,12 @@ _HOME = {
     "alternatives": "patchloom.run.aligning",
     "export": "patchloom.run.exporting",
     "materialize": "patchloom.run.materializing",
+    "merge_patches": "patchloom.load.merged",
     "open_images": "patchloom.sources.opening",
     "open_patches": "patchloom.store.patch_store",
     "plan": "patchloom.run.drafting",
     "read_points": "patchloom.sources.points",
+    "split_patches": "patchloom.load.splitting",
     "statistics": "patchloom.run.surveying",
     "summarize": "patchloom.run.surveying",
     "price": "patchloom.run.pricing",

@@ -28,6 +28,7 @@ __all__ = [
     "SourceError",
     "SourceMissingError",
     "StoreError",
+    "WorkerLostError",
     "WriteError",
 ]
 
@@ -123,3 +124,7 @@ class FingerprintError(ExistsError):
 
 class WriteError(_FromOS, StoreError, OSError):
     """An object could not be written (disk full, permission, network)."""
+
+
+class WorkerLostError(PatchloomError, RuntimeError):
+    """A process that prepares batches ended before they were done."""

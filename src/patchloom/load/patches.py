@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ConfigError
 from patchloom.load.budget import MEMORY, n_bytes
+from patchloom.load.expressions import Expression, equal_rows
 from patchloom.load.order import WINDOW, Order, Ordering
-from patchloom.load.reader import Ints, Reader
+from patchloom.load.reader import Ints, Pixels, Reader
+from patchloom.load.sampling import Sampling
 from patchloom.load.visit import Addressed
+from patchloom.load.weights import weights_of
 from patchloom.normalization import Normalization
 
 if TYPE_CHECKING:
@@ -72,6 +78,140 @@ class Patches(ABC):
     def n_patches(self) -> int:
         """Rows of the manifest."""
         return int(self.manifest.num_rows)
+
+    @property
+    def channels(self) -> tuple[str, ...] | None:
+        """Names of the channels of ``"images"``; None if they are not known."""
+        return None
+
+    def extents(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and dtype of one patch of each array that is held.
+
+        Where nothing else tells, one patch is read.
+        """
+        if not self.n_patches:
+            return {}
+        read = self.reader().read(np.zeros(1, np.int64), self.arrays_held)
+        return {name: (pixels.shape[1:], pixels.dtype) for name, pixels in read.items()}
+
+    # -- parts and draws ------------------------------------------------------------------
+
+    def take(self, positions: npt.ArrayLike) -> Patches:
+        """Some of them, as patches of their own.
+
+        Parameters
+        ----------
+        positions
+            int64[m], ascending and each once; or bool[n], one a patch.
+
+        Raises
+        ------
+        ConfigError
+            If they are not.
+        """
+        # By its name, so that imports run downhill.
+        selected = importlib.import_module("patchloom.load.selected")
+        found: Patches = selected.SelectedPatches.of(self, positions)
+        return found
+
+    def where(self, condition: str | Expression) -> Patches:
+        """Those that a condition on the manifest takes.
+
+        Parameters
+        ----------
+        condition
+            Such as ``'split == "train" and coverage > 0.8'``: see `Expression`, also for what
+            becomes of missing values.
+
+        Raises
+        ------
+        ConfigError
+            If it is no condition, or names a column that the manifest has not.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> images = patchloom.open_images(np.arange(36, dtype="uint8").reshape(6, 6))
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [3, 3]})
+        >>> _ = patchloom.materialize(plan, "memory://part.zarr", progress=False)
+        >>> part = patchloom.open_patches("memory://part.zarr").where("start_x > 0")
+        >>> part.n_patches, part.manifest["start_y"].to_pylist()
+        (2, [0, 3])
+        """
+        return self.take(Expression.of(condition).rows(self.manifest))
+
+    def select(
+        self, arrays: Sequence[str] | None = None, /, **columns: Any
+    ) -> tuple[dict[str, Pixels], pa.Table]:
+        """The pixels and rows of one sample, or of all patches that are equal in some columns.
+
+        Parameters
+        ----------
+        arrays
+            Names out of `arrays_held`; None: all.
+        columns
+            A value of each column that is asked for, or a list of values; None is a missing one.
+
+        Returns
+        -------
+        dict, pyarrow.Table
+            Of each array [m, channels, (z,) y, x], and the rows of the manifest.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such array or column.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> pixels = [np.full((4, 4), value, "uint8") for value in (7, 9)]
+        >>> images = patchloom.open_images(pixels, ids=["a", "b"])
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [2, 4]})
+        >>> _ = patchloom.materialize(plan, "memory://two.zarr", progress=False)
+        >>> arrays, rows = patchloom.open_patches("memory://two.zarr").select(image_id="b")
+        >>> arrays["images"].shape, int(arrays["images"].min()), rows["start_y"].to_pylist()
+        ((2, 1, 2, 4), 9, [0, 2])
+        """
+        names = self.arrays_held if arrays is None else tuple(arrays)
+        unknown = sorted({*names} - {*self.arrays_held})
+        if unknown:
+            raise ConfigError(
+                f"arrays that are read are some of {list(self.arrays_held)}, got {unknown}"
+            )
+        positions = np.flatnonzero(equal_rows(self.manifest, columns)).astype(np.int64)
+        return self.reader().read(positions, names), self.manifest.take(pa.array(positions))
+
+    def sampling(
+        self,
+        weights: Any = None,
+        *,
+        visits: int | None = None,
+        replacement: bool = True,
+        seed: int = 0,
+    ) -> Sampling:
+        """An order that draws by weight: ``loader(32, order=patches.sampling("class"))``.
+
+        Parameters
+        ----------
+        weights
+            One number a patch; a column (``"class"``: all its values as often); a mapping
+            (``{"class": {"tumour": 3, "stroma": 1}}``); an expression (``"1 + 3 * coverage"``): see
+            `weights_of`. None: all patches alike.
+        visits
+            Of an epoch; None: as many as patches that can be drawn.
+        replacement
+            Whether a patch can be drawn again in the same epoch.
+        seed
+            With the epoch it fixes all draws.
+
+        Raises
+        ------
+        ConfigError
+            If weights are none of these, or too few patches can be drawn.
+        """
+        found = None if weights is None else weights_of(self.manifest, weights)
+        return Sampling(self.n_patches, visits, found, replacement, seed)
 
     def normalization(self, kind: str, per: str = "image") -> Normalization:
         """What the images can be normalised with, of some kind.
