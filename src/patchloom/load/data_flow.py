@@ -31,7 +31,7 @@ Batch = list[npt.NDArray[Any]]
 
 
 class DataFlow:
-    """Batches of several arrays, read in tandem: data_tools' ``data_flow``, with chance that is addressed.
+    """Batches of several arrays, read in tandem: data_tools' ``data_flow``, addressed chance.
 
     Rows are read by threads, and batches worked on in processes, some batches ahead of whoever
     takes them; they come in the order of the rows, whoever is done first. An error in a thread or
