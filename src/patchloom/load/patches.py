@@ -353,6 +353,7 @@ class Patches(ABC):
         from patchloom.load.recipe import Recipe
 
         kind = ("none", "window")[shuffle] if isinstance(shuffle, bool) else shuffle
+        by_block = order is None and kind != "exact"
         if order is None:
             order = Order(
                 self.n_patches,
@@ -373,7 +374,7 @@ class Patches(ABC):
             fields=fields,
             seed=seed,
             memory=half,
-            by_block=kind != "exact",
+            by_block=by_block,
         )
         return Course(
             recipe,

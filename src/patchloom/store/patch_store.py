@@ -176,6 +176,16 @@ class PatchStore(Patches):
         return tuple(sorted(names, key=lambda name: (name != "images", name)))
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels of the images."""
+        return tuple(map(str, self.attributes["channels"]))
+
+    def extents(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and dtype of one patch of each array, from metadata."""
+        arrays = {name: self.array(name) for name in self.arrays_held}
+        return {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
+
+    @property
     def n_patches(self) -> int:
         """Patches that are written: rows of the manifest."""
         if not self.complete:
