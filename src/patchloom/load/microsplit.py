@@ -38,7 +38,7 @@ class MicroSplit:
     """
 
     sources: tuple[Patches, ...] = field(repr=False)
-    """What channels are drawn from; none if they are never."""
+    """What channels are drawn from: one for all, or one each."""
     ranges: tuple[tuple[float, float], ...] | None = None
     """The least and the greatest weight of each channel; None: one over their number."""
     apart: float = 0.0
@@ -52,6 +52,8 @@ class MicroSplit:
     """Called with what was made: another transformation."""
     mixes: bool = True
     """Whether the input is made; else it is there."""
+    principal: int = 0
+    """The source that the loader is over."""
     _readers: dict[int, list[Reader]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -127,8 +129,8 @@ class MicroSplit:
         ----------
         sources
             Patches of each structure, of one channel each, all of the same shape; their images may
-            differ in shape and number. The loader is over the first; of the others patches are
-            drawn evenly.
+            differ in shape and number. The loader is over the one with the most patches, which is
+            `patches` of what is made; of the others patches are drawn evenly.
         alphas, context, then
             As of `multiplexed`.
         normalize
@@ -161,8 +163,15 @@ class MicroSplit:
                 f"normalize= is one for all sources or one each, got {len(scales)} for "
                 f"{len(sources)}"
             )
-        context = _context(sources, context)
-        return cls(tuple(sources), _ranges(alphas), 1.0, context, scales, then)
+        return cls(
+            tuple(sources),
+            _ranges(alphas),
+            1.0,
+            _context(sources, context),
+            scales,
+            then,
+            principal=int(np.argmax([source.n_patches for source in sources])),
+        )
 
     @classmethod
     def paired(
@@ -184,6 +193,11 @@ class MicroSplit:
         scales = () if normalize is None else (normalize,)
         return cls((patches,), None, 0.0, _context([patches], context), scales, then, mixes=False)
 
+    @property
+    def patches(self) -> Patches:
+        """What the loader is over: ``split.patches.batches(32, transform=split)``."""
+        return self.sources[self.principal]
+
     def visited(self, batch: Batch, visit: Visit) -> Any:
         """A batch anew: see `Addressed`."""
         levels = ["image", *self.context]
@@ -192,7 +206,8 @@ class MicroSplit:
                 f"batches have images and the levels {list(self.context)}, got none of {missing}; "
                 "load them: arrays=None, or context=[] here"
             )
-        stack = {name: self._scaled(batch[name], 0, visit.positions) for name in levels}
+        own = self.principal, visit.positions
+        stack = {name: self._scaled(batch[name], *own) for name in levels}
         made = {key: value for key, value in batch.items() if key not in levels}
         if self.mixes:
             stack = self._channels(stack, visit)
@@ -217,7 +232,7 @@ class MicroSplit:
         if len(self.sources) > 1:
             found = {name: np.concatenate([pixels] * count, 1) for name, pixels in stack.items()}
             own = np.zeros((n, count), np.bool_)
-            own[:, 0] = True
+            own[:, self.principal] = True
         else:
             # Fresh: the same patch may be asked for twice.
             found = {name: pixels.copy() for name, pixels in stack.items()} if self.apart else stack
@@ -283,7 +298,7 @@ class MicroSplit:
 def _summed(pixels: Pixels, alphas: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The weighted sum of the channels: float32[n, 1, ...]; channel by channel, in order."""
     wide = (slice(None), *[None] * (pixels.ndim - 2))
-    found = np.zeros((len(pixels), *pixels.shape[2:]), np.float32)
+    found: npt.NDArray[np.float32] = np.zeros((len(pixels), *pixels.shape[2:]), np.float32)
     for c in range(pixels.shape[1]):
         found += pixels[:, c].astype(np.float32) * alphas[:, c][wide]
     return found[:, None]

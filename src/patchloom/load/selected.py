@@ -63,7 +63,7 @@ class SelectedPatches(Patches):
                 f"{found[:8].tolist()}...; in which order and how often they are visited is an "
                 "order's: loader(order=...)"
             )
-        if isinstance(whole, cls):
+        if isinstance(whole, SelectedPatches):
             whole, found = whole.whole, whole.positions[found]
         return cls(whole, found)
 

@@ -110,7 +110,8 @@ def _shared(manifest: pa.Table, column: Any, shares: Any) -> Floats:
     values, codes = coded.dictionary.to_pylist(), coded.indices.to_numpy()
     counts = np.bincount(codes, minlength=len(values))
     if shares is None:
-        return (1 / np.maximum(counts, 1))[codes]
+        alike: Floats = (1 / np.maximum(counts, 1))[codes]
+        return alike
     if not isinstance(shares, Mapping):
         raise ConfigError(
             f"weights= maps the values of {column!r} to numbers, got {type(shares).__name__}; for "
