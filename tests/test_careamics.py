@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
+import re
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 
 from patchloom import careamics
 from patchloom.careamics import EpochPatching
+from patchloom.errors import ConfigError
 from patchloom.patching import FixedPatching, RandomPatching
 from patchloom.testing import STRATEGIES, Geometry
+from tests.held_patches import HeldPatches
 from tests.test_patching import geometries, small
 
 
@@ -143,3 +147,55 @@ def test_places_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
         kept = sum(map(len, patching._runs.values()))
         assert kept == patching._n_kept <= 4000, step
     assert len(drawn) > 30
+
+
+FACTORY = (
+    "create_dataset create_microsplit_dataset create_microsplit_pred_dataset create_pred_dataset "
+    "create_train_dataset create_train_val_datasets create_val_split_datasets init_patch_extractor "
+    "select_image_stack_loader select_patch_extractor_type Loading ImageStackLoading "
+    "ReadFuncLoading IndependentTargets MultiChannelTarget PairedInputTarget PredData TrainValData "
+    "TrainValSplitData rng in_memory model_constraints multiscale_count alpha_ranges "
+    "uncorrelated_channel_prob padding_mode"
+)
+"""Names and arguments of ``careamics.dataset.factory``, in the version that the page names."""
+
+
+def test_page_says_what_to_type_for_each_name_of_the_factory() -> None:
+    page = Path(__file__).parents[1] / "docs" / "careamics.md"
+    rows = re.findall(r"^\| (.+?) \|", page.read_text(encoding="utf-8"), flags=re.M)
+    told = {name for row in rows for name in re.findall(r"\w+", row)}
+    assert not {*FACTORY.split()} - told
+
+
+class UpTo:
+    """A model that takes even extents and so many channels."""
+
+    def __init__(self, inputs: int, targets: int) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def validate_spatial_shape(self, shape: Any) -> None:
+        if any(n % 2 for n in shape):
+            raise ValueError(f"odd extent in {shape}")
+
+    def validate_input_channels(self, n_channels: int) -> None:
+        if n_channels > self.inputs:
+            raise ValueError(f"{n_channels} inputs")
+
+    def validate_target_channels(self, n_channels: int) -> None:
+        if n_channels > self.targets:
+            raise ValueError(f"{n_channels} targets")
+
+
+def test_constraints_of_a_model_are_asked_once() -> None:
+    def patches(*shape: int, targets: int = 3) -> HeldPatches:
+        extents = {"images": shape, "targets": (targets, *shape[1:])}
+        return HeldPatches({name: np.zeros((2, *extent)) for name, extent in extents.items()})
+
+    careamics.check_constraints(patches(2, 4, 6), UpTo(2, 3))
+    for wrong, said in (
+        (patches(2, 4, 5), r"odd extent in \(4, 5\); plan with"),
+        (patches(3, 4, 6), "3 inputs"),
+        (patches(2, 4, 6, targets=4), r"not targets of shape \(4, 4, 6\): 4 targets"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            careamics.check_constraints(wrong, UpTo(2, 3))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from patchloom.load.conditions import Conditions as Conditions
     from patchloom.load.data_flow import DataFlow as DataFlow
     from patchloom.load.merged import merge_patches as merge_patches
+    from patchloom.load.microsplit import MicroSplit as MicroSplit
     from patchloom.load.splitting import split_patches as split_patches
     from patchloom.planning.plans import Plan as Plan
     from patchloom.points import Points as Points
@@ -66,6 +67,7 @@ _HOME = {
     "ArrayWriter": "patchloom.arrays.array_writer",
     "Augment": "patchloom.load.augment.augmentation",
     "Image": "patchloom.image",
+    "MicroSplit": "patchloom.load.microsplit",
     "PatchStore": "patchloom.store.patch_store",
     "PatchloomError": "patchloom.errors",
     "Plan": "patchloom.planning.plans",

@@ -13,18 +13,66 @@ from collections.abc import Sequence
 from multiprocessing import current_process
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.sharedctypes import RawValue
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from patchloom.errors import ConfigError
 from patchloom.patching.protocol import GridPatching, Ints, Patching
 
-__all__ = ["EpochPatching"]
+if TYPE_CHECKING:
+    from patchloom.load.patches import Patches
+
+__all__ = ["Constraints", "EpochPatching", "check_constraints"]
 
 _RUN = 1024
 """Patches that are drawn together, where cells are smaller."""
 _KEPT = 8_000_000
 """Patches whose places are kept, those asked for last: 16 bytes each in 2-D, 24 in 3-D."""
+
+
+class Constraints(Protocol):
+    """What a model takes: a ``ModelConstraints`` of CAREamics."""
+
+    def validate_spatial_shape(self, shape: Sequence[int]) -> None:
+        """Raise ValueError if an extent is none of those that the model takes."""
+
+    def validate_input_channels(self, n_channels: int) -> None:
+        """Raise ValueError if inputs have another number of channels."""
+
+    def validate_target_channels(self, n_channels: int) -> None:
+        """Raise ValueError if targets have another number of channels."""
+
+
+def check_constraints(patches: Patches, constraints: Constraints) -> None:
+    """Refuse patches that a model does not take: ``model_constraints=`` of CAREamics' factory.
+
+    All patches have one shape, so that is asked once, before a batch is read.
+
+    Parameters
+    ----------
+    patches
+        A store, a part of one, or several.
+    constraints
+        Of the model.
+
+    Raises
+    ------
+    ConfigError
+        If the model refuses the extent of patches, or their channels or those of their targets.
+    """
+    for array, (shape, _) in patches.extents().items():
+        try:
+            if array == "images":
+                constraints.validate_spatial_shape(shape[1:])
+                constraints.validate_input_channels(shape[0])
+            elif array == "targets":
+                constraints.validate_target_channels(shape[0])
+        except ValueError as error:
+            raise ConfigError(
+                f"a model takes the patches that it is trained on, but not {array} of shape "
+                f"{shape}: {error}; plan with another patch_size or channels="
+            ) from error
 
 
 class EpochPatching:

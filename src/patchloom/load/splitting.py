@@ -48,7 +48,7 @@ class PatchSplits(Mapping[str, Patches]):
 
     def __repr__(self) -> str:
         told = ", ".join(
-            f"{name} {patches:,} patches of {groups:,} groups"
+            f"{name} {patches:,} patches of {groups:,} group{'s' * (groups != 1)}"
             for name, (groups, patches) in self.counts.items()
         )
         return f"<PatchSplits by {', '.join(self.by)}: {told}>"
@@ -101,7 +101,7 @@ def split_patches(
     >>> _ = patchloom.materialize(plan, "memory://five.zarr", progress=False)
     >>> parts = split_patches(patchloom.open_patches("memory://five.zarr"), "image_id")
     >>> parts
-    <PatchSplits by image_id: train 16 patches of 4 groups, val 4 patches of 1 groups>
+    <PatchSplits by image_id: train 16 patches of 4 groups, val 4 patches of 1 group>
     >>> sorted({*parts["train"].manifest["image_id"].to_pylist()} | {*parts.groups}) == [*"abcde"]
     True
     """
