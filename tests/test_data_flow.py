@@ -6,6 +6,8 @@ import gc
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -247,6 +249,41 @@ def test_a_killed_process_is_an_error() -> None:
     flow = DataFlow(two(8), 2, 1, 2, preprocessor=die)
     with pytest.raises(WorkerLostError, match="nb_proc_workers=0"):
         _ = [*flow]
+
+
+SCRIPT = """
+import numpy as np, patchloom
+def twice(batch):
+    return (2 * batch[0]).tolist()
+GUARD
+print([*patchloom.DataFlow([np.arange(4)], 2, 1, 1, preprocessor=twice)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "inside", "said"),
+    [
+        ("if __name__ == '__main__':", True, "[[0, 2], [4, 6]]"),
+        ("", False, "WorkerLostError"),
+    ],
+)
+def test_scripts(tmp_path: Path, guard: str, inside: bool, said: str) -> None:
+    """With a guard a script works, and without one it is told; it does not wait for ever."""
+    head, tail = SCRIPT.split("GUARD\n")
+    path = tmp_path / "train.py"
+    path.write_text(head + guard + "\n" + ("    " if inside else "") + tail, encoding="utf-8")
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=60)
+    assert said in done.stdout + done.stderr
+    assert (done.returncode == 0) is inside
+
+
+def test_a_session_without_a_file() -> None:
+    """Functions of a notebook or of ``python -c`` go to processes by value."""
+    program = SCRIPT.replace("GUARD\n", "")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "[[0, 2], [4, 6]]", done.stderr
 
 
 def test_what_was_started_ends() -> None:

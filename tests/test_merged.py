@@ -238,6 +238,38 @@ def test_statistics_are_those_of_all_pixels(stores: Any) -> None:
     assert patchloom.merge_patches(halves).summaries().count == named["one"].summaries().count
 
 
+def test_parts_are_scaled_by_their_own_images(stores: Any) -> None:
+    """Training patches by training images: what validation looks like plays no part."""
+    named, pixels = stores
+    both = patchloom.merge_patches(named)
+    parts = patchloom.split_patches(both, "image_id", fractions={"train": 3, "val": 2}, seed=2)
+    train = parts["train"]
+    ids = {*train.manifest["image_id"].to_pylist()}
+    every = np.stack([pixels[name] for name in sorted(ids)]).astype(float)
+    mean, std = every.mean((0, 2, 3)), every.std((0, 2, 3))
+    scale = train.normalization("mean-std", per="channel")
+    for batch in parts["val"].batches(
+        4, normalize=scale, columns=["image_id", "start_y", "start_x"]
+    ):
+        for k, name in enumerate(batch["image_id"]):
+            y, x = batch["start_y"][k], batch["start_x"][k]
+            raw = pixels[name][:, y : y + 16, x : x + 16]
+            expected = (raw - mean[:, None, None]) / std[:, None, None]
+            np.testing.assert_allclose(batch["image"][k], expected, rtol=1e-5, atol=1e-6)
+    one = named["one"].where("image_id == 'a'").summaries()
+    assert [image.id for image in one.images] == ["a"]
+
+
+def test_images_that_are_normalised_already(tmp_path: Path) -> None:
+    images = patchloom.open_images(np.arange(64, dtype="uint8").reshape(8, 8), ids=["a"])
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [4, 4]})
+    patchloom.materialize(plan, str(tmp_path / "a.zarr"), normalize="min-max", progress=False)
+    store = patchloom.open_patches(str(tmp_path / "a.zarr"))
+    for patches in (patchloom.merge_patches([store]), store.where("start_x > 0")):
+        with pytest.raises(ConfigError, match="normalised once"):
+            patches.normalization("min-max")
+
+
 def test_stores_that_do_not_go_together(tmp_path: Path) -> None:
     one, _ = a_store(tmp_path / "one.zarr", "a")
     other, _ = a_store(tmp_path / "other.zarr", "b", "uint8")
@@ -250,7 +282,7 @@ def test_stores_that_do_not_go_together(tmp_path: Path) -> None:
             merged.summaries()
     with pytest.raises(ConfigError, match="has none"):
         held(2).normalization("percentile")
-    with pytest.raises(ConfigError, match="got HeldPatches"):
+    with pytest.raises(ConfigError, match="of a HeldPatches"):
         merge_patches([held(2)]).summaries()
 
 

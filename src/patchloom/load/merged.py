@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import pairwise
-from operator import add
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ import pyarrow as pa
 from patchloom.errors import ConfigError
 from patchloom.load.patches import Patches
 from patchloom.load.reader import Ints, Pixels, Reader
+from patchloom.load.scales import scale_of, summed
 from patchloom.normalization import Normalization
-from patchloom.summaries.asked import quantiles_of
 from patchloom.summaries.table import Statistics
 
 __all__ = ["MergedPatches", "merge_patches"]
@@ -145,7 +144,10 @@ class MergedPatches(Patches):
         return _MergedReader(self, each, by_block)
 
     def summaries(self) -> Statistics:
-        """Statistics of all of them as one value: see `PatchStore.summaries`.
+        """Statistics of the images of all parts as one value: see `PatchStore.summaries`.
+
+        Of a part of a store, those of the images that it has patches of. Parts of one opened store
+        count as that store, once.
 
         Raises
         ------
@@ -154,15 +156,23 @@ class MergedPatches(Patches):
         IdentityError
             If two parts call different images by one id.
         """
-        wholes = {id(whole): whole for whole in map(_whole, self.parts)}
-        lacking = [type(w).__name__ for w in wholes.values() if not hasattr(w, "summaries")]
-        if lacking:
-            raise ConfigError(
-                f"statistics are merged of stores, which have some, got {lacking[0]}; survey its "
-                "images: patchloom.summarize"
-            )
-        found: list[Statistics] = [whole.summaries() for whole in wholes.values()]  # type: ignore[attr-defined]
-        return reduce(add, found)
+        return summed(self._wholes())
+
+    def _wholes(self) -> list[tuple[Any, set[str] | None]]:
+        """Stores that are parts, as a whole or by some of their images."""
+        found: dict[int, tuple[Any, set[str] | None]] = {}
+        for part in self.parts:
+            whole = getattr(part, "whole", part)
+            ids = None if whole is part else {*part.manifest["image_id"].unique().to_pylist()}
+            _, known = found.get(id(whole), (whole, set()))
+            both = None if ids is None or known is None else known | ids
+            found[id(whole)] = whole, both
+        return [*found.values()]
+
+    @property
+    def applied(self) -> dict[str, Any]:
+        """What arrays of some part were normalised with when they were written."""
+        return {k: v for part in self.parts for k, v in getattr(part, "applied", {}).items()}
 
     def normalization(
         self, kind: str, per: str = "image", *, percentiles: Sequence[float] = (1, 99)
@@ -175,22 +185,14 @@ class MergedPatches(Patches):
             As for `PatchStore.normalization`.
         percentiles
             The low and the high end of ``"percentile"``.
+
+        Raises
+        ------
+        ConfigError
+            As of `summaries`; or if images are normalised already, or there is no such kind or
+            column.
         """
-        found = self.summaries()
-        ids = [image.id for image in found.images]
-        if kind == "percentile" and per == "image":
-            table = found.dataset(percentiles).sel(quantile=quantiles_of(percentiles))
-            return Normalization.from_statistics(table, kind)
-        return Normalization.of(
-            kind,
-            {(cell.image, cell.channel): summary for cell, summary in found.summaries.items()},
-            ids,
-            found.channels,
-            per=per,
-            columns=[image.metadata for image in found.images],
-            q=percentiles,
-            over=found.over,
-        )
+        return scale_of(self.summaries(), [self.applied], kind, per, percentiles)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "blocks")}
@@ -228,11 +230,6 @@ class _MergedReader:
                 )
                 into[mine] = pixels
         return found
-
-
-def _whole(part: Patches) -> Patches:
-    """What statistics are of."""
-    return getattr(part, "whole", part)
 
 
 def _held(named: Mapping[str, Patches], arrays: Sequence[str] | None) -> tuple[str, ...]:

@@ -13,7 +13,9 @@ import pyarrow as pa
 from patchloom.errors import ConfigError
 from patchloom.load.patches import Patches
 from patchloom.load.reader import Ints, Pixels, Reader
+from patchloom.load.scales import scale_of, summed
 from patchloom.normalization import Normalization
+from patchloom.summaries.table import Statistics
 
 __all__ = ["SelectedPatches"]
 
@@ -22,7 +24,8 @@ __all__ = ["SelectedPatches"]
 class SelectedPatches(Patches):
     """Some patches of a store, of live sources or of a merger, in their order.
 
-    Statistics, and what they normalise by, are those of all patches that it was taken from.
+    What they normalise by are the numbers of the images that they are of: of a split by samples
+    those of its own samples.
     """
 
     whole: Patches
@@ -109,12 +112,54 @@ class SelectedPatches(Patches):
         """A reader of the whole, asked for these."""
         return _SelectedReader(self.whole.reader(memory, by_block=by_block), self.positions)
 
-    def normalization(self, kind: str, per: str = "image") -> Normalization:
-        """That of the whole."""
-        return self.whole.normalization(kind, per)
+    def summaries(self) -> Statistics:
+        """Statistics of the images that they are of: see `PatchStore.summaries`.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_manifest"}
+        Of each of these images all that the store has counted, also by patches that are not here.
+
+        Raises
+        ------
+        ConfigError
+            If the whole has none.
+        """
+        return summed([(self.whole, {*self.manifest["image_id"].unique().to_pylist()})])
+
+    @property
+    def applied(self) -> dict[str, Any]:
+        """What arrays were normalised with when they were written."""
+        return dict(getattr(self.whole, "applied", {}))
+
+    def normalization(
+        self, kind: str, per: str = "image", *, percentiles: Sequence[float] = (1, 99)
+    ) -> Normalization:
+        """From the statistics of the images that they are of.
+
+        Parameters
+        ----------
+        kind, per
+            As for `PatchStore.normalization`.
+        percentiles
+            The low and the high end of ``"percentile"``.
+
+        Raises
+        ------
+        ConfigError
+            As of `summaries`; or if images are normalised already, or there is no such kind or
+            column.
+        """
+        return scale_of(self.summaries(), [self.applied], kind, per, percentiles)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # One bit a patch of the whole, without those before the first.
+        first, last = (int(self.positions[k]) for k in (0, -1)) if len(self.positions) else (0, -1)
+        flags = np.zeros(last + 1 - first, np.bool_)
+        flags[self.positions - first] = True
+        return _unpacked, (self.whole, first, len(flags), np.packbits(flags).tobytes())
+
+
+def _unpacked(whole: Patches, first: int, n: int, bits: bytes) -> SelectedPatches:
+    flags = np.unpackbits(np.frombuffer(bits, np.uint8), count=n)
+    return SelectedPatches(whole, first + np.flatnonzero(flags))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,87 @@
+"""Scales: what images of several stores, or of parts of them, are normalised with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
+from typing import Any
+
+from patchloom.errors import ConfigError
+from patchloom.normalization import Normalization
+from patchloom.summaries.asked import quantiles_of
+from patchloom.summaries.table import Statistics
+
+__all__ = ["scale_of", "summed"]
+
+
+def summed(wholes: Sequence[tuple[Any, set[str] | None]]) -> Statistics:
+    """Statistics of the images of some stores, as one value.
+
+    Parameters
+    ----------
+    wholes
+        Each store, and the ids of those of its images that count; None: all.
+
+    Raises
+    ------
+    ConfigError
+        If one of them has no statistics, or they do not add: other channels, or other pixels.
+    IdentityError
+        If two call different images by one id.
+    """
+    found = []
+    for whole, ids in wholes:
+        if not hasattr(whole, "summaries"):
+            raise ConfigError(
+                f"statistics are those of stores, got patches of a {type(whole).__name__}; survey "
+                "its images (patchloom.summarize), and give a Normalization"
+            )
+        own: Statistics = whole.summaries()
+        known = {image.id for image in own.images}
+        found.append(own if ids is None or ids >= known else own.select(image=sorted(ids & known)))
+    return reduce(add, found)
+
+
+def scale_of(
+    statistics: Statistics,
+    applied: Sequence[Mapping[str, Any]],
+    kind: str,
+    per: str,
+    percentiles: Sequence[float],
+) -> Normalization:
+    """What images are normalised with, by the numbers of some.
+
+    Parameters
+    ----------
+    statistics
+        Of the images.
+    applied
+        What the arrays of each store were normalised with when they were written.
+    kind, per, percentiles
+        As for `Normalization.of`.
+
+    Raises
+    ------
+    ConfigError
+        If images are normalised already, there is no such kind or column, or statistics are not
+        finite.
+    """
+    if any("images" in done for done in applied):
+        raise ConfigError(
+            "images are normalised once, but those of a store were when they were written; load "
+            "them as they are"
+        )
+    if kind == "percentile" and per == "image":
+        table = statistics.dataset(percentiles).sel(quantile=quantiles_of(percentiles))
+        return Normalization.from_statistics(table, kind)
+    return Normalization.of(
+        kind,
+        {(cell.image, cell.channel): summary for cell, summary in statistics.summaries.items()},
+        [image.id for image in statistics.images],
+        statistics.channels,
+        per=per,
+        columns=[image.metadata for image in statistics.images],
+        q=percentiles,
+        over=statistics.over,
+    )
