@@ -266,7 +266,8 @@ class MicroSplit:
             return np.full((len(visit.positions), count), 1 / count, np.float32)
         drawn = np.stack([self._drawn(visit, _ALPHA, c) for c in range(count)], 1)
         low, high = np.array(self.ranges, np.float64).T
-        return (low + drawn * (high - low)).astype(np.float32)
+        alphas: npt.NDArray[np.float32] = (low + drawn * (high - low)).astype(np.float32)
+        return alphas
 
     def _drawn(self, visit: Visit, what: int, channel: int = 0) -> npt.NDArray[np.float64]:
         """A number in [0, 1) for each patch."""

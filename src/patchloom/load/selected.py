@@ -67,7 +67,7 @@ class SelectedPatches(Patches):
                 "order's: loader(order=...)"
             )
         if isinstance(whole, SelectedPatches):
-            whole, found = whole.whole, whole.positions[found]
+            return cls(whole.whole, whole.positions[found])
         return cls(whole, found)
 
     @property
