@@ -263,14 +263,17 @@ class _Reading:
     def _among(self, value: _Value, listed: ast.expr) -> Any:
         if not isinstance(listed, ast.List | ast.Tuple | ast.Set):
             raise self._error('\'in\' takes a list of constants, such as ["a", "b"]')
-        found: Any = pc.if_else(pc.is_null(value.data), pa.scalar(None, pa.bool_()), False)
-        for one in listed.elts:
-            constant = self._value(one)
-            if not isinstance(constant.data, pa.Scalar):
+        constants = [self._value(one) for one in listed.elts]
+        for one in constants:
+            if not isinstance(one.data, pa.Scalar):
                 raise self._error("'in' takes a list of constants, and no columns in it")
-            self._check_alike(value, constant)
-            found = pc.or_(found, pc.equal(value.data, constant.data))
-        return found
+            self._check_alike(value, one)
+        missing = pc.is_null(value.data)
+        if value.kind == "text":
+            wanted = pa.array([one.data.as_py() for one in constants], value.data.type)
+            return pc.if_else(missing, pa.scalar(None, pa.bool_()), pc.is_in(value.data, wanted))
+        found: Any = pc.if_else(missing, pa.scalar(None, pa.bool_()), False)
+        return reduce(pc.or_, [pc.equal(value.data, one.data) for one in constants], found)
 
     def _check_alike(self, one: _Value, other: _Value) -> None:
         if one.kind != other.kind and "none" not in (one.kind, other.kind):
