@@ -70,6 +70,7 @@ def test_multiplexed_by_hand(
     assert ((place >= 0) & (place < n)).all()
     # One channel at least is from the patch itself.
     assert (place == np.array(positions)[:, None]).any(1).all()
+    assert (made["places"] == place).all()
     if apart == 0:
         assert (place == np.array(positions)[:, None]).all()
     if alphas is None:
@@ -126,6 +127,7 @@ def test_separate_by_hand(counts: list[int], levels: int, seed: int) -> None:
     place = made["target"][:, :, 0, 0].astype(int) // 10 - np.array(firsts)
     assert place[:, principal].tolist() == positions
     assert ((place >= 0) & (place < np.array(counts))).all()
+    assert (made["places"] == place).all()
     summed = np.zeros(len(positions), np.float32)
     for c, first in enumerate(firsts):
         summed += (1000 * levels + 10 * (place[:, c] + first)).astype(np.float32) * np.float32(

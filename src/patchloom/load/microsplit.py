@@ -32,6 +32,7 @@ class MicroSplit:
     ``"target"`` are the channels to tell apart, [n, channels, (z,) y, x]; ``"image"`` is their
     sum, weighted with ``"alphas"`` (float32[n, channels]), and behind it, one channel each, the
     same sum of the coarser levels around the patch, finest first: float32[n, 1 + levels, ...].
+    ``"places"`` (int64[n, channels]) are the positions of the patches that channels are from.
 
     Everything is drawn by address: it is fixed by seed, epoch, position and visit, in whichever
     worker a batch is made. Use `multiplexed`, `separate` or `paired` to make one.
@@ -210,9 +211,9 @@ class MicroSplit:
         stack = {name: self._scaled(batch[name], *own) for name in levels}
         made = {key: value for key, value in batch.items() if key not in levels}
         if self.mixes:
-            stack = self._channels(stack, visit)
+            stack, places = self._channels(stack, visit)
             alphas = self._alphas(visit, stack["image"].shape[1])
-            made |= {"target": stack["image"], "alphas": alphas}
+            made |= {"target": stack["image"], "alphas": alphas, "places": places}
             summed = [_summed(stack[name], alphas) for name in levels]
         else:
             summed = [stack[name].astype(np.float32, copy=False) for name in levels]
@@ -221,8 +222,8 @@ class MicroSplit:
             return self.then.visited(made, visit)
         return made if self.then is None else self.then(made)
 
-    def _channels(self, stack: dict[str, Pixels], visit: Visit) -> dict[str, Pixels]:
-        """The channels of each patch, from its own place and from others."""
+    def _channels(self, stack: dict[str, Pixels], visit: Visit) -> tuple[dict[str, Pixels], Ints]:
+        """The channels of each patch, from its own place and from others; and the places."""
         n = len(visit.positions)
         count = len(self.sources) if len(self.sources) > 1 else stack["image"].shape[1]
         if self.ranges is not None and len(self.ranges) != count:
@@ -239,10 +240,13 @@ class MicroSplit:
             together = self._drawn(visit, _APART) >= self.apart
             principal = (self._drawn(visit, _PRINCIPAL) * count).astype(np.int64)
             own = together[:, None] | (principal[:, None] == np.arange(count))
+        place = np.repeat(visit.positions[:, None], count, 1)
         for k, source in enumerate(self.sources):
             mine = [k] if len(self.sources) > 1 else [*range(count)]
             asked = [(c, np.flatnonzero(~own[:, c])) for c in mine]
-            places = [self._places(visit, c, source.n_patches)[rows] for c, rows in asked]
+            for c, rows in asked:
+                place[rows, c] = self._places(visit, c, source.n_patches)[rows]
+            places = [place[rows, c] for c, rows in asked]
             wanted, inverse = np.unique(np.concatenate(places), return_inverse=True)
             if not len(wanted):
                 continue
@@ -255,7 +259,7 @@ class MicroSplit:
                     which = inverse[first : first + len(rows)]
                     found[name][rows, c] = scaled[which, 0 if len(self.sources) > 1 else c]
                     first += len(rows)
-        return found
+        return found, place
 
     def _places(self, visit: Visit, channel: int, n: int) -> Ints:
         chance = self._drawn(visit, _PLACE, channel)
