@@ -236,6 +236,8 @@ def test_conditions_equal_one_hot_by_hand(
     batch = again({"stain": np.array(other, object), "image": 1})
     assert batch["condition"].tolist() == expected
     assert batch["image"] == 1
+    single = again({"stain": other[0]})["condition"]
+    assert single.tolist() == expected[0]
 
 
 def test_conditions_of_numbers_flags_and_their_errors() -> None:

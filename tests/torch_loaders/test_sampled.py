@@ -68,3 +68,15 @@ def test_draws_go_on_with_another_number_of_workers(part: Any) -> None:
     again.load_state_dict(state)
     assert told(again) == rest
     assert len(rest) > 3
+
+
+def test_conditions_are_tensors(part: Any) -> None:
+    encoder = patchloom.Conditions.fit(part, ["image_id"])
+    batches = part.to_torch(
+        batch_size=5, columns=encoder.columns, transform=encoder, fields=["image", "condition"]
+    )
+    for image, condition in batches.loader(num_workers=0):
+        assert (len(image), condition.shape[1]) == (len(condition), 4)
+        assert (condition.sum(1) == 1).all()
+    one = part.to_torch(columns=encoder.columns, transform=encoder)
+    assert next(iter(one))["condition"].shape == (4,)

@@ -136,9 +136,13 @@ class Conditions:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch with its numbers as ``"condition"``: a ``transform=`` of loaders.
 
-        The batch has the columns: ``loader(..., columns=encoder.columns, transform=encoder)``.
+        The batch has the columns: ``batches(32, columns=encoder.columns, transform=encoder)``. Of
+        a single patch, whose columns are single values, they are float32[len(self)].
         """
-        return {**batch, "condition": self.encode({k: batch.get(k) for k in self.columns})}
+        rows = {name: batch[name] for name in self.columns if name in batch}
+        single = not any(isinstance(value, np.ndarray | list | tuple) for value in rows.values())
+        found = self.encode({k: [v] for k, v in rows.items()} if single and rows else rows)
+        return {**batch, "condition": found[0] if single else found}
 
     def to_json(self) -> str:
         """As text; `from_json` is the inverse."""
@@ -190,7 +194,7 @@ def _plain(column: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
 
 
 def _listed(rows: Mapping[str, Any], name: str) -> pa.Array:
-    if rows.get(name) is None:
+    if name not in rows:
         raise ConfigError(
             f"a batch that is encoded has the column {name!r}, got {sorted(rows)}; ask the loader "
             "for it: columns=encoder.columns"
