@@ -36,7 +36,7 @@ def store_of(path: Path, source: Any, size: int = 16, **options: Any) -> Any:
 def placed(store: Any, size: int = 16) -> Any:
     """The places of our patches, as a strategy of theirs."""
     rows = zip(*(store.manifest[c].to_pylist() for c in ("start_y", "start_x")), strict=True)
-    more = {"data_idx": 0, "sample_idx": 0, "patch_size": [size, size]}
+    more: Any = {"data_idx": 0, "sample_idx": 0, "patch_size": [size, size]}
     return FixedPatching([{"coords": list(row), **more} for row in rows])
 
 
@@ -88,14 +88,15 @@ def test_levels_lie_around_the_same_centre(tmp_path: Path) -> None:
     """Of a slope that no scaling changes: what they resize, we read from the pyramid."""
     y, x = np.mgrid[:256, :256]
     fine = np.stack([3.0 * y + 2.0 * x, 5.0 * x - y]).astype("float32")
-    group, datasets = zarr.create_group(tmp_path / "p.ome.zarr"), []
+    group: Any = zarr.create_group(tmp_path / "p.ome.zarr")
+    datasets: list[Any] = []
     for level in range(3):
         ratio = 2**level
         rest = fine.reshape(2, 256 // ratio, ratio, 256 // ratio, ratio).mean((2, 4))
         group.create_array(str(level), data=rest.astype("float32"), chunks=(2, 64, 64))
         moves = [{"type": "scale", "scale": [1.0, 0.5 * ratio, 0.5 * ratio]}]
         datasets.append({"path": str(level), "coordinateTransformations": moves})
-    axes = [{"name": "c", "type": "channel"}, *({"name": a, "type": "space"} for a in "yx")]
+    axes: list[Any] = [{"name": "c", "type": "channel"}, *({"name": a, "type": "space"} for a in "yx")]
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
     store = store_of(tmp_path / "s.zarr", str(tmp_path / "p.ome.zarr"), context=[1, 2])
     ours = all_of(MicroSplit.multiplexed(store))
