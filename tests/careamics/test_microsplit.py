@@ -36,8 +36,11 @@ def store_of(path: Path, source: Any, size: int = 16, **options: Any) -> Any:
 def placed(store: Any, size: int = 16) -> Any:
     """The places of our patches, as a strategy of theirs."""
     rows = zip(*(store.manifest[c].to_pylist() for c in ("start_y", "start_x")), strict=True)
-    more: Any = {"data_idx": 0, "sample_idx": 0, "patch_size": [size, size]}
-    return FixedPatching([{"coords": list(row), **more} for row in rows])
+    specs: Any = [
+        {"data_idx": 0, "sample_idx": 0, "coords": list(row), "patch_size": [size, size]}
+        for row in rows
+    ]
+    return FixedPatching(specs)
 
 
 def all_of(split: MicroSplit) -> Any:
@@ -96,7 +99,10 @@ def test_levels_lie_around_the_same_centre(tmp_path: Path) -> None:
         group.create_array(str(level), data=rest.astype("float32"), chunks=(2, 64, 64))
         moves = [{"type": "scale", "scale": [1.0, 0.5 * ratio, 0.5 * ratio]}]
         datasets.append({"path": str(level), "coordinateTransformations": moves})
-    axes: list[Any] = [{"name": "c", "type": "channel"}, *({"name": a, "type": "space"} for a in "yx")]
+    axes: list[Any] = [
+        {"name": "c", "type": "channel"},
+        *({"name": a, "type": "space"} for a in "yx"),
+    ]
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
     store = store_of(tmp_path / "s.zarr", str(tmp_path / "p.ome.zarr"), context=[1, 2])
     ours = all_of(MicroSplit.multiplexed(store))
