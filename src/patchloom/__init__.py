@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from patchloom.arrays.array_writer import ArrayWriter as ArrayWriter
     from patchloom.errors import PatchloomError as PatchloomError
     from patchloom.image import Image as Image
+    from patchloom.live.live_patches import LivePatches as LivePatches
+    from patchloom.live.streaming import stream as stream
     from patchloom.load.augment.augmentation import Augment as Augment
     from patchloom.planning.plans import Plan as Plan
     from patchloom.points import Points as Points
@@ -60,6 +62,7 @@ _HOME = {
     "ArrayWriter": "patchloom.arrays.array_writer",
     "Augment": "patchloom.load.augment.augmentation",
     "Image": "patchloom.image",
+    "LivePatches": "patchloom.live.live_patches",
     "PatchStore": "patchloom.store.patch_store",
     "PatchloomError": "patchloom.errors",
     "Plan": "patchloom.planning.plans",
@@ -77,6 +80,7 @@ _HOME = {
     "plan": "patchloom.run.drafting",
     "read_points": "patchloom.sources.points",
     "statistics": "patchloom.run.surveying",
+    "stream": "patchloom.live.streaming",
     "summarize": "patchloom.run.surveying",
     "price": "patchloom.run.pricing",
     "stitch": "patchloom.run.stitching",
