@@ -4,7 +4,8 @@
 ``python -m benchmarks NAME`` measures something else: ``strategies``, ``planning`` (many images
 under masks), ``mixing`` (of shuffled plans), ``scheduling`` (scheduler and client at a petabyte),
 ``amplification`` (how often chunks are decoded), ``codecs`` (who decodes chunks),
-``statistics`` (what counting costs), ``loading`` (of a store, for training).
+``statistics`` (what counting costs), ``loading`` (of a store, for training), ``live`` (straight
+from the sources).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ OTHERS = (
     "codecs",
     "statistics",
     "loading",
+    "live",
 )
 """Benchmarks with options of their own."""
 

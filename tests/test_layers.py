@@ -13,7 +13,7 @@ import pytest
 import patchloom
 
 SRC = Path(patchloom.__file__).parent
-VERBS = {"plan", "materialize", "statistics", "stitch", "summarize", "survey", "verify"}
+VERBS = {"plan", "materialize", "stitch", "stream", "statistics", "summarize", "survey", "verify"}
 VAGUE = {"utils", "core", "common", "helpers", "types"}
 
 NEVER = {

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from patchloom.arrays.array_writer import ArrayWriter as ArrayWriter
     from patchloom.errors import PatchloomError as PatchloomError
     from patchloom.image import Image as Image
+    from patchloom.live.live_patches import LivePatches as LivePatches
+    from patchloom.live.streaming import stream as stream
     from patchloom.load.augment.augmentation import Augment as Augment
     from patchloom.load.conditions import Conditions as Conditions
     from patchloom.load.data_flow import DataFlow as DataFlow
@@ -68,6 +70,7 @@ _HOME = {
     "Augment": "patchloom.load.augment.augmentation",
     "Image": "patchloom.image",
     "MicroSplit": "patchloom.load.microsplit",
+    "LivePatches": "patchloom.live.live_patches",
     "PatchStore": "patchloom.store.patch_store",
     "PatchloomError": "patchloom.errors",
     "Plan": "patchloom.planning.plans",
@@ -87,6 +90,7 @@ _HOME = {
     "read_points": "patchloom.sources.points",
     "split_patches": "patchloom.load.splitting",
     "statistics": "patchloom.run.surveying",
+    "stream": "patchloom.live.streaming",
     "summarize": "patchloom.run.surveying",
     "price": "patchloom.run.pricing",
     "stitch": "patchloom.run.stitching",

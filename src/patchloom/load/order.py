@@ -7,6 +7,7 @@ any visit is looked up without the others. Short ones are sorted by Philox words
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -71,6 +72,10 @@ class Order:
     workers, which take batches by turns, each stays with its own blocks."""
     granule: int = 1
     """Visits of one turn: the size of a batch."""
+    trails: Ints | None = field(default=None, repr=False)
+    """Bounds, in positions, of runs of blocks that are visited one soon after the other, some of
+    `blocks`: then runs are permuted, and a window holds a block of each of several. By default
+    each block is a run."""
 
     def __post_init__(self) -> None:
         blocks = np.asarray(self.blocks, np.int64)
@@ -142,11 +147,33 @@ class Order:
         if epoch not in known:
             sizes = np.diff(self.blocks)
             full = np.flatnonzero(sizes)
-            blocks = full[permuted(key_of(self.seed, "blocks", epoch), len(full), _upto(len(full)))]
+            blocks = full[self._permuted_runs(epoch, self.blocks[full])]
             if len(known) > 1:
                 known.clear()
             known[epoch] = blocks, np.concatenate([[0], np.cumsum(sizes[blocks])])
         return known[epoch]
+
+    def _permuted_runs(self, epoch: int, starts: Ints) -> Ints:
+        """A permutation of the blocks that begin at some positions, run by run: int64[k]."""
+        key = key_of(self.seed, "blocks", epoch)
+        trails = self.blocks if self.trails is None else self.trails
+        run = np.searchsorted(trails, starts, side="right")
+        begin = np.flatnonzero(np.diff(run, prepend=-1))
+        if len(begin) == len(starts):
+            return permuted(key, len(starts), _upto(len(starts)))
+        n = np.diff(np.append(begin, len(starts)))
+        # As many lanes as a window has blocks: the next run goes where the last one ends first.
+        lanes = [(0, lane) for lane in range(self.window)]
+        first, lane_of = np.empty_like(begin), np.empty_like(begin)
+        for k in permuted(key, len(begin), _upto(len(begin))).tolist():
+            end, lane = lanes[0]
+            first[k], lane_of[k] = end, lane
+            heapq.heapreplace(lanes, (end + int(n[k]), lane))
+        which = np.repeat(_upto(len(begin)), n)
+        within = _upto(len(starts)) - begin[which]
+        back = (philox(key, _upto(len(begin)), np.uint64(1))[0] & np.uint64(1)).astype(np.bool_)
+        within = np.where(back[which], n[which] - 1 - within, within)
+        return np.lexsort((lane_of[which], first[which] + within)).astype(np.int64)
 
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if k != "_epochs"}

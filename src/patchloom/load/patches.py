@@ -41,6 +41,8 @@ class Patches(ABC):
 
     window: int = WINDOW
     """Blocks that ``shuffle="window"`` mixes together, unless it is asked for others."""
+    memory_to_load: int | str = MEMORY
+    """Bytes that a loader holds in one process, unless it is asked for others."""
 
     @property
     @abstractmethod
@@ -60,6 +62,14 @@ class Patches(ABC):
         """Bounds, in positions, of what is decoded or fetched together: int64[k + 1], ascending,
         from 0 to `n_patches`.
         """
+
+    @property
+    def trails(self) -> Ints:
+        """Bounds, in positions, of runs of blocks of which each is best visited soon after the one
+        before, for they share what is decoded: int64[j + 1], some of `blocks`. By default each
+        block is one.
+        """
+        return self.blocks
 
     @abstractmethod
     def reader(self, memory: int | None = None, *, by_block: bool = False) -> Reader:
@@ -298,7 +308,7 @@ class Patches(ABC):
         normalize: Normalization | str | None = None,
         transform: Callable[[dict[str, Any]], Any] | Addressed | None = None,
         fields: Sequence[str] | None = None,
-        memory: int | str = MEMORY,
+        memory: int | str | None = None,
         threads: int | None = None,
     ) -> Course:
         """What all loaders are made of: which batches there are, and how they become pixels.
@@ -341,7 +351,8 @@ class Patches(ABC):
             Keys that make up a tuple, which is handed out instead of the dict.
         memory
             Bytes that are held in one process, as a number or text: half of them at most by the
-            reader, the rest by batches that are made ahead (at least one).
+            reader, the rest by batches that are made ahead (at least one). By default 512 MiB; of
+            what is read live, what it was made for.
         threads
             That read, decode and transform; by default the processors, up to 8. 0: none.
 
@@ -363,8 +374,9 @@ class Patches(ABC):
                 window=self.window if window is None else window,
                 streams=streams,
                 granule=batch_size or 1,
+                trails=self.trails,
             )
-        half = n_bytes(memory) // 2
+        half = n_bytes(self.memory_to_load if memory is None else memory) // 2
         recipe = Recipe.of(
             self,
             arrays=arrays,

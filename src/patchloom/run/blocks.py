@@ -17,7 +17,15 @@ from patchloom.planning.incidence import Cut
 from patchloom.planning.runs import FETCH
 from patchloom.run.sharing import Share
 
-__all__ = ["BlockCache", "Meter", "Supplied", "arrivals", "batch_blocks", "stored_chunks"]
+__all__ = [
+    "BlockCache",
+    "Meter",
+    "Supplied",
+    "arrivals",
+    "batch_blocks",
+    "decoded",
+    "stored_chunks",
+]
 
 Pixels = npt.NDArray[Any]
 _LARGE = 2**13
@@ -292,44 +300,58 @@ class BlockCache:
                 self._on_load(block, pixels)
 
     def _decode(self, blocks: Ints) -> list[Pixels]:
-        layout, axes = self._image.layout, self._image.axes
-        chunks, alone = stored_chunks(self._image, blocks), layout.chunks_per_block == 1
-        wholes, found = self._reader.read(chunks) if alone else self._joined(chunks), []
-        wholes.reverse()
-        while wholes:
-            # What lies in another order is copied: one after another, and forgotten as it was.
-            whole = wholes.pop()
-            whole = whole.transpose(axes.order) if alone else whole
-            space = whole.shape[whole.ndim - len(axes.spatial) :]
-            found.append(whole.reshape(-1, layout.n_channels, *space))
+        return decoded(self._image, self._reader, blocks)
+
+
+def decoded(image: Image, reader: ChunkReader, blocks: Ints) -> list[Pixels]:
+    """Pixels of some blocks, each [samples, channels, *space], clipped to the image.
+
+    Parameters
+    ----------
+    image, reader
+        The array, and what reads its chunks.
+    blocks
+        Flat blocks of its layout: int64[n].
+    """
+    layout, axes = image.layout, image.axes
+    chunks, alone = stored_chunks(image, blocks), layout.chunks_per_block == 1
+    wholes, found = reader.read(chunks) if alone else _joined(image, reader, chunks), []
+    wholes.reverse()
+    while wholes:
+        # What lies in another order is copied: one after another, and forgotten as it was.
+        whole = wholes.pop()
+        whole = whole.transpose(axes.order) if alone else whole
+        space = whole.shape[whole.ndim - len(axes.spatial) :]
+        found.append(whole.reshape(-1, layout.n_channels, *space))
+    return found
+
+
+def _joined(image: Image, reader: ChunkReader, chunks: Ints) -> list[Pixels]:
+    """Blocks from their chunks, each of some channels: in canonical order of axes."""
+    axes, grid = image.axes, image.grid
+    found: list[Pixels] = []
+    back = np.argsort(axes.order).tolist()
+    channel = axes.order.index(axes.names.index("c"))
+
+    def places() -> Iterator[Pixels]:
+        """Where each chunk goes, made as they come."""
+        for of_block in chunks.reshape(-1, image.layout.chunks_per_block, len(back)):
+            edges = [grid.box(row) for row in of_block.tolist()]
+            extents = np.array([np.subtract(b, a)[list(axes.order)] for a, b in edges])
+            ends = np.cumsum(extents[:, channel])
+            extents[0, channel] = ends[-1]
+            found.append(whole := np.empty(extents[0], image.dtype))
+            for begin, end in zip([0, *ends], ends, strict=False):
+                where = (slice(None),) * channel + (slice(begin, end),)
+                yield whole[where].transpose(back)
+
+    fill = getattr(reader, "read_into", None)
+    if fill is not None:
+        fill(chunks, places())
         return found
-
-    def _joined(self, chunks: Ints) -> list[Pixels]:
-        """Blocks from their chunks, each of some channels: in canonical order of axes."""
-        axes, grid = self._image.axes, self._image.grid
-        found: list[Pixels] = []
-        back = np.argsort(axes.order).tolist()
-        channel = axes.order.index(axes.names.index("c"))
-
-        def places() -> Iterator[Pixels]:
-            """Where each chunk goes, made as they come."""
-            for of_block in chunks.reshape(-1, self._image.layout.chunks_per_block, len(back)):
-                edges = [grid.box(row) for row in of_block.tolist()]
-                extents = np.array([np.subtract(b, a)[list(axes.order)] for a, b in edges])
-                ends = np.cumsum(extents[:, channel])
-                extents[0, channel] = ends[-1]
-                found.append(whole := np.empty(extents[0], self._image.dtype))
-                for begin, end in zip([0, *ends], ends, strict=False):
-                    where = (slice(None),) * channel + (slice(begin, end),)
-                    yield whole[where].transpose(back)
-
-        fill = getattr(self._reader, "read_into", None)
-        if fill is not None:
-            fill(chunks, places())
-            return found
-        parts = self._reader.read(chunks)
-        parts.reverse()
-        for place in places():
-            # A chunk that was joined to its block is forgotten before the next ones are joined.
-            place[...] = parts.pop()
-        return found
+    parts = reader.read(chunks)
+    parts.reverse()
+    for place in places():
+        # A chunk that was joined to its block is forgotten before the next ones are joined.
+        place[...] = parts.pop()
+    return found

@@ -19,7 +19,6 @@ from patchloom.errors import ChunkError, SourceChangedError, WriteError
 from patchloom.image import ChunkReader, Image, Layout
 from patchloom.location import Location
 from patchloom.normalization import Normalization
-from patchloom.planning.identity import patch_ids
 from patchloom.planning.incidence import Cut, Patches, touches
 from patchloom.planning.lenses import around, is_context
 from patchloom.planning.plans import Plan
@@ -27,15 +26,14 @@ from patchloom.planning.runs import GATHER, fetch_bytes
 from patchloom.run.allocating import keep_pages
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
-from patchloom.run.contents import Contents, named
+from patchloom.run.contents import Contents
 from patchloom.run.gaps import Losses, lost_rows
-from patchloom.run.masks import covered_share
+from patchloom.run.manifest_rows import rows_of_manifest
 from patchloom.run.nearby import Nearby
 from patchloom.run.reports import TaskReport
 from patchloom.run.sharing import Share, Visit, legs_from_here, visit_to
-from patchloom.run.tiles import columns_of
 from patchloom.run.union import counted
-from patchloom.store.manifest import check_columns, manifest_bytes
+from patchloom.store.manifest import manifest_bytes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import (
     ArraySpec,
@@ -567,43 +565,9 @@ def _conclude(run: _Run, shard: _Shard) -> None:
 
 def _manifest(plan: Plan, shard: _Shard, first_row: int) -> dict[str, Any]:
     """The columns of one shard's part of the manifest; the plan's rows begin at `first_row`."""
-    parts = shard.parts
-    axes = plan.spatial
-    names = check_columns([image.metadata for image in plan.images])
-    ids: list[str] = []
-    image_ids: list[str] = []
-    coverage: list[npt.NDArray[np.float64]] = []
-    splits: list[str] = []
-    metadata: dict[str, list[Any]] = {name: [] for name in names}
-    known: list[pa.Table] = []
-    for part in parts:
-        image = plan.images[part.image]
-        ids += patch_ids(plan, part)
-        image_ids += [image.id] * len(part)
-        coverage.append(covered_share(plan, part))
-        splits += [plan.split_names[k] for k in plan.split_of(part).tolist()]
-        for name in names:
-            metadata[name] += [image.metadata.get(name)] * len(part)
-        if (table := columns_of(plan, part)) is not None:
-            known.append(table)
-    corner = np.concatenate([part.corner for part in parts])
-    row = np.concatenate([part.row for part in parts])
-    columns = {
-        "patch_id": ids,
-        "image_id": image_ids,
-        "sample": np.concatenate([part.sample for part in parts]),
-        **{f"start_{a}": corner[:, k] for k, a in enumerate(axes)},
-        "coverage": np.concatenate(coverage),
-        "split": splits,
-        "row": row + first_row,
-        **metadata,
-        **named({name: column[row - row.min()] for name, column in shard.told.items()}, plan),
-        **{
-            name: whole[name].combine_chunks()
-            for whole in ([pa.concat_tables(known)] if known else [])
-            for name in whole.column_names
-        },
-    }
+    row = np.concatenate([part.row for part in shard.parts])
+    told = {name: column[row - row.min()] for name, column in shard.told.items()}
+    columns = rows_of_manifest(plan, shard.parts, told, first_row)
     if (np.diff(row) > 0).all():
         return columns
     table = pa.table(columns).take(pa.array(np.argsort(row)))

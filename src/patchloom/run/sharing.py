@@ -19,6 +19,7 @@ __all__ = [
     "Share",
     "SharedBlocks",
     "Visit",
+    "alone",
     "legs_from_here",
     "shared_blocks",
     "unshared",
@@ -220,7 +221,7 @@ class SharedBlocks:
         try:
             found.update(zip(mine, decode(np.asarray(mine, np.int64)), strict=True))
             for at in claimed:
-                found[at] = _alone(found[at])
+                found[at] = alone(found[at])
         except BaseException:
             with self._changed:
                 for at in claimed:
@@ -319,7 +320,7 @@ class Share:
             self.visit.blocks.leave(self.visit, key)
 
 
-def _alone(pixels: Pixels) -> Pixels:
+def alone(pixels: Pixels) -> Pixels:
     """The same, keeping no larger buffer alive, for reading only."""
     root: Any = pixels
     while isinstance(root, np.ndarray) and root.base is not None:

@@ -18,6 +18,7 @@ __all__ = [
     "RESERVED",
     "WRITTEN",
     "check_columns",
+    "joined_manifest",
     "manifest_bytes",
     "part_names",
     "read_manifest",
@@ -114,8 +115,14 @@ def part_names(names: Iterable[str]) -> list[str]:
 
 def read_manifest(parts: Sequence[bytes]) -> pa.Table:
     """All parts as one table, in row order."""
-    tables = [pq.read_table(io.BytesIO(part)).replace_schema_metadata(None) for part in parts]
-    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+    return joined_manifest(
+        [pq.read_table(io.BytesIO(part)).replace_schema_metadata(None) for part in parts]
+    )
+
+
+def joined_manifest(parts: Sequence[pa.Table]) -> pa.Table:
+    """Parts one below another; of a column that one part knows more of, all do."""
+    return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
 
 
 def sizes_bytes(sizes: Mapping[str, npt.NDArray[np.int64]]) -> bytes:

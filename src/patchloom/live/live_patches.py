@@ -1,0 +1,148 @@
+"""LivePatches: the patches of a plan, read from its sources when they are asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from patchloom.image import Ints
+from patchloom.live.live_manifest import manifest
+from patchloom.live.live_reader import LiveReader
+from patchloom.live.stretches import Stretches
+from patchloom.load.patches import Patches
+from patchloom.normalization import Normalization
+from patchloom.planning.plans import Plan
+from patchloom.store.schema import array_of, role_of
+
+__all__ = ["LivePatches"]
+
+
+class LivePatches(Patches):
+    """The patches of a plan, as a store of it would hold them, without one.
+
+    Positions go along bands of neighbouring chunks, in grouped plans group by group; the column
+    ``row`` of the manifest tells the plan's row. Loaders mix them anew in every epoch.
+
+    Memory grows with chunks, never with patches, unless the manifest is asked for.
+
+    Parameters
+    ----------
+    plan
+        Its patches.
+    memory
+        Bytes of decoded chunks that one reader holds.
+    window
+        Blocks that are visited together; by default from 4 to 256.
+    scaling
+        What arrays are scaled with, by name.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        memory: int,
+        window: int | None = None,
+        scaling: dict[str, Normalization] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.memory = memory
+        self.applied: dict[str, Normalization] = dict(scaling or {})
+        """What arrays are normalised with when they are read, by name."""
+        self._stretches = Stretches.of(plan, memory, window)
+        self.window = self._stretches.window
+        self.memory_to_load = 2 * memory
+
+    @property
+    def arrays_held(self) -> tuple[str, ...]:
+        """``"images"``, and what the images of the plan have besides."""
+        return tuple(array_of(role) for role in self.plan.images[0].cut_arrays)
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of the plan."""
+        return self.plan.n_patches
+
+    def __len__(self) -> int:
+        return self.n_patches
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        """One row a patch, as a store has it: made when it is first asked for.
+
+        Scores and classes are of pixels, which are read for it: each needed chunk of the images or
+        labels about once. Coverage reads the masks.
+        """
+        # What scores are of is not scaled.
+        reader = LiveReader(self._stretches.plan, self.blocks, self.memory)
+        return manifest(self.plan, reader, self._stretches)
+
+    @property
+    def blocks(self) -> Ints:
+        """Bounds, in positions, of slabs of neighbouring chunks: int64[k + 1]."""
+        return self._stretches.bounds
+
+    @property
+    def trails(self) -> Ints:
+        """Bounds, in positions, of the bands that slabs follow one another in."""
+        return self._stretches.trails
+
+    @property
+    def read_amplification(self) -> float:
+        """Decodes for each needed chunk in an epoch that goes window by window, estimated."""
+        return self._stretches.estimate
+
+    def reader(self, memory: int | None = None, *, by_block: bool = False) -> LiveReader:
+        """A reader for this process; what it does, its `report` tells.
+
+        Parameters
+        ----------
+        memory
+            Bytes of decoded chunks that it holds; by default those of these patches.
+        by_block
+            Of no use here: chunks are decoded when a patch needs them.
+        """
+        scaling = {role_of(name): found for name, found in self.applied.items()}
+        return LiveReader(self._stretches.plan, self.blocks, memory or self.memory, scaling)
+
+    def summary(self) -> dict[str, Any]:
+        """What an epoch window by window will cost, before anything is read.
+
+        Returns
+        -------
+        dict
+            ``n_patches``, ``n_blocks``, ``window`` (blocks), ``memory``, ``chunks_needed``,
+            ``read_amplification`` (estimated).
+        """
+        return {
+            "n_patches": self.n_patches,
+            "n_blocks": len(self._stretches),
+            "window": self.window,
+            "memory": self.memory,
+            "chunks_needed": self.plan.chunks_needed,
+            "read_amplification": self.read_amplification,
+        }
+
+    def __getitem__(self, position: int) -> np.ndarray[Any, np.dtype[Any]]:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"a position is in range({len(self)}), got {position}")
+        at = np.array([position % len(self)])
+        found: np.ndarray[Any, np.dtype[Any]] = self._own.read(at, ["images"])["images"][0]
+        return found
+
+    @cached_property
+    def _own(self) -> LiveReader:
+        return self.reader()
+
+    def __getstate__(self) -> dict[str, object]:
+        # What is read or derived stays: another process opens for itself.
+        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "_own")}
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(n) for n in self.plan.patch_shape)
+        return (
+            f"<LivePatches {self.n_patches:,} patches of {shape} from {len(self.plan.images)} "
+            f"images, {len(self._stretches):,} blocks, windows of {self.window}>"
+        )
