@@ -395,6 +395,36 @@ def test_loaders_give_the_batches_that_they_give_of_a_store(shuffle: Any, tmp_pa
             np.testing.assert_array_equal(batch[key], store.read(rows[batch["position"]], name))
 
 
+def test_some_of_them_and_several_together_go_along_the_same_bands(tmp_path: Path) -> None:
+    """What is selected or merged decodes no chunk oftener than all of one plan do."""
+    rng = np.random.default_rng(0)
+    wholes, lives = [], []
+    for name in "ab":
+        wholes.append(rng.integers(0, 99, (640, 600)).astype("u2"))
+        url = stored(tmp_path / f"{name}.zarr", wholes[-1], (16, 16))
+        images = patchloom.open_images(url, axes="yx", ids=[name])
+        lives.append(patchloom.stream(patchloom.plan(images, GRID), memory=2**18))
+    for found in (lives[0].where("start_y >= 64"), patchloom.merge_patches(lives)):
+        told = found.manifest.select(["image_id", "start_y", "start_x"]).to_pylist()
+        loader = found.batches(16, seed=1, columns="position")
+        seen: list[int] = []
+        for batch in loader:
+            for position, patch in zip(batch["position"].tolist(), batch["image"], strict=True):
+                seen.append(position)
+                y, x = told[position]["start_y"], told[position]["start_x"]
+                whole = wholes["ab".index(told[position]["image_id"])]
+                np.testing.assert_array_equal(patch[0], whole[y : y + 24, x : x + 24])
+        assert sorted(seen) == list(range(found.n_patches))
+        assert len(found.trails) < len(found.blocks) / 4
+    order = Order(found.n_patches, found.blocks, 1, "window", found.window, trails=found.trails)
+    parts = [live.reader() for live in lives]
+    for k in range(0, found.n_patches, 16):
+        at = order.at(0, np.arange(k, min(k + 16, found.n_patches)))
+        parts[0].read(at[at < len(lives[0])], ["images"])
+        parts[1].read(at[at >= len(lives[0])] - len(lives[0]), ["images"])
+    assert all(part.report()["read_amplification"] < 1.15 for part in parts)
+
+
 # -- memory and time --------------------------------------------------------------------
 
 

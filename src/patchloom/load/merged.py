@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchloom.errors import ConfigError
+from patchloom.load.budget import n_bytes
 from patchloom.load.patches import Patches
 from patchloom.load.reader import Ints, Pixels, Reader
 from patchloom.load.scales import scale_of, summed
@@ -107,6 +108,11 @@ class MergedPatches(Patches):
         return max(part.window for part in self.parts)
 
     @property
+    def memory_to_load(self) -> int:  # type: ignore[override]
+        """The most that a loader of one of the parts holds; they share it as they share windows."""
+        return max(n_bytes(part.memory_to_load) for part in self.parts)
+
+    @property
     def channels(self) -> tuple[str, ...] | None:
         """Those of the parts."""
         return next((p.channels for p in self.parts if p.channels is not None), None)
@@ -134,8 +140,17 @@ class MergedPatches(Patches):
     @cached_property
     def blocks(self) -> Ints:
         """Those of the parts."""
-        pairs = zip(self.parts, self.bounds[:-1], strict=True)
-        ends = [part.blocks[1:] + first for part, first in pairs]
+        return self._after_another([part.blocks for part in self.parts])
+
+    @cached_property
+    def trails(self) -> Ints:
+        """Those of the parts."""
+        return self._after_another([part.trails for part in self.parts])
+
+    def _after_another(self, bounds: Sequence[Ints]) -> Ints:
+        """Bounds in positions of the parts as bounds in those of all."""
+        pairs = zip(bounds, self.bounds[:-1], strict=True)
+        ends = [some[1:] + first for some, first in pairs]
         return np.concatenate([[0], *ends]).astype(np.int64)
 
     def reader(self, memory: int | None = None, *, by_block: bool = False) -> Reader:
@@ -195,7 +210,8 @@ class MergedPatches(Patches):
         return scale_of(self.summaries(), [self.applied], kind, per, percentiles)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "blocks")}
+        derived = ("manifest", "blocks", "trails")
+        return {k: v for k, v in self.__dict__.items() if k not in derived}
 
 
 class _MergedReader:

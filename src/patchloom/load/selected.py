@@ -76,6 +76,11 @@ class SelectedPatches(Patches):
         return self.whole.window
 
     @property
+    def memory_to_load(self) -> int | str:  # type: ignore[override]
+        """What a loader of the whole holds."""
+        return self.whole.memory_to_load
+
+    @property
     def arrays_held(self) -> tuple[str, ...]:
         """Those of the whole."""
         return self.whole.arrays_held
@@ -107,6 +112,11 @@ class SelectedPatches(Patches):
     def blocks(self) -> Ints:
         """What of each block of the whole is left."""
         return np.unique(np.searchsorted(self.positions, self.whole.blocks))
+
+    @property
+    def trails(self) -> Ints:
+        """What of each trail of the whole is left."""
+        return np.unique(np.searchsorted(self.positions, self.whole.trails))
 
     def reader(self, memory: int | None = None, *, by_block: bool = False) -> Reader:
         """A reader of the whole, asked for these."""
