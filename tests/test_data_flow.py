@@ -296,6 +296,7 @@ def test_what_was_started_ends() -> None:
         every = {p.pid for p in own.children(recursive=True)}
         return every - {p.pid for p in own.children()}
 
+    others = left()  # of servers that other tests started
     flow = DataFlow(two(40), 2, 2, 2, loop_forever=True, preprocessor=wait_long)
     for how in ("close", "drop"):
         batches = flow.flow()
@@ -306,7 +307,7 @@ def test_what_was_started_ends() -> None:
             del batches
             gc.collect()
         assert threading.active_count() <= before, how
-        assert not left()
+        assert left() <= others
 
 
 @pytest.mark.parametrize(
