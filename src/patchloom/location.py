@@ -386,11 +386,27 @@ class Location:
         folder = f"{root}/{name}".rstrip("/") if name else root
         fs.invalidate_cache(folder)
         try:
+            if _is_s3(fs):
+                return self._list_s3(fs, folder, name)
             found = self.ask(lambda: fs.find(folder, detail=True), name)
         except (FileNotFoundError, NotADirectoryError, NotImplementedError):
             return {}
         skip = len(fs._strip_protocol(folder).rstrip("/")) + 1
         return {p[skip:]: int(info.get("size") or 0) for p, info in found.items() if len(p) > skip}
+
+    def _list_s3(self, fs: Any, folder: str, name: str) -> dict[str, int]:
+        """The same page by page: a page that is refused is asked for again, not all of them."""
+        bucket, _, key = folder.partition("/")
+        prefix, found, more = f"{key}/" if key else "", dict[str, int](), dict[str, str]()
+        while True:
+            where = {"Bucket": bucket, "Prefix": prefix, **more}
+            page = self.ask(partial(fs.call_s3, "list_objects_v2", **where), name)
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # what some tools put for a folder
+                    found[item["Key"][len(prefix) :]] = int(item["Size"])
+            if not page.get("IsTruncated"):
+                return found
+            more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects by their names."""
@@ -406,7 +422,7 @@ class Location:
         them leaves them there: they cost room, and are in nobody's way.
         """
         fs, root = self.open()
-        if "s3" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        if not _is_s3(fs):
             return 0
         bucket, _, prefix = root.partition("/")
         where = {"Bucket": bucket, "Prefix": f"{prefix}/"}
@@ -481,6 +497,11 @@ def _write_remote(fs: fsspec.AbstractFileSystem, path: str, body: bytes) -> None
                 raise
         else:
             return
+
+
+def _is_s3(fs: Any) -> bool:
+    """Whether a file system is that of s3fs."""
+    return "s3" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
 def _write_local(path: str, parts: Iterable[bytes | memoryview]) -> None:

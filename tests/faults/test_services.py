@@ -13,6 +13,7 @@ import zarr
 
 import patchloom
 from patchloom.errors import PatchloomError
+from patchloom.location import Location
 from tests.faults.jobs import StoredJob
 from tests.servers.gcs import GcsServer
 from tests.servers.proxy import Fault, Proxy
@@ -51,6 +52,22 @@ def test_prefixes_may_hold_any_character(prefix: str, server: S3Server | GcsServ
     fs.invalidate_cache()
     bucket = path.partition("/")[0]
     assert all(p.startswith(f"{bucket}/{prefix}/") for p in fs.find(bucket))
+
+
+@pytest.mark.slow
+def test_a_long_listing_goes_on_where_it_was_refused(s3_server: S3Server, proxy: Proxy) -> None:
+    """Half of all requests are refused: of ten pages, each is asked for until it comes."""
+    url = s3_server.fresh_bucket()
+    fs, root = fsspec.url_to_fs(url, **s3_server.storage_options)
+    names = [f"{k:05d}" for k in range(9_500)]
+    fs.pipe({f"{root}/a/{name}": b"x" for name in names}, batch_size=64)
+    options = s3_server.storage_options
+    options = {**options, "endpoint_url": proxy.endpoint}
+    proxy.disturb(Fault(kind="status", share=0.5, path="list-type"))
+    found = Location.of(f"{url}/a", options).list()
+    assert found == dict.fromkeys(names, 1)
+    assert proxy.count("GET", "list-type") < 100
+    assert len(proxy.disturbed) == 1
 
 
 @pytest.mark.slow
