@@ -102,5 +102,21 @@ def test_another_world_goes_on(store: patchloom.PatchStore) -> None:
         assert sorted(seen + found) == list(range(75))
 
 
+def spawned_main(rank: int, dataset: Any, port: int, said: Any) -> None:
+    """One rank of ``mp.spawn``: it joins the others after it was given the dataset."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    said.put([row for batch in dataset for row in batch["row"].tolist()])
+    torch.distributed.destroy_process_group()
+
+
+def test_a_dataset_is_sent_to_ranks(store: patchloom.PatchStore) -> None:
+    """Made before there are ranks, each of them has its own share of it."""
+    dataset = store.to_torch(batch_size=8, columns="row", threads=0)
+    said = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(spawned_main, (dataset, free_port(), said), nprocs=2)
+    assert sorted(said.get() + said.get()) == list(range(75))
+
+
 if __name__ == "__main__":
     rank_main()

@@ -51,6 +51,10 @@ def tensors(value: Any) -> Any:
     return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 
+def _in_group() -> bool:
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
 class _Placed:
     """Where it is: rank and world, and an epoch that workers see change."""
 
@@ -62,14 +66,14 @@ class _Placed:
         self._clock = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that is spawned has no process group to ask.
-        rank, world = self._place()
+        # A worker that is spawned has no group to ask, but a rank that is spawned will have one.
+        rank, world = self._place() if _in_group() else (self._rank, self._world)
         return {**self.__dict__, "_rank": rank, "_world": world}
 
     def _place(self) -> tuple[int, int]:
         if self._rank is not None and self._world is not None:
             return self._rank, self._world
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if _in_group():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
 
