@@ -185,6 +185,32 @@ def test_torchdata_resumes_it(workers: int, style: str, store: patchloom.PatchSt
     assert rows_of(again) == expected(store)[3:]
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_torchdata_resumes_what_not_all_workers_have_begun(
+    persistent: bool, store: patchloom.PatchStore
+) -> None:
+    """After one batch of two workers, in an epoch that is not the first."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def made() -> Any:
+        dataset = store.to_torch(batch_size=8, columns="row")
+        dataset.set_epoch(2)
+        return stateful(dataset, batch_size=None, num_workers=2, persistent_workers=persistent)
+
+    loader = made()
+    if persistent:
+        loader.dataset.set_epoch(1)
+        assert rows_of(loader) == expected(store, 1)
+        loader.dataset.set_epoch(2)
+    batches = iter(loader)
+    assert rows_of([next(batches)]) == expected(store, 2)[:1]
+    state = loader.state_dict()
+    del batches
+    again = made()
+    again.load_state_dict(state)
+    assert rows_of(again) == expected(store, 2)[1:]
+
+
 def test_types_and_tuples(store: patchloom.PatchStore) -> None:
     """What PyTorch hardly calculates with is widened; tuples stay tuples."""
     from patchloom.load.torch_data import tensors

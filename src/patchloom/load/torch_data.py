@@ -128,9 +128,13 @@ class TorchBatches(_Placed, IterableDataset):  # type: ignore[misc]
                     "dataset.loader(...), which goes on with any number"
                 )
             epoch, start, done = state["epoch"], state["start"], state["made"]
-        batching = course.batching(start)
-        steps = range(worker, batching.n_steps, workers)[done:]
-        for made, batch in enumerate(course.run(epoch, batching, steps), done + 1):
+        # Here, not with the first batch: torchdata asks for the state before it.
+        self._made = (epoch, start, done)
+        return self._run(course, range(worker, course.batching(start).n_steps, workers)[done:])
+
+    def _run(self, course: Course, steps: range) -> Iterator[Any]:
+        epoch, start, done = self._made
+        for made, batch in enumerate(course.run(epoch, course.batching(start), steps), done + 1):
             self._made = (epoch, start, made)
             yield tensors(batch)
 
