@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import patchloom
 from patchloom.errors import ConfigError, PatchloomError
@@ -140,6 +142,46 @@ def test_a_damaged_store_is_told(workers: int, store: patchloom.PatchStore, tmp_
     broken = patchloom.open_patches(tmp_path / "s.zarr")
     with pytest.raises(PatchloomError, match="verify STORE --repair"):
         list(broken.to_torch(batch_size=8).loader(num_workers=workers))
+
+
+class Signed(MemoryFileSystem):  # type: ignore[misc]
+    """Says its token where it refuses, as signed URLs do."""
+
+    protocol = "signed"
+    cachable = False
+
+    def __init__(self, token: str = "", **more: Any) -> None:
+        super().__init__(**more)
+        self.token = token
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        found: str = MemoryFileSystem._strip_protocol(path.replace("signed://", "memory://"))
+        return found
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **more: Any) -> Any:
+        """All but pixels."""
+        if "/c/" in path:
+            raise PermissionError(f"403, url='https://host/{path}?X-Signature={self.token}'")
+        return super().cat_file(path, start, end, **more)
+
+    def cat_ranges(self, paths: Any, starts: Any, ends: Any, **more: Any) -> Any:
+        """None."""
+        raise PermissionError(f"403, url='https://host/{paths[0]}?X-Signature={self.token}'")
+
+
+@pytest.mark.parametrize("iterable", [True, False])
+def test_errors_of_workers_tell_no_secret(iterable: bool, store: patchloom.PatchStore) -> None:
+    """Though torch sends the traceback with them."""
+    fsspec.register_implementation("signed", Signed, clobber=True)
+    fsspec.filesystem("memory").put(store.url, "/signed.zarr", recursive=True)
+    away = patchloom.open_patches("signed://signed.zarr", storage_options={"token": "hunter2-two"})
+    dataset = away.to_torch(iterable=iterable)
+    batches = data.DataLoader(dataset, 8, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(PatchloomError, match="within reach") as caught:
+        next(iter(batches))
+    assert "in _get" in str(caught.value)
+    assert "hunter2-two" not in str(caught.value)
 
 
 class Drawn:

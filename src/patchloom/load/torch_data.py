@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from patchloom.errors import ConfigError
+from patchloom.errors import ConfigError, PatchloomError
 from patchloom.load.batching import Batching
 from patchloom.load.course import Course
 
@@ -53,6 +55,17 @@ def tensors(value: Any) -> Any:
 
 def _in_group() -> bool:
     return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    """An error of ours leaves a worker without its cause: of that torch prints all, secrets too."""
+    try:
+        yield
+    except PatchloomError as error:
+        if get_worker_info() is None:
+            raise
+        raise error from None
 
 
 class _Placed:
@@ -134,9 +147,11 @@ class TorchBatches(_Placed, IterableDataset):  # type: ignore[misc]
 
     def _run(self, course: Course, steps: range) -> Iterator[Any]:
         epoch, start, done = self._made
-        for made, batch in enumerate(course.run(epoch, course.batching(start), steps), done + 1):
-            self._made = (epoch, start, made)
-            yield tensors(batch)
+        batches = course.run(epoch, course.batching(start), steps)
+        with _by_itself():
+            for made, batch in enumerate(batches, done + 1):
+                self._made = (epoch, start, made)
+                yield tensors(batch)
 
     def loader(self, **options: Any) -> TorchLoader:
         """A ``DataLoader`` with a state.
@@ -183,7 +198,9 @@ class TorchPatches(_Placed, Dataset):  # type: ignore[misc]
     def __getitems__(self, positions: list[int]) -> list[Any]:
         """Several patches, read together."""
         places = np.asarray(positions, np.int64)
-        return [tensors(one) for one in self._course.recipe.make_each(places, self.epoch, places)]
+        with _by_itself():
+            found = self._course.recipe.make_each(places, self.epoch, places)
+        return [tensors(one) for one in found]
 
     def sampler(self, batch_size: int | None = None) -> OrderSampler:
         """The order, as a sampler for this rank.
