@@ -275,11 +275,13 @@ def test_stores_that_do_not_go_together(tmp_path: Path) -> None:
     other, _ = a_store(tmp_path / "other.zarr", "b", "uint8")
     with pytest.raises(ConfigError, match=r"uint16 in '0' and .*uint8 in '1'"):
         patchloom.merge_patches([one, other])
-    same, _ = a_store(tmp_path / "same.zarr", "a", size=48)
+    same, _ = a_store(tmp_path / "same.zarr", "a")
     merged = patchloom.merge_patches([one, same])
-    if one.summaries().images != same.summaries().images:
-        with pytest.raises(IdentityError):
-            merged.summaries()
+    for pooled in (merged.summaries, lambda: merged.normalization("min-max")):
+        with pytest.raises(IdentityError, match="several have an array 'a'"):
+            pooled()
+    apart, _ = a_store(tmp_path / "apart.zarr", "b")
+    assert patchloom.merge_patches([one, apart]).normalization("min-max").kind == "min-max"
     with pytest.raises(ConfigError, match="has none"):
         held(2).normalization("percentile")
     with pytest.raises(ConfigError, match="of a HeldPatches"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
 
-from patchloom.errors import ConfigError
+from patchloom.errors import ConfigError, IdentityError
 from patchloom.normalization import Normalization
 from patchloom.summaries.asked import quantiles_of
 from patchloom.summaries.table import Statistics
@@ -28,7 +29,7 @@ def summed(wholes: Sequence[tuple[Any, set[str] | None]]) -> Statistics:
     ConfigError
         If one of them has no statistics, or they do not add: other channels, or other pixels.
     IdentityError
-        If two call different images by one id.
+        If two call different images by one id, or images whose source has no name to tell by.
     """
     found = []
     for whole, ids in wholes:
@@ -40,7 +41,19 @@ def summed(wholes: Sequence[tuple[Any, set[str] | None]]) -> Statistics:
         own: Statistics = whole.summaries()
         known = {image.id for image in own.images}
         found.append(own if ids is None or ids >= known else own.select(image=sorted(ids & known)))
+    _check_nameless(found)
     return reduce(add, found)
+
+
+def _check_nameless(parts: Sequence[Statistics]) -> None:
+    """Refuse arrays of one id in several stores: nothing tells whether they are one image."""
+    nameless = [image.id for part in parts for image in part.images if not image.uri]
+    if twice := sorted(name for name, n in Counter(nameless).items() if n > 1):
+        raise IdentityError(
+            f"an image has one id in all stores, but several have an array {twice[0]!r}, and arrays "
+            "do not tell which they are; open arrays with ids= of their own, and of one store give "
+            "parts of one handle (patches.where)"
+        )
 
 
 def scale_of(
