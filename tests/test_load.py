@@ -245,6 +245,15 @@ def test_what_is_left_in_mid_epoch_begins_anew(store: patchloom.PatchStore) -> N
         next(iter(store.batches(0)))
 
 
+def test_what_has_no_batch_does_not_go_on_for_ever(store: patchloom.PatchStore) -> None:
+    """It says so; a number of epochs is that many of nothing."""
+    none = store.where("start_x > 9999")
+    for patches, options in ((none, {}), (store, {"drop_last": True})):
+        assert list(patches.batches(99, epochs=3, **options)) == []
+        with pytest.raises(ConfigError, match="has none"):
+            next(iter(patches.batches(99, epochs=None, **options)))
+
+
 # -- what is done with batches ------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
+from patchloom.errors import ConfigError
 from patchloom.load.course import Course
 
 __all__ = ["Loader"]
@@ -46,6 +47,12 @@ class Loader:
         return self.course.batching().n_steps
 
     def __iter__(self) -> Generator[Any, None, None]:
+        if self.epochs is None and not len(self):
+            raise ConfigError(
+                "a loader that goes on for ever has batches, but an epoch of this one has none "
+                f"(of {self.course.order.n} visits); give it more patches, smaller batches or "
+                "epochs=1"
+            )
         made = 0
         while self.epochs is None or made < self.epochs:
             yield from self._one_epoch()
