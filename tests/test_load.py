@@ -333,6 +333,19 @@ def test_damage_is_told(part: str, store: patchloom.PatchStore, tmp_path: Path) 
     assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
 
 
+@pytest.mark.parametrize("lost", [1, 7])
+def test_a_manifest_that_lost_parts_is_told(
+    lost: int, store: patchloom.PatchStore, tmp_path: Path
+) -> None:
+    """Rather than to give patches the columns of others."""
+    shutil.copytree(store.url, tmp_path / "s.zarr")
+    for part in sorted((tmp_path / "s.zarr/manifest").iterdir())[-lost:]:
+        part.unlink()
+    broken = patchloom.open_patches(tmp_path / "s.zarr")
+    with pytest.raises(StoreError, match="verify STORE --repair"):
+        next(iter(broken.batches(4, columns="row")))
+
+
 # -- remote -------------------------------------------------------------------------------
 
 

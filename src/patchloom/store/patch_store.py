@@ -239,18 +239,32 @@ class PatchStore(Patches):
         Columns ``patch_id`` (128 bits in hex), ``image_id``, ``sample``, ``start_z`` (if there
         is z), ``start_y``, ``start_x`` (pixels of the level that was read), ``coverage`` (share
         of the patch under the mask), ``split``, ``row``, and the images' metadata columns.
+
+        Raises
+        ------
+        StoreError
+            If the store has lost a part of it.
         """
+        with ThreadPoolExecutor(8) as pool:
+            parts = list(pool.map(self._location.read, self._parts))
+        found = [part for part in parts if part is not None]
+        columns = _empty_schema(str(self.attributes["axes"]))
+        table = read_manifest(found) if found else pa.table({k: pa.array([], v) for k, v in columns})
+        if len(found) < len(parts) or (self.complete and table.num_rows != self.n_patches):
+            raise StoreError(
+                f"a manifest stays whole while it is read, but parts of that of {self.url!r} are "
+                "gone; open the store anew, and if it is complete, find what it lacks with "
+                "`patchloom verify STORE --repair`, and run its job again"
+            )
+        return table
+
+    @cached_property
+    def _parts(self) -> list[str]:
+        """The objects of the manifest that are there."""
         # What lies beyond the store's own shards is being appended.
         end = n_shards_of(self.attributes)
         names = [f"manifest/{name}" for name in part_names(self._location.list("manifest"))]
-        names = [name for name in names if (shard_of(name) or 0) < end]
-        with ThreadPoolExecutor(8) as pool:
-            parts = list(pool.map(self._location.read, names))
-        if not parts:
-            return pa.table(
-                {k: pa.array([], v) for k, v in _empty_schema(str(self.attributes["axes"]))}
-            )
-        return read_manifest([part for part in parts if part is not None])
+        return [name for name in names if (shard_of(name) or 0) < end]
 
     @cached_property
     def skipped(self) -> pa.Table:
