@@ -346,6 +346,21 @@ def test_a_manifest_that_lost_parts_is_told(
         next(iter(broken.batches(4, columns="row")))
 
 
+def test_workers_see_what_was_seen_of_a_store_whose_job_goes_on(
+    store: patchloom.PatchStore, tmp_path: Path
+) -> None:
+    """Else positions would be those of other patches."""
+    shutil.copytree(store.url, tmp_path / "s.zarr")
+    attributes = tmp_path / "s.zarr/zarr.json"
+    text = attributes.read_text()
+    attributes.write_text(text.replace('"complete": true', '"complete": false', 1))
+    part = (tmp_path / "s.zarr/manifest/00000003.parquet").rename(tmp_path / "part")
+    loader = patchloom.open_patches(tmp_path / "s.zarr").batches(4, columns="row")
+    sent = pickle.dumps(loader)
+    part.rename(tmp_path / "s.zarr/manifest/00000003.parquet")
+    assert same(list(pickle.loads(sent)), list(loader))
+
+
 # -- remote -------------------------------------------------------------------------------
 
 

@@ -147,7 +147,9 @@ class PatchStore(Patches):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without arrays and manifest: workers open what they need, with credentials of the vault.
-        return type(self), (self._location, self.attributes)
+        # Of a store whose job goes on, they see the parts that were seen here.
+        seen = {} if self.complete else {k: v for k, v in vars(self).items() if k == "_parts"}
+        return type(self), (self._location, self.attributes), seen or None
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         if isinstance(index, int | np.integer) and not -len(self) <= index < len(self):
