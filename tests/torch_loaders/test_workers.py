@@ -7,6 +7,7 @@ consumer, as itself; nothing needs a ``worker_init_fn``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,21 @@ def test_a_map_style_dataset(kind: str | None, store: patchloom.PatchStore) -> N
     sampler.set_epoch(1)
     singles = data.DataLoader(patches, 8, sampler=sampler, **workers)
     assert rows_of(singles) == expected(store, epoch=1)
+
+
+def late(worker: int) -> None:
+    """The second worker begins when the first has long begun."""
+    time.sleep(worker)
+
+
+def test_loaders_of_one_dataset_do_not_meet(store: patchloom.PatchStore, dataset: Any) -> None:
+    """One begins another epoch while workers of the other start."""
+    batches = iter(dataset.loader(num_workers=2, worker_init_fn=late))
+    first = rows_of([next(batches)])
+    other = dataset.loader()
+    other.set_epoch(3)
+    assert rows_of([next(iter(other))]) == expected(store, 3)[:1]
+    assert first + rows_of(batches) == expected(store)
 
 
 def fail(batch: Batch) -> Batch:

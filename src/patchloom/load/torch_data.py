@@ -57,6 +57,11 @@ def _in_group() -> bool:
     return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
+def _clock() -> Any:
+    """Epoch and first visit; shared, so that workers that live on are told the next epoch."""
+    return torch.zeros(2, dtype=torch.int64).share_memory_()
+
+
 @contextmanager
 def _by_itself() -> Iterator[None]:
     """An error of ours leaves a worker without its cause: of that torch prints all, secrets too."""
@@ -75,8 +80,7 @@ class _Placed:
         if (rank is None) != (world is None):
             raise ConfigError(f"rank= and world= come together, got {rank} and {world}")
         self._course, self._rank, self._world = course, rank, world
-        # Shared, so that workers that live on are told the next epoch: epoch, first visit.
-        self._clock = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._clock = _clock()
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker that is spawned has no group to ask, but a rank that is spawned will have one.
@@ -89,6 +93,12 @@ class _Placed:
         if _in_group():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
+
+    def apart(self) -> Any:
+        """The same, with an epoch of its own."""
+        mine = copy(self)
+        mine._clock = _clock()
+        return mine
 
     @property
     def course(self) -> Course:
@@ -250,8 +260,9 @@ class TorchLoader:
                 "batches are made by the dataset, so loader() takes no batch_size=, shuffle=, "
                 "drop_last= or samplers; give them to to_torch"
             )
-        self.dataset = dataset
-        self.torch_loader = DataLoader(dataset, batch_size=None, **options)
+        # Apart, for loaders of one dataset are each in an epoch of their own.
+        self.dataset = dataset.apart()
+        self.torch_loader = DataLoader(self.dataset, batch_size=None, **options)
         """What it iterates over."""
         self.epoch = 0
         """Which epoch is under way, or comes next."""
