@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patchloom
-from patchloom.errors import ConfigError, IdentityError
+from patchloom.errors import ConfigError, IdentityError, StoreError
 from patchloom.load.conditions import Conditions
 from patchloom.load.merged import merge_patches
 from patchloom.load.microsplit import MicroSplit
@@ -265,9 +265,14 @@ def test_images_that_are_normalised_already(tmp_path: Path) -> None:
     plan = patchloom.plan(images, {"name": "sequential", "patch_size": [4, 4]})
     patchloom.materialize(plan, str(tmp_path / "a.zarr"), normalize="min-max", progress=False)
     store = patchloom.open_patches(str(tmp_path / "a.zarr"))
-    for patches in (patchloom.merge_patches([store]), store.where("start_x > 0")):
-        with pytest.raises(ConfigError, match="normalised once"):
+    scale = store.applied["images"]
+    for patches in (store, patchloom.merge_patches([store]), store.where("start_x > 0")):
+        with pytest.raises((ConfigError, StoreError), match="normalised once"):
             patches.normalization("min-max")
+        with pytest.raises(ConfigError, match="normalised once"):
+            patches.batches(4, normalize=scale)
+        with pytest.raises(ConfigError, match="normalised once"):
+            MicroSplit.multiplexed(patches, normalize=scale)
 
 
 def test_stores_that_do_not_go_together(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from patchloom.errors import ConfigError
 from patchloom.load.patches import Patches
 from patchloom.load.reader import Ints, Pixels, Reader
+from patchloom.load.scales import check_as_sources
 from patchloom.load.visit import Addressed, Visit
 from patchloom.normalization import Normalization
 from patchloom.randomness import key_of, philox
@@ -56,6 +57,10 @@ class MicroSplit:
     principal: int = 0
     """The source that the loader is over."""
     _readers: dict[int, list[Reader]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.normalize:
+            check_as_sources([getattr(patches, "applied", {}) for patches in self.sources])
 
     @classmethod
     def multiplexed(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from patchloom.errors import ConfigError
 from patchloom.load.reader import Ints, Readable, Reader
+from patchloom.load.scales import check_as_sources
 from patchloom.load.visit import Addressed, Visit
 from patchloom.normalization import Normalization
 
@@ -59,6 +60,8 @@ class Recipe:
             raise ConfigError(f"arrays= are some of those of the patches, {held}, got {unknown}")
         if not self.arrays:
             raise ConfigError(f"arrays= is at least one of {held}, got none")
+        if self.normalize is not None and "images" in self.arrays:
+            check_as_sources([getattr(self.patches, "applied", {})])
         for name in self.columns:
             if name != "position" and name not in self.patches.manifest.column_names:
                 raise ConfigError(

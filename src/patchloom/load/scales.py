@@ -13,7 +13,7 @@ from patchloom.normalization import Normalization
 from patchloom.summaries.asked import quantiles_of
 from patchloom.summaries.table import Statistics
 
-__all__ = ["scale_of", "summed"]
+__all__ = ["check_as_sources", "scale_of", "summed"]
 
 
 def summed(wholes: Sequence[tuple[Any, set[str] | None]]) -> Statistics:
@@ -56,6 +56,26 @@ def _check_nameless(parts: Sequence[Statistics]) -> None:
         )
 
 
+def check_as_sources(applied: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to scale images that are scaled.
+
+    Parameters
+    ----------
+    applied
+        What the arrays of each store were normalised with when they were written.
+
+    Raises
+    ------
+    ConfigError
+        If images of one were.
+    """
+    if any("images" in done for done in applied):
+        raise ConfigError(
+            "images are normalised once, but those of a store were when they were written; load "
+            "them as they are"
+        )
+
+
 def scale_of(
     statistics: Statistics,
     applied: Sequence[Mapping[str, Any]],
@@ -80,11 +100,7 @@ def scale_of(
         If images are normalised already, there is no such kind or column, or statistics are not
         finite.
     """
-    if any("images" in done for done in applied):
-        raise ConfigError(
-            "images are normalised once, but those of a store were when they were written; load "
-            "them as they are"
-        )
+    check_as_sources(applied)
     if kind == "percentile" and per == "image":
         table = statistics.dataset(percentiles).sel(quantile=quantiles_of(percentiles))
         return Normalization.from_statistics(table, kind)
