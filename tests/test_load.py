@@ -21,9 +21,11 @@ import zarr
 import patchloom
 from patchloom.errors import AccessError, ConfigError, StoreError
 from patchloom.load.augment import Augment
+from patchloom.load.course import Course
 from patchloom.load.order import SHUFFLES
 from patchloom.load.visit import Visit
 from patchloom.store.patch_reader import PatchReader
+from tests.held_patches import HeldPatches
 from tests.servers.s3 import S3Server
 from tests.test_exports import make_store
 
@@ -185,6 +187,43 @@ def test_codecs_and_types(codec: str, dtype: str, tmp_path: Path) -> None:
     patchloom.materialize(plan, tmp_path / "s.zarr", progress=False, codec=codec)
     store = patchloom.open_patches(tmp_path / "s.zarr")
     check(store, list(store.batches(5, columns="row", shuffle="exact")))
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("room", [1, 4, 64])
+def test_single_patches_are_made_within_the_memory(
+    room: int, threads: int, store: patchloom.PatchStore
+) -> None:
+    """As many together as their part of it holds twice, whatever is ahead."""
+    one = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in store.extents().values())
+    course = store.course(None, memory=2 * room * one, threads=threads)
+    pieces = []
+    make = Course.make
+
+    def counted(self: Course, epoch: int, batching: Any, steps: range) -> list[Any]:
+        pieces.append(len(steps))
+        return make(self, epoch, batching, steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Course, "make", counted)
+        assert len(list(course.run(0, course.batching(), range(32)))) == 32
+    assert sum(pieces) == 32
+    assert max(pieces) == min(max(1, room // 2), 32 - (2 if threads else 1))
+
+
+def test_batches_that_grow_are_made_one_by_one() -> None:
+    """What is ahead already counts: none is added until there is room again."""
+    many = HeldPatches({"images": np.arange(200, dtype="u1").reshape(-1, 1, 1, 1)})
+    made: list[int] = []
+
+    def grow(batch: Batch) -> Batch:
+        made.append(int(batch["image"].max()))
+        return {"x": np.zeros(2**10 if made[-1] < 100 else 2**20, "u1"), "k": made[-1]}
+
+    batches = many.batches(1, shuffle=False, transform=grow, memory=4 * 2**20, threads=4)
+    for batch in batches:
+        if batch["k"] > 120:
+            assert len(made) - batch["k"] - 1 <= 3
 
 
 # -- where one is -------------------------------------------------------------------------

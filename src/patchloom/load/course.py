@@ -21,7 +21,7 @@ __all__ = ["Course", "default_threads"]
 
 _MOST_THREADS = 8
 _TOGETHER = 32
-"""Single patches that are read together."""
+"""Single patches that are read together, at most."""
 
 
 def default_threads() -> int:
@@ -83,32 +83,40 @@ class Course:
         Exception
             What went wrong with a batch, when it is its turn; the threads are gone then.
         """
-        each = _TOGETHER if self.batch_size is None else 1
-        parts = [steps[k : k + each] for k in range(0, len(steps), each)]
+        rest, each, ahead = steps, 1, 1
         if not self.threads:
-            for part in parts:
-                yield from self.make(epoch, batching, part)
+            while rest:
+                part, rest = rest[:each], rest[each:]
+                found = self.make(epoch, batching, part)
+                each = self.together(found)
+                yield from found
             return
         pool = ThreadPoolExecutor(self.threads, "patchloom-load")
         made: deque[Future[list[Any]]] = deque()
-        coming, ahead = iter(parts), 1
         try:
-            while True:
-                for part in coming:
+            while rest or made:
+                while rest and len(made) <= ahead:
+                    part, rest = rest[:each], rest[each:]
                     made.append(pool.submit(self.make, epoch, batching, part))
-                    if len(made) > ahead:
-                        break
-                if not made:
-                    return
                 found = made.popleft().result()
-                ahead = self.ahead(found)
+                each, ahead = self.together(found), self.ahead(found)
                 yield from found
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def ahead(self, made: Any) -> int:
-        """How many like one that was made may be made before they are asked for."""
-        return max(1, min(2 * self.threads, self.memory // max(1, _bytes_of(made))))
+    def together(self, made: Sequence[Any]) -> int:
+        """How many steps like some that were made are one piece of work: single patches are read
+        together, as many as their memory holds twice.
+        """
+        if self.batch_size is not None:
+            return 1
+        one = max(1, _bytes_of(made) // max(1, len(made)))
+        return max(1, min(_TOGETHER, self.memory // (2 * one)))
+
+    def ahead(self, made: Sequence[Any]) -> int:
+        """How many pieces of such steps may be made before they are asked for."""
+        piece = self.together(made) * _bytes_of(made) // max(1, len(made))
+        return max(1, min(2 * self.threads, self.memory // max(1, piece)))
 
     def state(self, epoch: int, visited: int) -> dict[str, int]:
         """A place in the order, as plain numbers, with what tells the order from others."""
