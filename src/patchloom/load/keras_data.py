@@ -63,7 +63,7 @@ class KerasBatches(keras.utils.PyDataset):  # type: ignore[misc]
         for future in known.values():
             future.cancel()
         made = self._coming.pop((self.epoch, index)).result()
-        self._ahead = self._course.ahead(made)
+        self._ahead = self._course.ahead([made])
         return made
 
     def _make(self, epoch: int, index: int) -> Any:
