@@ -275,6 +275,20 @@ def test_images_that_are_normalised_already(tmp_path: Path) -> None:
             MicroSplit.multiplexed(patches, normalize=scale)
 
 
+def test_many_stores_share_files_that_stay_open(tmp_path: Path) -> None:
+    """A system has few of them: as many as one store holds open, or a few each."""
+    many = [a_store(tmp_path / f"{k}.zarr", name, size=256)[0] for k, name in enumerate("abcd")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("patchloom.store.patch_reader._FILES", 40)
+        readers = [store.reader() for store in many]
+        for _ in range(2):
+            for store, reader in zip(many, readers, strict=True):
+                reader.read(np.arange(store.n_patches), ["images"])
+        n_open = [len(reader._files._found) for reader in readers]
+    assert len(many[0].blocks) > 40
+    assert 16 <= sum(n_open) <= 40
+
+
 def test_stores_that_do_not_go_together(tmp_path: Path) -> None:
     one, _ = a_store(tmp_path / "one.zarr", "a")
     other, _ = a_store(tmp_path / "other.zarr", "b", "uint8")

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,9 @@ HELD = 256 * 2**20
 _GAP = 64 * 2**10
 """Ranges of a shard that lie closer than this are fetched as one."""
 _FILES = 128
-"""Files of a local store that stay open."""
+"""Files of local stores that stay open in a process: its readers share them."""
+_FEWEST_FILES = 4
+"""Of each reader."""
 _INDICES, _FEWEST = 64 * 2**20, 64
 """Bytes of indices of shards that are remembered, and how many at least."""
 _FETCHERS = 4
@@ -80,8 +83,10 @@ class PatchReader:
         self._memory = HELD if memory is None else memory
         self._lock = threading.Lock()
         most = max((16 * spec.rows_per_shard for spec in specs.values()), default=1)
-        self._indices = _Recent[str, Index](max(_FEWEST, _INDICES // most))
-        self._files = _Recent[str, "_File"](_FILES)
+        self._indices = _Recent[str, Index](lambda: max(_FEWEST, _INDICES // most))
+        self._files = _Recent[str, "_File"](lambda: max(_FEWEST_FILES, _FILES // len(_OPEN)))
+        if self._local:
+            _OPEN.add(self)
         self._held: OrderedDict[str, bytes] = OrderedDict()
         self._coming: dict[str, int] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -281,10 +286,14 @@ class _File:
             os.close(handle)
 
 
+_OPEN: WeakSet[PatchReader] = WeakSet()
+"""Readers of local stores in this process."""
+
+
 class _Recent(Generic[Key, Value]):
     """What was used last, up to a number."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: Callable[[], int]) -> None:
         self._most, self._lock = most, threading.Lock()
         self._found: OrderedDict[Key, Value] = OrderedDict()
 
@@ -297,5 +306,6 @@ class _Recent(Generic[Key, Value]):
     def put(self, key: Key, value: Value) -> None:
         with self._lock:
             self._found[key] = value
-            while len(self._found) > self._most:
+            most = self._most()
+            while len(self._found) > most:
                 self._found.popitem(last=False)
