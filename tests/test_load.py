@@ -456,6 +456,31 @@ def test_whole_shards_are_held_within_the_memory(remote: patchloom.PatchStore) -
             assert held(reader) <= memory
 
 
+def test_what_comes_fits_besides_what_is_held(store: patchloom.PatchStore) -> None:
+    """While blocks give room to the next ones."""
+    size = max((Path(store.url) / f"images/c/{k}/0/0/0").stat().st_size for k in range(6))
+    reader = store.reader(2 * size, by_block=True)
+    most, fetch = [], reader._fetch_whole
+
+    def fetched(name: str, end: int) -> None:
+        with reader._lock:
+            most.append(sum(map(len, reader._held.values())) + sum(reader._coming.values()))
+        fetch(name, end)
+
+    reader._fetch_whole = fetched  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("patchloom.store.patch_reader._GAP", -1)
+        for first in (0, 10, 20):
+            places = first + np.array([0, 4, 5, 9])
+            found = reader.read(places, ["images"])["images"]
+            assert np.array_equal(found, store.read(places))
+            assert reader._pool is not None
+            reader._pool.shutdown(wait=True)
+            reader._pool = None
+    assert len(most) == 6
+    assert max(most) <= 2 * size
+
+
 def test_few_indices_and_files_are_remembered(
     store: patchloom.PatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

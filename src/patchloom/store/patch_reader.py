@@ -199,6 +199,7 @@ class PatchReader:
                 if room < 0:
                     return
                 self._coming[name] = end
+                self._make_room()
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(_FETCHERS, "patchloom-shard")
                 self._pool.submit(self._fetch_whole, name, end)
@@ -212,8 +213,13 @@ class PatchReader:
             self._coming.pop(name)
             if data is not None:
                 self._held[name] = bytes(data)
-                while sum(map(len, self._held.values())) > self._memory:
-                    self._held.popitem(last=False)
+                self._make_room()
+
+    def _make_room(self) -> None:
+        """Give up what was used longest ago, so that what comes fits besides what is held."""
+        n = sum(self._coming.values()) + sum(map(len, self._held.values()))
+        while self._held and n > self._memory:
+            n -= len(self._held.popitem(last=False)[1])
 
     def _get(self, ranges: Sequence[tuple[str, int, int | None]]) -> list[Bytes]:
         """Ranges of objects that exist, fetched together."""
