@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -99,8 +99,13 @@ def test_a_map_style_dataset(kind: str | None, store: patchloom.PatchStore) -> N
     patches = store.to_torch(iterable=False, columns="row")
     assert len(patches) == 75
     assert np.array_equal(patches[-1]["image"].numpy(), store[74])
-    with pytest.raises(IndexError):
-        patches[75]
+    for outside in (75, -76):
+        with pytest.raises(IndexError):
+            patches[outside]
+        with pytest.raises(IndexError):
+            patches.__getitems__([0, outside])
+    last = data.DataLoader(data.Subset(patches, [-1, 3]), 2)
+    assert rows_of(last) == [[74, 3]]
     workers = {"num_workers": 2 if kind else 0, "multiprocessing_context": kind}
     ours = data.DataLoader(patches, batch_sampler=patches.sampler(8), **workers)
     assert len(ours) == 10
@@ -269,6 +274,13 @@ def test_torchdata_resumes_what_not_all_workers_have_begun(
     assert rows_of(again) == expected(store, 2)[1:]
 
 
+class Pair(NamedTuple):
+    """What a transformation may hand out."""
+
+    x: Any
+    y: Any
+
+
 def test_types_and_tuples(store: patchloom.PatchStore) -> None:
     """What PyTorch hardly calculates with is widened; tuples stay tuples."""
     from patchloom.load.torch_data import tensors
@@ -284,6 +296,12 @@ def test_types_and_tuples(store: patchloom.PatchStore) -> None:
     with pytest.raises(ConfigError, match="larger"):
         tensors(np.array([2**63], "uint64"))
     assert tensors(np.array(["a", "b"], object)) == ["a", "b"]
+    number = tensors(np.array(3.0))
+    assert (number.shape, number.item()) == ((), 3)
+    assert tensors(np.arange(6).reshape(2, 3)[::-1].T).tolist() == [[3, 0], [4, 1], [5, 2]]
+    pair = tensors(Pair(np.zeros(2), [np.ones(1)]))
+    assert isinstance(pair, Pair)
+    assert (pair.x.tolist(), pair.y[0].tolist()) == ([0, 0], [1])
     [(x, y)] = store.to_torch(batch_size=75, fields=("image", "target"), normalize="min-max")
     assert x.dtype == torch.float32
     assert y.shape == (75, 1, 16, 16)

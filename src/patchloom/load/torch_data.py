@@ -35,7 +35,7 @@ def tensors(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: tensors(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(tensors(item) for item in value)
+        return getattr(value, "_make", type(value))(tensors(item) for item in value)
     if isinstance(value, np.generic):
         return value.item()
     if not isinstance(value, np.ndarray):
@@ -49,7 +49,7 @@ def tensors(value: Any) -> Any:
                 "make it another type by transform="
             )
         value = value.astype(wider)
-    native = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+    native = np.asarray(value, value.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 
@@ -201,13 +201,14 @@ class TorchPatches(_Placed, Dataset):  # type: ignore[misc]
         return self._course.recipe.patches.n_patches
 
     def __getitem__(self, position: int) -> Any:
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"a position is in range({len(self)}), got {position}")
-        return self.__getitems__([position % len(self)])[0]
+        return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: list[int]) -> list[Any]:
         """Several patches, read together."""
         places = np.asarray(positions, np.int64)
+        if ((places < -len(self)) | (places >= len(self))).any():
+            raise IndexError(f"positions are in range({len(self)}), got {positions}")
+        places = places % max(1, len(self))
         with _by_itself():
             found = self._course.recipe.make_each(places, self.epoch, places)
         return [tensors(one) for one in found]
