@@ -275,6 +275,22 @@ def test_images_that_are_normalised_already(tmp_path: Path) -> None:
             MicroSplit.multiplexed(patches, normalize=scale)
 
 
+def test_conditions_of_whole_numbers_of_which_some_are_missing() -> None:
+    """Batches hold them as fractions; in batches, and one by one."""
+    patches = held(4, day=pa.array([3, None, 1, 3], pa.int64()))
+    encoder = Conditions.fit(patches, "day")
+    assert encoder.names == ("day=1", "day=3", "day=None")
+    expected = [[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    options: dict[str, Any] = {"columns": encoder.columns, "transform": encoder, "shuffle": False}
+    [batch] = patches.batches(4, **options)
+    assert batch["condition"].tolist() == expected
+    course = patches.course(None, **options)
+    each = [*course.run(0, course.batching(), range(4))]
+    assert [one["condition"].tolist() for one in each] == expected
+    with pytest.raises(ConfigError, match="categories"):
+        encoder.encode({"day": np.array([1.5])})
+
+
 def test_many_stores_share_files_that_stay_open(tmp_path: Path) -> None:
     """A system has few of them: as many as one store holds open, or a few each."""
     many = [a_store(tmp_path / f"{k}.zarr", name, size=256)[0] for k, name in enumerate("abcd")]

@@ -200,4 +200,11 @@ def _listed(rows: Mapping[str, Any], name: str) -> pa.Array:
             "for it: columns=encoder.columns"
         )
     values = rows[name]
-    return pa.array(values.tolist() if isinstance(values, np.ndarray) else list(values))
+    if np.asarray(values).dtype.kind != "f":
+        return pa.array(values.tolist() if isinstance(values, np.ndarray) else list(values))
+    # NumPy has whole numbers of which some are missing as fractions.
+    found = pa.array(np.asarray(values), from_pandas=True)
+    try:
+        return pc.cast(found, pa.int64())
+    except pa.ArrowInvalid:
+        return found
