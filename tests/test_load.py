@@ -123,6 +123,18 @@ def test_keys_and_columns(store: patchloom.PatchStore) -> None:
         next(iter(store.batches(4, fields=["mask"])))
 
 
+def test_a_column_takes_no_arrays_place() -> None:
+    """Its values would stand where pixels are expected; ``position`` is the place."""
+    columns = {"image": [7, 8], "target": ["t", "u"], "position": [9, 9]}
+    patches = HeldPatches({"images": np.zeros((2, 1, 1, 1)), "targets": np.ones((2, 1))}, columns)
+    for name in ("image", "target"):
+        with pytest.raises(ConfigError, match="one thing"):
+            patches.batches(2, columns=["image_id", name])
+    [batch] = patches.batches(2, arrays="images", columns=["target", "position"], shuffle=False)
+    assert batch["target"].tolist() == ["t", "u"]
+    assert batch["position"].tolist() == [0, 1]
+
+
 def test_a_complete_store_is_loaded_without_its_manifest(store: patchloom.PatchStore) -> None:
     """How many patches there are, and where, is in its attributes."""
     again = patchloom.open_patches(store.url)

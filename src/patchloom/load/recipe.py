@@ -40,7 +40,7 @@ class Recipe:
     patches: Readable
     arrays: tuple[str, ...]
     columns: tuple[str, ...] = ()
-    """Of the manifest, besides; also ``"position"``."""
+    """Of the manifest, besides; ``"position"`` is always the patch's place in it."""
     normalize: Normalization | None = None
     """What images are scaled by, each by the numbers of its own; to float32."""
     transform: Callable[[Batch], Any] | Addressed | None = None
@@ -62,6 +62,11 @@ class Recipe:
             raise ConfigError(f"arrays= is at least one of {held}, got none")
         if self.normalize is not None and "images" in self.arrays:
             check_as_sources([getattr(self.patches, "applied", {})])
+        if taken := [name for name in self.columns if name in map(key_of_array, self.arrays)]:
+            raise ConfigError(
+                f"each key of a batch is one thing, got columns {taken}, which are arrays of it, "
+                "too; name them otherwise in the images' metadata, or leave the arrays out: arrays="
+            )
         for name in self.columns:
             if name != "position" and name not in self.patches.manifest.column_names:
                 raise ConfigError(
