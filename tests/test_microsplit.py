@@ -210,3 +210,20 @@ def test_what_comes_then() -> None:
 def test_what_cannot_be(make: Any) -> None:
     with pytest.raises(ConfigError):
         make(patches_of(2, 1))
+
+
+def pair(batch: dict[str, Any]) -> Any:
+    return batch["image"], batch["target"]
+
+
+def test_tuples_of_single_patches() -> None:
+    """What is called with batches may make a tuple of them, of single patches, too."""
+    patches = patches_of(5, 2)
+    split = MicroSplit.multiplexed(patches, then=pair)
+    [(images, targets)] = patches.batches(5, shuffle=False, transform=split)
+    course = patches.course(None, shuffle=False, transform=split)
+    each = [*course.run(0, course.batching(), range(5))]
+    for k, (image, target) in enumerate(each):
+        assert (image == images[k]).all()
+        assert (target == targets[k]).all()
+    assert len(each) == 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,7 +147,7 @@ class Recipe:
         if isinstance(transform, Addressed):
             made = transform.visited(batch, visit)
         if single:
-            made = {key: value[0] for key, value in made.items()}
+            made = _first(made)
         if transform is not None and not isinstance(transform, Addressed):
             made = transform(made)
         if self.fields is None:
@@ -176,3 +176,12 @@ class Recipe:
         if name not in self._columns:
             self._columns[name] = self.patches.manifest[name].to_numpy(zero_copy_only=False)
         return self._columns[name]
+
+
+def _first(made: Any) -> Any:
+    """The first of n, in what is made of arrays [n, ...]."""
+    if isinstance(made, Mapping):
+        return {key: value[0] for key, value in made.items()}
+    if isinstance(made, tuple):
+        return getattr(made, "_make", tuple)(_first(value) for value in made)
+    return made[0]
