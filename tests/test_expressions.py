@@ -227,3 +227,13 @@ def test_dictionaries_and_columns_of_nothing() -> None:
         assert Expression.of(asked).rows(table).tolist() == [False] * 3, asked
     with pytest.raises(ConfigError):
         Expression.of("b").rows(table)
+
+
+def test_names_and_text_that_are_not_as_python_has_them() -> None:
+    """Python composes names anew (a micro sign is a mu); half a character is no text."""
+    table = pa.table({"\u00b5m": [1, 2], "\u03bcm": [2, 1], "\ufb01t": [3, 4]})
+    assert Expression.of("\u00b5m > 1").rows(table).tolist() == [False, True]
+    assert Expression.of("\u03bcm > 1 and \ufb01t == 3").rows(table).tolist() == [True, False]
+    assert Expression.of("\u00b5m > 1").columns == ("\u00b5m",)
+    with pytest.raises(ConfigError, match="half a character"):
+        Expression.of(r"x == '\ud800'").rows(pa.table({"x": ["a"]}))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +106,7 @@ class Expression:
             if (
                 name is None
                 or (found["name"] in _SPOKEN)
-                or (found["name"] is not None and not keyword.iskeyword(name))
+                or (found["name"] is not None and _is_name(name))
             ):
                 return found[0]
             return named.setdefault(name, f"_{len(named)}_column")
@@ -196,11 +197,21 @@ class Expression:
             raise ConfigError(
                 f"the numbers of a condition fit into 64 bits, got {self.text!r}: {error}"
             ) from None
+        except UnicodeError:
+            raise ConfigError(
+                f"text in a condition is Unicode, got half a character in {self.text!r}; write it "
+                "whole"
+            ) from None
         except RecursionError:
             raise ConfigError(
                 "a condition may nest a few hundred levels, got more; write it flat: "
                 "column in [...]"
             ) from None
+
+
+def _is_name(name: str) -> bool:
+    """Whether Python reads a word as this name: others are keywords, or ``\u00b5`` as ``\u03bc``."""
+    return not keyword.iskeyword(name) and normalize("NFKC", name) == name
 
 
 @dataclass(frozen=True, eq=False)
