@@ -313,7 +313,7 @@ def test_stores_that_do_not_go_together(tmp_path: Path) -> None:
     same, _ = a_store(tmp_path / "same.zarr", "a")
     merged = patchloom.merge_patches([one, same])
     for pooled in (merged.summaries, lambda: merged.normalization("min-max")):
-        with pytest.raises(IdentityError, match="several have an array 'a'"):
+        with pytest.raises(IdentityError, match="several stores have an array 'a'"):
             pooled()
     apart, _ = a_store(tmp_path / "apart.zarr", "b")
     assert patchloom.merge_patches([one, apart]).normalization("min-max").kind == "min-max"

@@ -210,7 +210,7 @@ class Expression:
 
 
 def _is_name(name: str) -> bool:
-    """Whether Python reads a word as this name: others are keywords, or ``\u00b5`` as ``\u03bc``."""
+    """Whether Python reads a word as this name: not a keyword, nor a micro sign, a mu to it."""
     return not keyword.iskeyword(name) and normalize("NFKC", name) == name
 
 

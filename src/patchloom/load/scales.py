@@ -50,9 +50,9 @@ def _check_nameless(parts: Sequence[Statistics]) -> None:
     nameless = [image.id for part in parts for image in part.images if not image.uri]
     if twice := sorted(name for name, n in Counter(nameless).items() if n > 1):
         raise IdentityError(
-            f"an image has one id in all stores, but several have an array {twice[0]!r}, and arrays "
-            "do not tell which they are; open arrays with ids= of their own, and of one store give "
-            "parts of one handle (patches.where)"
+            f"an image has an id of its own, but several stores have an array {twice[0]!r}, and "
+            "nothing tells whether they are one image; open arrays with ids= of their own, and "
+            "give parts of a store as parts of one that was opened once"
         )
 
 

@@ -250,8 +250,7 @@ class PatchStore(Patches):
         with ThreadPoolExecutor(8) as pool:
             parts = list(pool.map(self._location.read, self._parts))
         found = [part for part in parts if part is not None]
-        columns = _empty_schema(str(self.attributes["axes"]))
-        table = read_manifest(found) if found else pa.table({k: pa.array([], v) for k, v in columns})
+        table = read_manifest(found) if found else _empty(str(self.attributes["axes"]))
         if len(found) < len(parts) or (self.complete and table.num_rows != self.n_patches):
             raise StoreError(
                 f"a manifest stays whole while it is read, but parts of that of {self.url!r} are "
@@ -690,9 +689,9 @@ class PatchStore(Patches):
         return f"<PatchStore {self.url!r} {n:,} patches of {shape}, {state}>"
 
 
-def _empty_schema(axes: str) -> list[tuple[str, pa.DataType]]:
+def _empty(axes: str) -> pa.Table:
     starts = [(f"start_{a}", pa.int64()) for a in axes if a != "c"]
-    return [
+    columns = [
         ("patch_id", pa.string()),
         ("image_id", pa.string()),
         ("sample", pa.int64()),
@@ -701,3 +700,4 @@ def _empty_schema(axes: str) -> list[tuple[str, pa.DataType]]:
         ("split", pa.string()),
         ("row", pa.int64()),
     ]
+    return pa.schema(columns).empty_table()
