@@ -260,6 +260,24 @@ def test_parts_are_scaled_by_their_own_images(stores: Any) -> None:
     assert [image.id for image in one.images] == ["a"]
 
 
+@pytest.mark.parametrize("per", ["image", "channel"])
+def test_parts_are_scaled_by_the_percentiles_of_the_job(per: str, tmp_path: Path) -> None:
+    """As the whole is."""
+    pixels = [RNG.integers(0, 4000, (32, 32), "uint16") for _ in range(2)]
+    images = patchloom.open_images(pixels, ids=["a", "b"])
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]})
+    job: dict[str, Any] = {"percentiles": (5, 50, 90.3), "progress": False}
+    patchloom.materialize(plan, str(tmp_path / "a.zarr"), **job)
+    store = patchloom.open_patches(str(tmp_path / "a.zarr"))
+    expected = store.read([0, 1], normalize=store.normalization("percentile", per=per))
+    for part in (store.where("start_x > -1"), patchloom.merge_patches([store])):
+        assert part.percentiles == store.percentiles == ((5, 50, 90.3), "linear")
+        found = store.read([0, 1], normalize=part.normalization("percentile", per=per))
+        np.testing.assert_array_equal(found, expected)
+        other = part.normalization("percentile", per=per, percentiles=(1, 99))
+        assert (store.read([0, 1], normalize=other) != expected).any()
+
+
 def test_images_that_are_normalised_already(tmp_path: Path) -> None:
     images = patchloom.open_images(np.arange(64, dtype="uint8").reshape(8, 8), ids=["a"])
     plan = patchloom.plan(images, {"name": "sequential", "patch_size": [4, 4]})

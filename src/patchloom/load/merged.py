@@ -113,6 +113,12 @@ class MergedPatches(Patches):
         return max(n_bytes(part.memory_to_load) for part in self.parts)
 
     @property
+    def percentiles(self) -> tuple[tuple[float, ...], str]:
+        """Those of the parts, if they have the same."""
+        first, *others = {part.percentiles for part in self.parts}
+        return super().percentiles if others else first
+
+    @property
     def channels(self) -> tuple[str, ...] | None:
         """Those of the parts."""
         return next((p.channels for p in self.parts if p.channels is not None), None)
@@ -190,7 +196,7 @@ class MergedPatches(Patches):
         return {k: v for part in self.parts for k, v in getattr(part, "applied", {}).items()}
 
     def normalization(
-        self, kind: str, per: str = "image", *, percentiles: Sequence[float] = (1, 99)
+        self, kind: str, per: str = "image", *, percentiles: Sequence[float] | None = None
     ) -> Normalization:
         """From the statistics of all: one scale for all parts, or one an image.
 
@@ -199,7 +205,7 @@ class MergedPatches(Patches):
         kind, per
             As for `PatchStore.normalization`.
         percentiles
-            The low and the high end of ``"percentile"``.
+            The low and the high end of ``"percentile"``; by default `percentiles`.
 
         Raises
         ------
@@ -207,7 +213,9 @@ class MergedPatches(Patches):
             As of `summaries`; or if images are normalised already, or there is no such kind or
             column.
         """
-        return scale_of(self.summaries(), [self.applied], kind, per, percentiles)
+        told, method = self.percentiles
+        ends = told if percentiles is None else percentiles
+        return scale_of(self.summaries(), [self.applied], kind, per, ends, method)
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("manifest", "blocks", "trails")

@@ -45,6 +45,13 @@ class Patches(ABC):
     """Bytes that a loader holds in one process, unless it is asked for others."""
 
     @property
+    def percentiles(self) -> tuple[tuple[float, ...], str]:
+        """Ends of ``"percentile"`` unless others are asked for, and how they are found between
+        grey levels.
+        """
+        return (1, 99), "linear"
+
+    @property
     @abstractmethod
     def arrays_held(self) -> tuple[str, ...]:
         """Names of the arrays: ``"images"``, and what there is of ``"labels"``, ``"targets"``,

@@ -82,6 +82,7 @@ def scale_of(
     kind: str,
     per: str,
     percentiles: Sequence[float],
+    method: str = "linear",
 ) -> Normalization:
     """What images are normalised with, by the numbers of some.
 
@@ -91,7 +92,7 @@ def scale_of(
         Of the images.
     applied
         What the arrays of each store were normalised with when they were written.
-    kind, per, percentiles
+    kind, per, percentiles, method
         As for `Normalization.of`.
 
     Raises
@@ -102,7 +103,7 @@ def scale_of(
     """
     check_as_sources(applied)
     if kind == "percentile" and per == "image":
-        table = statistics.dataset(percentiles).sel(quantile=quantiles_of(percentiles))
+        table = statistics.dataset(percentiles, method=method).sel(quantile=quantiles_of(percentiles))
         return Normalization.from_statistics(table, kind)
     return Normalization.of(
         kind,
@@ -112,5 +113,6 @@ def scale_of(
         per=per,
         columns=[image.metadata for image in statistics.images],
         q=percentiles,
+        method=method,
         over=statistics.over,
     )

@@ -81,6 +81,11 @@ class SelectedPatches(Patches):
         return self.whole.memory_to_load
 
     @property
+    def percentiles(self) -> tuple[tuple[float, ...], str]:
+        """Those of the whole."""
+        return self.whole.percentiles
+
+    @property
     def arrays_held(self) -> tuple[str, ...]:
         """Those of the whole."""
         return self.whole.arrays_held
@@ -140,7 +145,7 @@ class SelectedPatches(Patches):
         return dict(getattr(self.whole, "applied", {}))
 
     def normalization(
-        self, kind: str, per: str = "image", *, percentiles: Sequence[float] = (1, 99)
+        self, kind: str, per: str = "image", *, percentiles: Sequence[float] | None = None
     ) -> Normalization:
         """From the statistics of the images that they are of.
 
@@ -149,7 +154,7 @@ class SelectedPatches(Patches):
         kind, per
             As for `PatchStore.normalization`.
         percentiles
-            The low and the high end of ``"percentile"``.
+            The low and the high end of ``"percentile"``; by default `percentiles`.
 
         Raises
         ------
@@ -157,7 +162,9 @@ class SelectedPatches(Patches):
             As of `summaries`; or if images are normalised already, or there is no such kind or
             column.
         """
-        return scale_of(self.summaries(), [self.applied], kind, per, percentiles)
+        told, method = self.percentiles
+        ends = told if percentiles is None else percentiles
+        return scale_of(self.summaries(), [self.applied], kind, per, ends, method)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # One bit a patch of the whole, without those before the first.

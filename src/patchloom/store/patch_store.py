@@ -172,6 +172,12 @@ class PatchStore(Patches):
         return self._array("targets") if "targets" in self.attributes["arrays"] else None
 
     @property
+    def percentiles(self) -> tuple[tuple[float, ...], str]:
+        """Those of its statistics."""
+        job = self.attributes["job"]
+        return tuple(map(float, job["percentiles"])), str(job.get("method", "linear"))
+
+    @property
     def arrays_held(self) -> tuple[str, ...]:
         """Names of the arrays, ``"images"`` first."""
         names = [str(name) for name in self.attributes["arrays"]]
@@ -478,11 +484,11 @@ class PatchStore(Patches):
                 "written; read them as they are, or undo it with store.applied['images'].invert"
             )
         table = self.statistics
-        q = self.attributes["job"]["percentiles"] if percentiles is None else percentiles
+        told, method = self.percentiles
+        q = told if percentiles is None else percentiles
         ends = quantiles_of(check_percentiles(q))
         if per == "image" and {*ends} <= {*table["quantile"].values.tolist()}:
             return Normalization.from_statistics(table.sel(quantile=ends), kind)
-        method = self.attributes["job"].get("method", "linear")
         return pooled(self.summaries(), kind, per, q, method, self._by_image(per))
 
     def image_ids(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
