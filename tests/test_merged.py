@@ -270,7 +270,8 @@ def test_parts_are_scaled_by_the_percentiles_of_the_job(per: str, tmp_path: Path
     patchloom.materialize(plan, str(tmp_path / "a.zarr"), **job)
     store = patchloom.open_patches(str(tmp_path / "a.zarr"))
     expected = store.read([0, 1], normalize=store.normalization("percentile", per=per))
-    for part in (store.where("start_x > -1"), patchloom.merge_patches([store])):
+    parts: list[Any] = [store.where("start_x > -1"), patchloom.merge_patches([store])]
+    for part in parts:
         assert part.percentiles == store.percentiles == ((5, 50, 90.3), "linear")
         found = store.read([0, 1], normalize=part.normalization("percentile", per=per))
         np.testing.assert_array_equal(found, expected)
