@@ -103,7 +103,9 @@ def scale_of(
     """
     check_as_sources(applied)
     if kind == "percentile" and per == "image":
-        table = statistics.dataset(percentiles, method=method).sel(quantile=quantiles_of(percentiles))
+        table = statistics.dataset(percentiles, method=method).sel(
+            quantile=quantiles_of(percentiles)
+        )
         return Normalization.from_statistics(table, kind)
     return Normalization.of(
         kind,
