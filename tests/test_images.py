@@ -159,6 +159,20 @@ def test_numpy_dask_and_xarray(tmp_path: Path) -> None:
     assert patchloom.open_images(named)[0].id == "well"
 
 
+@pytest.mark.parametrize(
+    ("axes", "shape"), [("cyx", (300, 128, 128)), ("yxc", (128, 128, 300)), ("cyxs", (300, 64, 64, 4))]
+)
+def test_arrays_in_memory_of_many_channels(axes: str, shape: tuple[int, ...]) -> None:
+    """A chunk holds all channels, however large that makes it: it is read as the grid says."""
+    pixels = np.random.default_rng(0).integers(0, 2**32, shape, dtype="uint32")
+    [image] = patchloom.open_images(pixels, axes=axes)
+    assert image.grid.chunks[axes.index("c")] == 300
+    np.testing.assert_array_equal(image.read([0] * len(shape), shape), pixels)
+    [some] = patchloom.open_images(pixels, axes=axes, isel={"x": slice(0, 60)})
+    where = tuple(slice(60) if a == "x" else slice(None) for a in axes)
+    np.testing.assert_array_equal(some.read([0] * len(shape), some.shape), pixels[where])
+
+
 def test_images_are_small_and_hold_nothing_open(tmp_path: Path) -> None:
     """An Image of any size pickles to a few kB, and works in another process as it is."""
     path = tmp_path / "huge.zarr"

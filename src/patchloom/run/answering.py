@@ -147,14 +147,15 @@ def _rows(given: Any, ndim: int, options: Mapping[str, Any] | None) -> tuple[Row
         axes = Axes("s" + ("c" if given.ndim == 2 + ndim else "") + "zyx"[3 - ndim :])
         if len(axes) != given.ndim:
             raise ConfigError(f"predictions are [tile, (c,) space], got shape {given.shape}")
+        chunks = (n, *given.shape[1:])
         image = image_of(
             name="predictions",
             uri="",
             axes=axes,
             shape=given.shape,
             dtype=np.dtype(given.dtype).newbyteorder("="),
-            chunks=(n, *given.shape[1:]),
-            source=ArraySource(given),
+            chunks=chunks,
+            source=ArraySource(given, chunks),
         )
         return rows_of(image), image
     if isinstance(given, np.memmap) and isinstance(given.base, mmap.mmap):

@@ -23,6 +23,8 @@ class ArraySource:
     """An array in memory or behind a Dask graph; Dask hands its chunks to the workers."""
 
     array: Any = field(repr=False, compare=False)
+    chunks: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
+    """Of the image's grid; None for those that the array tells."""
 
     @property
     def addressable(self) -> bool:
@@ -31,7 +33,7 @@ class ArraySource:
 
     def reader(self) -> ChunkReader:
         """A reader that slices (and computes) one chunk at a time."""
-        return _ArrayReader(self.array)
+        return _ArrayReader(self.array, self.chunks)
 
     def without_pixels(self) -> ArraySource:
         """A source that only a graph's blocks can serve."""
@@ -56,10 +58,10 @@ class ArraySource:
 
 
 class _ArrayReader:
-    def __init__(self, array: Any) -> None:
+    def __init__(self, array: Any, chunks: tuple[int, ...] | None) -> None:
         self.reads = Reads()
         self._array = array
-        self._chunks = regular_chunks(array, ())
+        self._chunks = chunks or regular_chunks(array, ())
 
     def read(self, chunks: Ints) -> list[Any]:
         found = []

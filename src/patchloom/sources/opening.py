@@ -327,7 +327,7 @@ def _from_array(array: Any, axes: str | None, name: str) -> Image:
         shape=data.shape,
         dtype=dtype,
         chunks=chunks,
-        source=ArraySource(data.rechunk(chunks) if hasattr(data, "dask") else data),
+        source=ArraySource(data.rechunk(chunks) if hasattr(data, "dask") else data, chunks),
         nodata=told_nodata(getattr(array, "attrs", {}) if dims else {}, dtype),
     )
     return described(image, array) if dims else image

@@ -329,7 +329,7 @@ def _array(image: Image, picks: tuple[Pick, ...]) -> dict[str, Any]:
         chunks = regular_chunks(array, [k for k, a in enumerate(names) if a == "c"])
         array = array.rechunk(chunks) if hasattr(array, "dask") else array
         grid = ChunkGrid(shape, chunks)
-        return {"shape": shape, "grid": grid, "shards": None, "source": ArraySource(array)}
+        return {"shape": shape, "grid": grid, "shards": None, "source": ArraySource(array, chunks)}
     inner = bare(image)
     if isinstance(source, SelectedSource):
         # One selection of another is one: axes that are gone stay as they are.
