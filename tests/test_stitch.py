@@ -896,6 +896,33 @@ def test_mistakes_are_told_before_anything_is_written(made: Any, tmp_path: Path)
         stitched(plan, lambda t: t[:, :1] if next(changing) else t, tmp_path / "changing.zarr")
 
 
+def test_outputs_that_would_share_objects(made: Any, tmp_path: Path) -> None:
+    """One inside another, or twice the same place in other words: refused, without secrets."""
+    _, store, _ = made
+    pixels = np.zeros((8, 8), "u1")
+    plan = tiled([pixels] * 3, (4, 4), (0, 0), axes="YX", ids=["a", "b", "c"])
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    one = str(tmp_path / "real/q")
+    pairs = (
+        (one, f"{one}/0"),
+        (f"{one}/x/y", one),
+        (one, f"file://{one}"),
+        (one, str(tmp_path / "link/q")),
+        ("memory://q/x.zarr", "memory://q//x.zarr"),
+        ("memory://key:s3cr3t@q/x.zarr",) * 2,
+    )
+    for a, b in pairs:
+        with pytest.raises(errors.ConfigError, match="none inside another") as caught:
+            stitched(plan, same, {"a": a, "b": b, "c": f"{one}.b"})
+        assert "s3cr3t" not in str(caught.value)
+    for inside in (f"file://{store.url}", f"{store.url}/x", f"{store.url}/images/c"):
+        with pytest.raises(errors.ConfigError, match="beside the store"):
+            stitched(store, store.images, inside)
+    assert not [*(tmp_path / "real").iterdir()]
+    stitched(plan, same, {"a": one, "b": f"{one}.b", "c": f"{one}0"})
+
+
 def test_patches_that_are_no_tiles_are_blended_or_refused() -> None:
     images = patchloom.open_images(np.arange(400, dtype="f4").reshape(20, 20))
     how = {"name": "sequential", "patch_size": [8, 8], "overlaps": [4, 4]}

@@ -156,6 +156,17 @@ class Location:
         return isinstance(self.open()[0], LocalFileSystem)
 
     @property
+    def place(self) -> str:
+        """The same text for the same place, however it is written, for comparing; not for logs.
+
+        What lies inside a place begins with its text and a slash.
+        """
+        fs, path = self.open()
+        if isinstance(fs, LocalFileSystem):
+            return os.path.realpath(path).replace(os.sep, "/")
+        return f"{fs.protocol}:{re.sub('/+', '/', path)}"
+
+    @property
     def tried_once(self) -> dict[str, Any]:
         """The options with botocore's own retries off, unless they are asked for: ours do."""
         config = dict(self.options.get("config_kwargs") or {})

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -340,12 +341,22 @@ def _places(told: _Told, output: Any, options: Mapping[str, Any]) -> dict[int, L
     else:
         folder = Location.of(output, options)
         found = {k: folder / f"{safe_name(name)}.zarr" for name, k in place.items()}
-    urls = [location.url for location in found.values()]
-    if not urls or len({*urls}) < len(urls):
-        raise ConfigError(f"each image has an output of its own, got {sorted(urls)[:6]}")
-    if told.store is not None and {*urls} & {told.store.location.url}:
-        raise ConfigError(f"images stand beside the store of their tiles, got {told.store.url!r}")
+    _check_apart([*found.values()], told.store)
     return dict(sorted(found.items()))
+
+
+def _check_apart(outputs: Sequence[Location], store: PatchStore | None) -> None:
+    """Refuse outputs that would share objects, with one another or with the store of the tiles."""
+    places = sorted((f"{output.place}/", output.shown) for output in outputs)
+    # What lies in a place follows it at once.
+    shared = any(inner.startswith(outer) for (outer, _), (inner, _) in pairwise(places))
+    if not places or shared:
+        raise ConfigError(
+            "each image has an output of its own, none inside another, got "
+            f"{[shown for _, shown in places][:6]}"
+        )
+    if store is not None and any(p.startswith(f"{store.location.place}/") for p, _ in places):
+        raise ConfigError(f"images stand beside the store of their tiles, got {store.url!r}")
 
 
 def _lacks(
