@@ -608,6 +608,24 @@ def test_predictions_that_are_wrong(made: Any, tmp_path: Path) -> None:
         patchloom.Predictions.open(store.url)
 
 
+def test_predictions_go_to_a_place_of_their_own(made: Any, tmp_path: Path) -> None:
+    plan, _, _ = made
+    zarr.create_array(tmp_path / "v2", shape=(3, 4), dtype="f4", zarr_format=2)[...] = 5
+    (tmp_path / "folder/c").mkdir(parents=True)
+    (tmp_path / "folder/c/notes.txt").write_text("mine")
+    for name in ("v2", "folder"):
+        before = contents(tmp_path / name)
+        with pytest.raises(errors.ExistsError, match="nothing was touched"):
+            patchloom.Predictions(tmp_path / name, plan)
+        assert contents(tmp_path / name) == before
+    zarr.create_array(tmp_path / "v3", shape=(3, 4), dtype="f4")
+    with pytest.raises(errors.FingerprintError, match="stands something else"):
+        patchloom.Predictions(tmp_path / "v3", plan)
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left/zarr.json.0123456789abcdef0123456789abcdef.part").write_bytes(b"{")
+    patchloom.Predictions(tmp_path / "left", plan)
+
+
 # -- laws: whole objects, killed, any scheduler, bounded memory ---------------------------
 
 

@@ -14,10 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from patchloom.errors import ConfigError, FingerprintError, SourceMissingError, StoreError
+from patchloom.errors import (
+    ConfigError,
+    ExistsError,
+    FingerprintError,
+    SourceMissingError,
+    StoreError,
+)
 from patchloom.location import Location
 from patchloom.store.patch_store import PatchStore
-from patchloom.store.schema import CODECS, ArraySpec, Codec, as_json, shard_name
+from patchloom.store.schema import CODECS, PARTIAL, ArraySpec, Codec, as_json, shard_name
 from patchloom.store.shards import ShardBuilder
 
 __all__ = ["Predictions"]
@@ -63,7 +69,9 @@ class Predictions:
     ConfigError
         If an argument is none of these.
     FingerprintError
-        If other predictions, or something else, stand at `url`.
+        If other predictions, or another Zarr array, stand at `url`.
+    ExistsError
+        If something else does; it is left untouched.
 
     Examples
     --------
@@ -114,7 +122,7 @@ class Predictions:
             Codec(codec or CODECS[0]),
         )
         document = _document(spec, n, fingerprint)
-        found = location.read("zarr.json")
+        found = _standing(location)
         if found is None:
             location.write("zarr.json", as_json(document))
         elif found != as_json(document):
@@ -287,6 +295,19 @@ def _told(tiles: Any) -> tuple[int, tuple[int, ...], str]:
             f"predictions are of the tiles of a PatchStore or a Plan, got {type(tiles).__name__}; "
             "open the store with open_patches"
         ) from None
+
+
+def _standing(location: Location) -> bytes | None:
+    """The metadata of the array that stands somewhere; None if nothing does."""
+    found = location.read("zarr.json")
+    if found is None and (others := [n for n in location.list() if not PARTIAL.search(n)]):
+        found = location.read("zarr.json")  # another process may have made it meanwhile
+        if found is None:
+            raise ExistsError(
+                f"predictions go to a place of their own, but {location.shown!r} holds "
+                f"{sorted(others)[:3]}; give another place, or empty this one; nothing was touched"
+            )
+    return found
 
 
 def _count(name: str, given: Any) -> int:
