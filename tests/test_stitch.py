@@ -569,6 +569,27 @@ def test_predictions_are_put_by_any_process(made: Any, tmp_path: Path) -> None:
     assert zarr.open_array(url, mode="r").shape == (len(store), 2, 24, 24)
 
 
+def test_predictions_at_any_url_are_found_incomplete(made: Any, tmp_path: Path) -> None:
+    """A chain of protocols, a path inside a container: missing rows are no zeros."""
+    _, store, want = made
+    zarr.create_group(tmp_path / "group.zarr")
+    said = patchloom.Predictions(tmp_path / "group.zarr/said", store, n_channels=2, rows=16)
+    urls = [
+        f"simplecache::file://{tmp_path}/group.zarr/said",
+        f"{tmp_path}/group.zarr::said",
+        f"simplecache::file://{tmp_path}/group.zarr::said",
+    ]
+    for url in urls:
+        with pytest.raises(errors.StoreError, match="are missing"):
+            stitched(store, url)
+    for rows in said.missing():
+        said.put(rows, both(store.images[rows.start : rows.stop]))
+    shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "group.zarr")
+    for url in [*urls, f"zip://said::{tmp_path}/all.zip", f"{tmp_path}/all.zip::said"]:
+        stitched(store, url, output := fresh())
+        np.testing.assert_array_equal(pixels_at(output), want, err_msg=url)
+
+
 def test_predictions_that_are_wrong(made: Any, tmp_path: Path) -> None:
     plan, store, _ = made
     url = tmp_path / "said.zarr"

@@ -23,6 +23,7 @@ from patchloom.run.graph import Graph, Key
 from patchloom.run.predicting import Answers, Asking, Inputs, LiveInputs, RowInputs
 from patchloom.sources.arrays import ArraySource
 from patchloom.sources.handles import image_of
+from patchloom.sources.inside import split_inside
 from patchloom.sources.opening import open_images
 from patchloom.store.patch_store import PatchStore
 from patchloom.store.predictions import Predictions
@@ -129,10 +130,12 @@ def _check_shape(shape: Sequence[int], cut: Cut) -> None:
 
 def _at(url: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Predictions | None:
     """The predictions that stand at a URL; None if it is something else."""
-    if "::" in os.fspath(url) or Location.of(url, options).read("zarr.json") is None:
+    head, inside = split_inside(os.fspath(url))
+    place = Location.of(head, options) / inside if inside else Location.of(head, options)
+    if place.read("zarr.json") is None:
         return None
     try:
-        return Predictions.open(url, storage_options=options)
+        return Predictions.open(place.url, storage_options=options)
     except StoreError:
         return None
 
