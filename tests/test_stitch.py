@@ -18,6 +18,7 @@ from typing import Any
 
 import dask
 import dask.array as da
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -588,6 +589,21 @@ def test_predictions_at_any_url_are_found_incomplete(made: Any, tmp_path: Path) 
     for url in [*urls, f"zip://said::{tmp_path}/all.zip", f"{tmp_path}/all.zip::said"]:
         stitched(store, url, output := fresh())
         np.testing.assert_array_equal(pixels_at(output), want, err_msg=url)
+
+
+def test_errors_about_predictions_show_no_secrets(made: Any, tmp_path: Path) -> None:
+    plan, _, _ = made
+    zarr.create_array(tmp_path / "line.zarr", shape=(3,), dtype="u1")
+    group = zarr.create_group(tmp_path / "two.zarr")
+    for name in "ab":
+        group.create_array(name, shape=(plan.n_patches, 24, 24), dtype="u1")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path), f"/key:s3cr3t@{tmp_path.name}", recursive=True)
+    for name, what in (("line.zarr", "other dimensions"), ("two.zarr", "holds")):
+        with pytest.raises(errors.PatchloomError, match=what) as caught:
+            stitched(plan, f"memory://key:s3cr3t@{tmp_path.name}/{name}")
+        assert "s3cr3t" not in str(caught.value)
+        assert name in str(caught.value)
 
 
 def test_predictions_that_are_wrong(made: Any, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def _rows(given: Any, ndim: int, options: Mapping[str, Any] | None) -> tuple[Row
 
 def _opened(url: str, ndim: int, options: Mapping[str, Any] | None) -> Image:
     """The array of rows at a URL."""
-    space = "zyx"[3 - ndim :]
+    space, shown = "zyx"[3 - ndim :], Location.of(url).shown
     for axes in ("sc" + space, "s" + space):
         try:
             found = open_images(url, axes=axes, storage_options=options)
@@ -184,12 +184,12 @@ def _opened(url: str, ndim: int, options: Mapping[str, Any] | None) -> Image:
             continue
         if len(found) != 1:
             raise SourceError(
-                f"predictions are one array, but {url!r} holds {len(found)}; name it: "
+                f"predictions are one array, but {shown!r} holds {len(found)}; name it: "
                 "URL::path/inside"
             )
         return found[0]
     raise ConfigError(
-        f"predictions are [tile, (c,) space], of {ndim} spatial axes, but the array at {url!r} "
+        f"predictions are [tile, (c,) space], of {ndim} spatial axes, but the array at {shown!r} "
         "has other dimensions"
     )
 
