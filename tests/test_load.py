@@ -560,3 +560,22 @@ def test_augmentations_are_transformations_of_loaders(store: patchloom.PatchStor
             found.append(pixels[np.argsort(rows)])
             assert not np.array_equal(found[-1], store.read(np.arange(32), array))
     assert all(np.array_equal(a, b) for a, b in zip(found[:3], found[3:], strict=True))
+
+
+def test_augmentations_go_by_patch_and_not_by_order(store: patchloom.PatchStore) -> None:
+    """Shuffled or not, and as `Augment` says by itself; drawn with replacement by visit too."""
+    augment = Augment(flip="yx", turn="yx")
+    positions = np.arange(32)
+    read = {"image": store.read(store.manifest["row"].to_numpy(), "images")}
+    want = augment(read, positions, seed=6)["image"]
+    orders: list[dict[str, Any]] = [{"shuffle": kind} for kind in (*SHUFFLES, True, False)]
+    orders += [{"streams": 2}, {"order": store.sampling(replacement=False, seed=1)}]
+    for how in orders:
+        options = {"arrays": "images", "columns": "position", "transform": augment, **how}
+        batches = [*store.batches(5, seed=6, **options)]
+        found = np.concatenate([batch["image"] for batch in batches])
+        where = np.concatenate([batch["position"] for batch in batches])
+        assert np.array_equal(found[np.argsort(where)], want), how
+    drawn = store.sampling(positions == 7, visits=32, seed=1)
+    [batch] = store.batches(32, seed=6, arrays="images", transform=augment, order=drawn)
+    assert len(np.unique(batch["image"], axis=0)) > 4

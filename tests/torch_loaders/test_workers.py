@@ -215,7 +215,7 @@ class Drawn:
 
 
 def test_what_is_drawn_is_the_same_in_any_worker(store: patchloom.PatchStore) -> None:
-    """It goes by patch and visit; and differs from one epoch to the next."""
+    """It goes by patch; and differs from one epoch to the next."""
     dataset = store.to_torch(batch_size=8, seed=3, transform=Drawn())
     epochs = []
     for workers in (0, 1, 2):
@@ -223,6 +223,16 @@ def test_what_is_drawn_is_the_same_in_any_worker(store: patchloom.PatchStore) ->
         epochs.append([[b["drawn"].tolist() for b in loader] for _ in range(2)])
     assert epochs[0] == epochs[1] == epochs[2]
     assert epochs[0][0] != epochs[0][1]
+
+
+def test_a_draw_is_the_same_by_position_and_in_order(store: patchloom.PatchStore) -> None:
+    """Of both styles of dataset: it is of the patch and the epoch."""
+    options: dict[str, Any] = {"columns": "position", "seed": 3, "transform": Drawn()}
+    batches = list(store.to_torch(batch_size=8, **options))
+    by_position = store.to_torch(iterable=False, **options)
+    for batch in batches:
+        for place, drawn in zip(batch["position"].tolist(), batch["drawn"].tolist(), strict=True):
+            assert by_position[place]["drawn"] == drawn
 
 
 @pytest.mark.parametrize("workers", [0, 2])

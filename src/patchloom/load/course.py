@@ -14,6 +14,7 @@ import numpy as np
 from patchloom.errors import ConfigError
 from patchloom.load.batching import Batching
 from patchloom.load.order import Ordering
+from patchloom.load.reader import Ints
 from patchloom.load.recipe import Recipe
 from patchloom.randomness import key_of
 
@@ -71,9 +72,13 @@ class Course:
         """What is handed out in some steps of an epoch."""
         visits = [batching.batch(step) for step in steps]
         if self.batch_size is None:
-            turns = np.concatenate(visits)
-            return self.recipe.make_each(self.order.at(epoch, turns), epoch, turns)
-        return [self.recipe.make(self.order.at(epoch, turns), epoch, turns) for turns in visits]
+            return self.recipe.make_each(*self._addressed(epoch, np.concatenate(visits)))
+        return [self.recipe.make(*self._addressed(epoch, some)) for some in visits]
+
+    def _addressed(self, epoch: int, visits: Ints) -> tuple[Ints, int, Ints]:
+        """Positions, epoch and turns of some visits."""
+        once = not getattr(self.order, "replacement", True)
+        return self.order.at(epoch, visits), epoch, np.zeros_like(visits) if once else visits
 
     def run(self, epoch: int, batching: Batching, steps: range) -> Iterator[Any]:
         """What is handed out in some steps of an epoch, in their order.

@@ -35,8 +35,8 @@ class MicroSplit:
     same sum of the coarser levels around the patch, finest first: float32[n, 1 + levels, ...].
     ``"places"`` (int64[n, channels]) are the positions of the patches that channels are from.
 
-    Everything is drawn by address: it is fixed by seed, epoch, position and visit, in whichever
-    worker a batch is made. Use `multiplexed`, `separate` or `paired` to make one.
+    Everything is drawn by address: it is fixed by seed, epoch and position, and by the visit where
+    patches are drawn with replacement, in whichever worker a batch is made. Use `multiplexed`, `separate` or `paired` to make one.
     """
 
     sources: tuple[Patches, ...] = field(repr=False)

@@ -77,6 +77,9 @@ class Order:
     `blocks`: then runs are permuted, and a window holds a block of each of several. By default
     each block is a run."""
 
+    replacement = False
+    """A patch is visited once an epoch: what is drawn for it needs no number of the visit."""
+
     def __post_init__(self) -> None:
         blocks = np.asarray(self.blocks, np.int64)
         object.__setattr__(self, "blocks", blocks)

@@ -210,7 +210,7 @@ class TorchPatches(_Placed, Dataset):  # type: ignore[misc]
             raise IndexError(f"positions are in range({len(self)}), got {positions}")
         places = places % max(1, len(self))
         with _by_itself():
-            found = self._course.recipe.make_each(places, self.epoch, places)
+            found = self._course.recipe.make_each(places, self.epoch, np.zeros_like(places))
         return [tensors(one) for one in found]
 
     def sampler(self, batch_size: int | None = None) -> OrderSampler:

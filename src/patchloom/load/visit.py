@@ -25,8 +25,8 @@ class Visit:
     positions: Ints
     """In the manifest: int64[n]."""
     turns: Ints
-    """Number of the visit in its epoch: int64[n]. It tells apart visits of the same patch, which
-    an order with replacement makes in one epoch."""
+    """int64[n]. Of an order with replacement the number of the visit in its epoch, which tells
+    apart those of the same patch; of others 0, so that no draw depends on the order."""
 
 
 @runtime_checkable
