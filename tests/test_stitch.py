@@ -645,6 +645,33 @@ def test_predictions_that_are_wrong(made: Any, tmp_path: Path) -> None:
         patchloom.Predictions.open(store.url)
 
 
+@pytest.mark.parametrize(
+    ("held", "given", "fits"),
+    [
+        ("uint8", "uint16", False),
+        ("uint16", "int8", False),
+        ("int32", "int64", False),
+        ("float32", "int64", False),
+        ("uint8", "float32", False),
+        ("uint16", "uint8", True),
+        ("uint8", "bool", True),
+        ("float32", "uint16", True),
+        ("float32", "float64", True),
+        ("float32", "float16", True),
+    ],
+)
+def test_predictions_never_wrap(held: str, given: str, fits: bool) -> None:
+    plan = tiled(np.zeros((4, 4), "u1"), (4, 4), (0, 0), axes="YX")
+    said = patchloom.Predictions(fresh(), plan, dtype=held)
+    pixels = np.full((1, 1, 4, 4), 1).astype(given)
+    if fits:
+        said.put(range(1), pixels)
+        assert said.array[0, 0, 0, 0] == 1
+    else:
+        with pytest.raises(errors.ConfigError, match=f"predictions are {held}"):
+            said.put(range(1), pixels)
+
+
 def test_predictions_go_to_a_place_of_their_own(made: Any, tmp_path: Path) -> None:
     plan, _, _ = made
     zarr.create_array(tmp_path / "v2", shape=(3, 4), dtype="f4", zarr_format=2)[...] = 5

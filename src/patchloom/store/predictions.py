@@ -246,7 +246,8 @@ class Predictions:
         rows
             Of one shard, as `missing` gives them.
         predictions
-            [len(rows), c, (z,) y, x], of this dtype or of one that loses nothing in it.
+            [len(rows), c, (z,) y, x], of this dtype, of one all of whose values it holds, or floats
+            for floats, which are rounded.
 
         Raises
         ------
@@ -268,7 +269,8 @@ class Predictions:
                 f"the predictions of these rows are of shape {(len(rows), *self.shape[1:])}, got "
                 f"{pixels.shape}"
             )
-        if not np.can_cast(pixels.dtype, self.dtype, "same_kind"):
+        floats = pixels.dtype.kind == self.dtype.kind == "f"
+        if not floats and not np.can_cast(pixels.dtype, self.dtype, "safe"):
             raise ConfigError(
                 f"predictions are {self.dtype}, as was said when the array was made, got "
                 f"{pixels.dtype}; convert them, or make the array with dtype="
