@@ -782,6 +782,25 @@ def test_a_function_of_ones_own() -> None:
     assert all(np.array_equal(back[k][::-1], found[k]) for k in found)
 
 
+@pytest.mark.parametrize("kind", ["int64", "uint64", "float32", "float64"])
+@pytest.mark.parametrize("held", ["uint8", "int8", "int32", "uint32"])
+def test_what_a_function_gives_does_not_wrap(held: str, kind: str) -> None:
+    """Beyond the type of the images it is its end, of whole numbers too."""
+    info = np.iinfo(held)
+    for value in (2**40, 5 if kind == "uint64" else -(2**40)):
+        given = np.full((1, 1, 2), value, kind)
+        hook = FunctionHook(lambda patch, rng, given=given: {"images": given})
+        found = hook({"images": np.ones((1, 1, 1, 2), held)}, [0], seed=0)["images"]
+        assert found.dtype == held
+        assert (found == np.clip(value, info.min, info.max)).all()
+
+
+def test_a_function_is_not_called_for_no_patches() -> None:
+    batch = {"images": np.zeros((0, 1, 2, 2), "u1")}
+    found = FunctionHook(lambda patch, rng: 1 / 0)(batch, [], seed=0)
+    assert found["images"].shape == (0, 1, 2, 2)
+
+
 def test_a_function_that_mixes_labels_is_refused() -> None:
     """Values between labels are nobody's labels; nor are patches of different shapes a batch."""
     batch = {"images": coordinates(2, 2, 2), "labels": coordinates(2, 2, 2)}

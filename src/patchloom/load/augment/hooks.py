@@ -101,6 +101,8 @@ class _Hook(ByAddress):
                 found[name].append(_decoded(name, moved[name], values, arrays[name].dtype))
         out = dict(batch)
         for name, patches in found.items():
+            if not patches:
+                continue
             if shapes := {patch.shape for patch in patches[1:]} - {patches[0].shape}:
                 raise ConfigError(
                     f"patches of a batch have one shape, but {name!r} came back as "
@@ -233,12 +235,7 @@ def _decoded(name: str, found: Any, values: Pixels | None, dtype: np.dtype[Any])
     """In the type of the source."""
     found = np.asarray(found)
     if values is None:
-        if dtype.kind in "iu" and found.dtype.kind == "f":
-            found = np.rint(found)
-            info = np.iinfo(dtype)
-            # The greatest 64-bit integer is no float.
-            high = info.max if info.bits < 64 else np.nextafter(float(info.max), 0)
-            found = np.clip(found, info.min, high)
+        found = _whole(found, dtype) if dtype.kind in "iu" else found
         return np.asarray(found.astype(dtype))
     codes = found.astype(np.int64)
     if (codes != found).any() or codes.min(initial=0) < 0 or codes.max(initial=0) >= len(values):
@@ -248,6 +245,20 @@ def _decoded(name: str, found: Any, values: Pixels | None, dtype: np.dtype[Any])
             "(mode='nearest'), and to fill with 0"
         )
     return np.asarray(values[codes])
+
+
+def _whole(found: Pixels, dtype: np.dtype[Any]) -> Pixels:
+    """Floats rounded; what is beyond the type to its end."""
+    info = np.iinfo(dtype)
+    low, high = info.min, info.max
+    if found.dtype.kind == "f":
+        # The greatest 64-bit integer is no float.
+        last = high if info.bits < 64 else np.nextafter(float(high), 0)
+        return np.clip(np.rint(found.astype(np.float64)), low, last)
+    if found.dtype.kind in "iu":
+        own = np.iinfo(found.dtype)
+        return np.clip(found, max(low, own.min), min(high, own.max))
+    return found
 
 
 def _floating(a: Pixels) -> Pixels:
