@@ -558,6 +558,16 @@ def test_grey_levels_of_images_only() -> None:
     assert (clipped.max(axes) <= pixels.max(axes)).all()
 
 
+def test_pixels_that_are_no_number_stay_alone() -> None:
+    """They have no grey level, and say nothing of the range of the others."""
+    pixels = np.random.default_rng(0).random((3, 1, 4, 4), "float32")
+    pixels[0, 0, 1, 1] = np.nan
+    augment = Augment(intensity_scale_range=(0.5, 2), intensity_clip=True)
+    found = augment({"images": pixels}, range(3), seed=0)["images"]
+    assert np.array_equal(np.isnan(found), np.isnan(pixels))
+    assert np.nanmax(found[0]) <= np.nanmax(pixels[0])
+
+
 def test_one_draw_a_plane() -> None:
     """A volume moves as one, or each of its planes by a draw of its own."""
     volume = coordinates(40, 1, 4, 4).repeat(5, 2)

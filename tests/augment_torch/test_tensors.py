@@ -60,6 +60,18 @@ def test_exact_moves_are_the_same_bits(dtype: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_pixels_that_are_no_number_stay_alone(device: str) -> None:
+    """They say nothing of the range of the others, as of arrays."""
+    pixels = np.random.default_rng(0).random((3, 1, 4, 4), "float32")
+    pixels[0, 0, 1, 1] = np.nan
+    augment = Augment(intensity_scale_range=(0.5, 2), intensity_clip=True)
+    expected = augment({"images": pixels}, range(3), seed=0)["images"]
+    with as_on_a_gpu():
+        found = augment(as_tensors({"images": pixels}, device), range(3), seed=0)["images"]
+    np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), ndim=st.sampled_from([2, 3]), seed=st.integers(0, 2**32))
 def test_nearest_pixels_are_the_same(

@@ -95,7 +95,8 @@ def scaled(x: Pixels, moves: Moves, clip: bool) -> Pixels:
     out += bias
     if clip:
         axes = tuple(range(1, x.ndim))
-        low, high = (f(x, axis=axes, keepdims=True).astype(kind) for f in (np.min, np.max))
+        # Pixels that are no number have no grey level.
+        low, high = (f.reduce(x, axes, keepdims=True).astype(kind) for f in (np.fmin, np.fmax))
         np.clip(out, low, high, out=out)
     return _rounded(out, x.dtype) if whole else out.astype(x.dtype, copy=False)
 

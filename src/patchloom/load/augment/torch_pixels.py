@@ -157,7 +157,9 @@ def scaled(x: Tensor, moves: Moves, clip: bool) -> Tensor:
     out = source * gain + bias
     if clip:
         axes = tuple(range(1, x.ndim))
-        out = torch.clamp(out, source.amin(axes, keepdim=True), source.amax(axes, keepdim=True))
+        # Pixels that are no number have no grey level.
+        low, high = (torch.where(source.isnan(), end, source) for end in (math.inf, -math.inf))
+        out = torch.clamp(out, low.amin(axes, keepdim=True), high.amax(axes, keepdim=True))
     return _as(out, x.dtype)
 
 
