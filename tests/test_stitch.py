@@ -756,6 +756,28 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(made: Any, tmp_path: Path)
     assert contents(whole) == want
 
 
+@pytest.mark.parametrize("blend", [None, "hann"])
+def test_a_resume_counts_the_pixels_that_it_makes(blend: str | None, tmp_path: Path) -> None:
+    """Over which no tile lies: not those of parts that are there."""
+    mask = np.zeros((40, 40), "u1")
+    mask[:10, :10] = 1
+    pixels = np.random.default_rng(0).integers(1, 2**16, (40, 40), "u2")
+    images = patchloom.open_images(pixels, mask=mask, ids=["a"])
+    how = {"name": "tiled", "patch_size": [8, 8], "overlaps": [0, 0]}
+    plan = patchloom.plan(images, how, edge="pad", min_coverage=0.1)
+    out = tmp_path / "out.zarr"
+    report = stitched(plan, same, out, chunks=10, blend=blend)
+    before, found = contents(out), pixels_at(str(out))
+    assert report.n_empty == (found == 0).sum()
+    lost = ["0/0", "1/0", "3/3"]
+    for name in lost:
+        (out / "0/c" / name).unlink()
+    again = stitched(plan, same, out, chunks=10, blend=blend)
+    boxes = [tuple(slice(10 * int(k), 10 * int(k) + 10) for k in name.split("/")) for name in lost]
+    assert again.n_empty == sum(int((found[box] == 0).sum()) for box in boxes)
+    assert contents(out) == before
+
+
 def test_every_scheduler_makes_the_same(made: Any, tmp_path: Path) -> None:
     """Threads, processes and real workers; from rows, live, and a function that travels."""
     plan, store, _ = made

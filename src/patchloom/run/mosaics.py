@@ -220,21 +220,39 @@ def _around(grid: ChunkGrid, parts: Ints) -> tuple[tuple[int, ...], tuple[int, .
     return grid.box(index.min(0).tolist())[0], grid.box(index.max(0).tolist())[1]
 
 
+def _corners(
+    grid: ChunkGrid, region: Region, start: Sequence[int], stop: Sequence[int]
+) -> tuple[Ints, Ints]:
+    """What is made of a box, from its corner on: boxes from int64[k, ndim] to int64[k, ndim]."""
+    if region.parts is None:
+        return np.zeros((1, len(start)), np.int64), np.subtract([stop], [start])
+    low = grid.unflat(region.parts) * grid.chunks
+    return low - start, np.minimum(low + grid.chunks, grid.shape) - start
+
+
+def _extent(low: Ints, high: Ints) -> int:
+    """Pixels of some boxes, all together."""
+    return int(np.prod(np.maximum(high - low, 0), axis=1).sum())
+
+
 def _made(
     job: Job, region: Region, start: Sequence[int], stop: Sequence[int], visit: Visit
 ) -> tuple[Pixels, int]:
-    """A box that is put together: [channels, *space]; and its pixels over which no tile lies."""
+    """A box that is put together: [channels, *space]; and pixels that are made of it over which no
+    tile lies."""
     mosaic, tiles = job.mosaics[region.mosaic], job.tiles(region)
     target, blend = mosaic.target, job.blend
     extent = [b - a for a, b in zip(start, stop, strict=True)]
     kind = target.dtype if blend is None else sum_type(job.answers.dtype)
     out = np.zeros((target.n_channels, *extent), kind)
     visit.meter.take(out.nbytes)
+    low, high = _corners(target.boxes, region, start, stop)
     if blend is None:
-        left = math.prod(extent)
+        left = _extent(low, high)
         for into, of, _, pixels in _pieces(job, region, tiles, start, stop, visit):
             out[(slice(None), *into)] = as_type(pixels[(slice(None), *of)], kind)
-            left -= math.prod(s.stop - s.start for s in into)
+            first, last = [s.start for s in into], [s.stop for s in into]
+            left -= _extent(np.maximum(low, first), np.minimum(high, last))
         return out, left
     weights, weight = np.zeros(extent, kind), window(job.cut.proper, blend, kind)
     visit.meter.take(weights.nbytes + weight.nbytes)
@@ -243,9 +261,9 @@ def _made(
         out[(slice(None), *into)] += counts * pixels[(slice(None), *of)]
         weights[into] += counts
     empty = weights == 0
-    n_empty = int(empty.sum())
-    if n_empty:
-        weights[empty] = 1
+    weights[empty] = 1
+    boxes = zip(low.tolist(), high.tolist(), strict=True)
+    n_empty = sum(int(empty[tuple(map(slice, *box))].sum()) for box in boxes)
     out /= weights
     visit.meter.give(weights.nbytes + weight.nbytes)
     return out, n_empty
