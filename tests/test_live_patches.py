@@ -578,8 +578,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     live = patchloom.stream(plan)
     with pytest.raises(ConfigError, match="memory= is a number of bytes"):
         patchloom.stream(plan, memory="much")
-    with pytest.raises(ConfigError, match="window= is a number of blocks"):
-        patchloom.stream(plan, window=0)
+    for window in (0, 2.5, "3", True):
+        with pytest.raises(ConfigError, match="window= is a number of blocks"):
+            patchloom.stream(plan, window=window)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"got \['labels'\]; there is \['image'\]"):
         live.reader().read(np.arange(2), ["labels"])
     with pytest.raises(ConfigError, match=r"a position is in range\(9\), got 0 to 9"):

@@ -632,7 +632,11 @@ def test_predictions_that_are_wrong(made: Any, tmp_path: Path) -> None:
         {"n_channels": 0},
         {"rows": 0},
         {"size": (30, 24)},
+        {"size": (10, 10)},
+        {"size": 24},
+        {"size": "yx"},
         {"dtype": "S3"},
+        {"dtype": "banana"},
         {"codec": "zip"},
     ):
         with pytest.raises(errors.ConfigError):
@@ -978,6 +982,10 @@ def test_mistakes_are_told_before_anything_is_written(made: Any, tmp_path: Path)
         (errors.ConfigError, "channels= names", {"channels": ["a", "b"]}),
         (errors.ConfigError, "chunks=", {"chunks": [8, 8, 8]}),
         (errors.ConfigError, "chunks=", {"chunks": 0}),
+        (errors.ConfigError, "chunks=", {"chunks": 5.0}),
+        (errors.ConfigError, "chunks=", {"chunks": "8"}),
+        (errors.ConfigError, "levels=", {"levels": 2.0}),
+        (errors.ConfigError, "model=", {"model": float("nan")}),
         (errors.ConfigError, "whole chunks", {"chunks": 16, "shards": 24}),
         (errors.ConfigError, "codec=", {"codec": "zip"}),
         (errors.ConfigError, "64 bits", {"predictions": good.astype("i8"), "blend": "hann"}),
@@ -1025,6 +1033,18 @@ def test_outputs_that_would_share_objects(made: Any, tmp_path: Path) -> None:
             stitched(store, store.images, inside)
     assert not [*(tmp_path / "real").iterdir()]
     stitched(plan, same, {"a": one, "b": f"{one}.b", "c": f"{one}0"})
+
+
+def test_numbers_of_numpy_are_numbers(made: Any) -> None:
+    plan, _, _ = made
+    how = {"levels": np.int64(2), "chunks": np.array([40, 40]), "batch": np.int64(3)}
+    report = stitched(plan, same, output := fresh(), **how)
+    assert stitched(plan, same, output, levels=2, chunks=40).n_tasks == 0 < report.n_tasks
+    context = tiled(np.zeros((30, 30), "u1"), (8, 8), (4, 4), axes="YX", context=[2, 2])
+    for tiles in (context, stored(context)):
+        for size, extent in (([12, 12], 12), (np.array([8, 8]), 8), (None, 12)):
+            said = patchloom.Predictions(fresh(), tiles, size=size)
+            assert said.shape[2:] == (extent, extent)
 
 
 def test_patches_that_are_no_tiles_are_blended_or_refused() -> None:

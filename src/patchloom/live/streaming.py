@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from patchloom.errors import ConfigError, PlanError
 from patchloom.live.live_patches import LivePatches
 from patchloom.load.budget import n_bytes
@@ -65,7 +67,8 @@ def stream(
     """
     if not plan.n_patches:
         raise PlanError("one trains with at least one patch, but this plan has none; see rejected")
-    if window is not None and (isinstance(window, bool) or window < 1):
+    whole = isinstance(window, int | np.integer) and not isinstance(window, bool)
+    if window is not None and not (whole and window >= 1):
         raise ConfigError(f"window= is a number of blocks from 1 on, got {window!r}")
     scaling = {"images": normalize} if isinstance(normalize, Normalization) else normalize or {}
     _check(plan, scaling)

@@ -61,8 +61,9 @@ def answers_of(
     StoreError
         If some are missing, unless `partial`.
     """
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+    if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch= is a number of tiles from 1 on, got {batch!r}")
+    batch = int(batch)
     if callable(given) and not hasattr(given, "shape"):
         inputs: Inputs
         if isinstance(tiles, Plan):

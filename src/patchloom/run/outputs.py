@@ -84,7 +84,7 @@ class Wanted:
         if isinstance(levels, bool) or not isinstance(levels, int | np.integer) or levels < 1:
             raise ConfigError(f"levels= is a number of resolutions from 1 on, got {levels!r}")
         known = Codec(codec or CODECS[0])
-        return cls(n_channels, given, tuple(channels), chunks, shards, known, levels)
+        return cls(n_channels, given, tuple(channels), chunks, shards, known, int(levels))
 
     def target(self, image: Mapping[str, Any], location: Location) -> OmeTarget:
         """One image.
@@ -178,7 +178,7 @@ def _halved(
 def _extents(name: str, given: Any, space: str) -> tuple[int, ...] | None:
     if given is None:
         return None
-    each = [given] * len(space) if isinstance(given, int | np.integer) else [*given]
+    each = [*given] if np.iterable(given) else [given] * len(space)
     whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in each)
     if len(each) != len(space) or not whole or min(each) < 1:
         raise ConfigError(

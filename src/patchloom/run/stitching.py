@@ -156,6 +156,8 @@ def stitch(
     begun = time.perf_counter()
     how = blend_of(blend)
     allowed = _bytes_of(memory)
+    if model is not None and not isinstance(model, str):
+        raise ConfigError(f"model= says in words what made the predictions, got {model!r}")
     told = _Told.of(tiles, storage_options)
     if told.store is not None and not told.store.complete and not partial:
         raise StoreError(
@@ -215,7 +217,7 @@ def stitch(
             "by": "array" if answers.ask is None else "function",
         },
         "model": model,
-        "levels": levels,
+        "levels": wanted.levels,
         "lacks": _lacks(gone, told.store, listing),
     }
     headers = [{**header, "image": told.images[m.image]["id"]} for m in mosaics]
@@ -231,7 +233,7 @@ def stitch(
         for region in regions_of(number, mosaic, stand.parts[0], listing)
     ]
     done = execute(mosaic_graph(job, regions), progress=progress, label="stitch")
-    for level in range(1, levels):
+    for level in range(1, wanted.levels):
         ladders = [(m.target.levels, stand) for m, stand in zip(mosaics, stands, strict=True)]
         graph = coarsen_graph(
             [(rungs[level - 1], rungs[level], stand.parts[level]) for rungs, stand in ladders]

@@ -55,8 +55,8 @@ class Predictions:
     dtype
         Of a prediction.
     size
-        Extent of a prediction on each spatial axis; by default that of a tile. A model that gives
-        no prediction of a tile's context gives less.
+        Extent of a prediction on each spatial axis: by default that of a tile; or that without its
+        context, of a model that gives no prediction of it.
     rows
         Tiles of a shard; by default as many as take about 8 MiB.
     codec
@@ -101,23 +101,16 @@ class Predictions:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         location = Location.of(url, storage_options)
-        n, tile, fingerprint = _told(tiles)
-        kind = np.dtype(dtype).newbyteorder("=")
-        if kind.kind not in "biuf" or kind.itemsize > 8:
-            raise ConfigError(f"a prediction holds numbers or flags, got dtype={dtype!r}")
-        shape = (_count("n_channels", n_channels), *(tile if size is None else size))
-        fits = len(shape) == len(tile) + 1 and all(map(operator.le, shape[1:], tile))
-        if not fits or min(shape) < 1:
-            raise ConfigError(
-                f"a prediction is no larger than its tile, {list(tile)}, got size={size}"
-            )
+        n, sizes, fingerprint = _told(tiles)
+        kind = _kind(dtype)
+        shape = (_count("n_channels", n_channels), *_size(size, sizes))
         nbytes = math.prod(shape) * kind.itemsize
         usual = max(1, min(n, _SHARD // nbytes))
         spec = ArraySpec(
             _NAME,
             shape,
             kind,
-            "c" + "zyx"[3 - len(tile) :],
+            "c" + "zyx"[4 - len(shape) :],
             usual if rows is None else _count("rows", rows),
             Codec(codec or CODECS[0]),
         )
@@ -284,14 +277,17 @@ class Predictions:
         return f"<Predictions {self.url!r} {len(self):,} tiles of {shape} {self.dtype}>"
 
 
-def _told(tiles: Any) -> tuple[int, tuple[int, ...], str]:
-    """Rows, extent of a tile, and fingerprint of a store or a plan."""
+def _told(tiles: Any) -> tuple[int, list[tuple[int, ...]], str]:
+    """Rows, extents of a tile with and without its context, and fingerprint of a store or a plan."""
     if isinstance(tiles, PatchStore):
         shape = tuple(int(n) for n in tiles.attributes["patch_shape"][1:])
-        return len(tiles), shape, tiles.fingerprint
+        context = tiles.attributes["job"]["patching"].get("context") or [0] * len(shape)
+        proper = tuple(n - 2 * int(c) for n, c in zip(shape, context, strict=True))
+        return len(tiles), [shape, proper], tiles.fingerprint
     try:
         # A plan, of which a store knows nothing.
-        return int(tiles.n_patches), tuple(map(int, tiles.patch_size)), str(tiles.fingerprint)
+        cut = tiles.cut
+        return int(tiles.n_patches), [cut.size, cut.proper], str(tiles.fingerprint)
     except AttributeError:
         raise ConfigError(
             f"predictions are of the tiles of a PatchStore or a Plan, got {type(tiles).__name__}; "
@@ -310,6 +306,25 @@ def _standing(location: Location) -> bytes | None:
                 f"{sorted(others)[:3]}; give another place, or empty this one; nothing was touched"
             )
     return found
+
+
+def _kind(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    try:
+        kind = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        kind = np.dtype(object)
+    if kind.kind not in "biuf" or kind.itemsize > 8:
+        raise ConfigError(f"a prediction holds numbers or flags, got dtype={dtype!r}")
+    return kind
+
+
+def _size(given: Any, sizes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The extent of a prediction, of those of a tile."""
+    for size in sizes:
+        if given is None or np.array_equal(given, size):
+            return size
+    shown = " or ".join(str([*size]) for size in dict.fromkeys(sizes))
+    raise ConfigError(f"a prediction has the extent of its tile, {shown}, got size={given!r}")
 
 
 def _count(name: str, given: Any) -> int:
