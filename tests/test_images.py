@@ -160,7 +160,8 @@ def test_numpy_dask_and_xarray(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "shape"), [("cyx", (300, 128, 128)), ("yxc", (128, 128, 300)), ("cyxs", (300, 64, 64, 4))]
+    ("axes", "shape"),
+    [("cyx", (300, 128, 128)), ("yxc", (128, 128, 300)), ("cyxs", (300, 64, 64, 4))],
 )
 def test_arrays_in_memory_of_many_channels(axes: str, shape: tuple[int, ...]) -> None:
     """A chunk holds all channels, however large that makes it: it is read as the grid says."""

@@ -36,7 +36,8 @@ class MicroSplit:
     ``"places"`` (int64[n, channels]) are the positions of the patches that channels are from.
 
     Everything is drawn by address: it is fixed by seed, epoch and position, and by the visit where
-    patches are drawn with replacement, in whichever worker a batch is made. Use `multiplexed`, `separate` or `paired` to make one.
+    patches are drawn with replacement, in whichever worker a batch is made. Use `multiplexed`,
+    `separate` or `paired` to make one.
     """
 
     sources: tuple[Patches, ...] = field(repr=False)

@@ -278,7 +278,7 @@ class Predictions:
 
 
 def _told(tiles: Any) -> tuple[int, list[tuple[int, ...]], str]:
-    """Rows, extents of a tile with and without its context, and fingerprint of a store or a plan."""
+    """Of a store or a plan: rows, extents of a tile with and without context, fingerprint."""
     if isinstance(tiles, PatchStore):
         shape = tuple(int(n) for n in tiles.attributes["patch_shape"][1:])
         context = tiles.attributes["job"]["patching"].get("context") or [0] * len(shape)
