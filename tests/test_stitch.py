@@ -451,6 +451,23 @@ def test_any_array_will_do(made: Any, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(pixels_at(output), want, err_msg=name)
 
 
+def test_arrays_that_are_in_memory_are_not_read_from_a_file(made: Any, tmp_path: Path) -> None:
+    """A private copy of a memory map, HDF5 in memory: in their files stands something else."""
+    h5py = pytest.importorskip("h5py")
+    _, store, want = made
+    said = both(store.images[...])
+    np.save(tmp_path / "p.npy", np.zeros_like(said))
+    mapped = np.load(tmp_path / "p.npy", mmap_mode="c")
+    mapped[:] = said
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["said"] = np.zeros_like(said)
+    with h5py.File(tmp_path / "p.h5", "w", driver="core", backing_store=False) as file:
+        file["said"] = said
+        for predictions in (mapped, file["said"]):
+            stitched(store, predictions, output := fresh())
+            np.testing.assert_array_equal(pixels_at(output), want)
+
+
 def test_tiles_of_another_library(tmp_path: Path) -> None:
     """A strategy of CAREamics' protocol, asked tile by tile, and what it says is kept."""
     pixels = np.random.default_rng(0).integers(1, 255, (2, 1, 21, 30), dtype="u1")

@@ -163,15 +163,17 @@ def _rows(given: Any, ndim: int, options: Mapping[str, Any] | None) -> tuple[Row
         )
         return rows_of(image), image
     if isinstance(given, np.memmap) and isinstance(given.base, mmap.mmap):
-        # Only a whole map says where in its file it begins.
-        if given.filename and given.flags.c_contiguous:
+        # Only a whole map says where in its file it begins; what is written to a copy is in none.
+        if given.mode != "c" and given.filename and given.flags.c_contiguous:
             return _Mapped(str(given.filename), given.shape, given.dtype.str, given.offset), None
         return rows_of(given), None
     name = getattr(given, "name", None)
-    file = getattr(getattr(given, "file", None), "filename", None)
-    if isinstance(name, str) and isinstance(file, str):
+    file = getattr(given, "file", None)
+    where = getattr(file, "filename", None)
+    on_disk = getattr(file, "driver", None) not in ("core", "fileobj")
+    if isinstance(name, str) and isinstance(where, str) and on_disk:
         # An HDF5 dataset stays with its process: workers open the file themselves.
-        return rows_of(_opened(f"{file}::{name.lstrip('/')}", ndim, options)), None
+        return rows_of(_opened(f"{where}::{name.lstrip('/')}", ndim, options)), None
     return rows_of(given), None
 
 

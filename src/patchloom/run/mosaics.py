@@ -238,7 +238,7 @@ def _extent(low: Ints, high: Ints) -> int:
 def _made(
     job: Job, region: Region, start: Sequence[int], stop: Sequence[int], visit: Visit
 ) -> tuple[Pixels, int]:
-    """A box that is put together: [channels, *space]; and the pixels without a tile that are made."""
+    """A box put together: [channels, *space]; and pixels made over which no tile lies."""
     mosaic, tiles = job.mosaics[region.mosaic], job.tiles(region)
     target, blend = mosaic.target, job.blend
     extent = [b - a for a, b in zip(start, stop, strict=True)]
