@@ -304,6 +304,16 @@ def test_wrong_plans_are_refused(
     options["patching"] = patching
 
 
+def test_memory_does_not_grow_with_the_shards_of_a_chunk() -> None:
+    """A shard's counts are held if it owns a block that is there, not one for each shard."""
+    images = patchloom.open_images(np.zeros((9, 29, 29), "float32"), axes="zyx")
+    tiles = {"name": "sequential", "patch_size": [3, 3, 3]}
+    many = patchloom.plan(images, tiles, edge="pad", rows_per_shard=1, memory="16 MiB")
+    assert many.figures()["n_shards"] == 300
+    report = patchloom.materialize(many, "memory://shards-of-a-chunk.zarr", progress=False)
+    assert 0 < report.peak_memory <= many.figures()["peak_memory"] <= 2**24
+
+
 def test_images_of_one_plan_are_alike() -> None:
     """Another dtype, other axes, other channels: refused, naming both images."""
     base = np.zeros((3, 16, 16), "uint8")

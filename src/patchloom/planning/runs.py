@@ -584,7 +584,7 @@ def _live(
     before = cut.size if sticks_out else cut.back
     extents = zip(image.layout.space.chunks, cut.size, before, strict=True)
     region = math.prod(c + p + back for c, p, back in extents) * (1 + sticks_out)
-    held = np.zeros(len(lows), np.int64)
+    held, touched = np.zeros(len(lows), np.int64), n_shards
     for name, array in image.cut_arrays.items():
         nbytes = math.prod(array.layout.block_shape()) * array.dtype.itemsize
         # What aligned patches take is inside their cell, as if they were one pixel.
@@ -598,6 +598,7 @@ def _live(
             nearby = math.prod(c + 2 * p for c, p in wide)
             held += 2 * nearby * layout.n_channels * array.dtype.itemsize
         peak, n = _peaks(image.layout, cells, span, layout, lows, highs)
+        touched = n if array is image else touched
         # A batch is fetched ahead. What is decoded is forgotten as stored, but for chunks that
         # came in one piece with others; and one block is joined from its chunks.
         batch = np.minimum(max(1, fetch // max(1, nbytes)), n)
@@ -608,7 +609,7 @@ def _live(
     held += np.maximum(loading, cutting)
     # Counts of the shard that is cut, and of those that own a block fetched ahead.
     block = math.prod(image.layout.block_shape()) * image.dtype.itemsize
-    ahead = np.minimum(n_shards, 1 + max(1, fetch // block))
+    ahead = np.minimum(n_shards, 1 + np.minimum(max(1, fetch // block), touched))
     held += ahead * image.layout.n_channels * tally_bytes(image.dtype)
     return held
 
