@@ -1059,7 +1059,8 @@ def test_numbers_of_numpy_are_numbers(made: Any) -> None:
     assert stitched(plan, same, output, levels=2, chunks=40).n_tasks == 0 < report.n_tasks
     context = tiled(np.zeros((30, 30), "u1"), (8, 8), (4, 4), axes="YX", context=[2, 2])
     for tiles in (context, stored(context)):
-        for size, extent in (([12, 12], 12), (np.array([8, 8]), 8), (None, 12)):
+        sizes: tuple[tuple[Any, int], ...] = (([12, 12], 12), (np.array([8, 8]), 8), (None, 12))
+        for size, extent in sizes:
             said = patchloom.Predictions(fresh(), tiles, size=size)
             assert said.shape[2:] == (extent, extent)
 
