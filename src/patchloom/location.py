@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import fsspec
+import fsspec.asyn
 from fsspec.implementations.local import LocalFileSystem
 
 from patchloom import vault
@@ -73,6 +74,12 @@ def _options(name: str) -> StorageOptions:
     found = StorageOptions(vault.borrow(name) or {})
     found.lost = not found
     return found
+
+
+if hasattr(os, "register_at_fork"):
+    # A process that was forked has no thread that serves requests, and perhaps a lock that nobody
+    # opens. Older versions of fsspec start no such thread anew, and none makes the lock anew.
+    os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
 
 @dataclass(frozen=True, repr=False)
