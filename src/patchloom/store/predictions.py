@@ -201,10 +201,10 @@ class Predictions:
 
         fs, path = self._location.open()
         if isinstance(fs, LocalFileSystem):
-            return zarr.open_array(LocalStore(path, read_only=True), mode="r")
+            return zarr.open_array(LocalStore(path, read_only=True), mode="r", zarr_format=3)
         options = dict(self._location.options)
         store = FsspecStore.from_url(self._location.url, storage_options=options, read_only=True)
-        return zarr.open_array(store, mode="r")
+        return zarr.open_array(store, mode="r", zarr_format=3)
 
     def missing(self, rank: int = 0, world: int = 1) -> list[range]:
         """The rows of the shards that are not there, shard by shard. One listing.
