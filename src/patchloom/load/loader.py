@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from patchloom.errors import ConfigError
+from patchloom.load.batching import Batching
+from patchloom.load.bookmark import Bookmark
 from patchloom.load.course import Course
 
 __all__ = ["Loader"]
 
 
-class Loader:
+class Loader(Bookmark):
     """Batches of NumPy arrays, epoch after epoch; knows where it is, and can be put there.
 
     Each iteration makes `epochs` epochs, the first time from 0, then from the one that comes next.
@@ -35,16 +37,14 @@ class Loader:
     """
 
     def __init__(self, course: Course, epochs: int | None = 1) -> None:
-        self.course = course
+        self._course = course
         self.epochs = epochs
         """Epochs of one iteration; None goes on for ever."""
-        self.epoch = 0
-        """Which epoch is under way, or comes next."""
-        self._visited = self._start = 0
 
-    def __len__(self) -> int:
-        """Batches of one epoch, on each rank."""
-        return self.course.batching().n_steps
+    @property
+    def course(self) -> Course:
+        """Which batches there are, and how they become pixels."""
+        return self._course
 
     def __iter__(self) -> Generator[Any, None, None]:
         if self.epochs is None and not len(self):
@@ -58,39 +58,5 @@ class Loader:
             yield from self._one_epoch()
             made += 1
 
-    def _one_epoch(self) -> Iterator[Any]:
-        start, self._start = self._start, 0
-        epoch, batching, self._visited = self.epoch, self.course.batching(start), start
-        n_steps = batching.n_steps
-        for step, batch in enumerate(self.course.run(epoch, batching, range(n_steps))):
-            # Before it is handed out: who has the last batch of an epoch is at the next one.
-            last = step + 1 == n_steps
-            self.epoch, self._visited = epoch + last, 0 if last else batching.visited(step + 1)
-            yield batch
-        if not n_steps:
-            self.epoch, self._visited = epoch + 1, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go on with the beginning of some epoch; where it is already, stay there."""
-        if epoch != self.epoch:
-            self.epoch, self._start, self._visited = int(epoch), 0, 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Where it is, after the batch that was handed out last: plain numbers.
-
-        Of use as well to a loader with other ranks, threads or another size of batches, in the
-        same order.
-        """
-        return self.course.state(self.epoch, self._visited)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the batch after the one that was the last when the state was taken.
-
-        Raises
-        ------
-        ConfigError
-            If the state is of another order.
-        """
-        self.course.check(state)
-        self.epoch = int(state["epoch"])
-        self._start = self._visited = int(state["visited"])
+    def _made(self, epoch: int, start: int, batching: Batching) -> Iterable[Any]:
+        return self.course.run(epoch, batching, range(batching.n_steps))

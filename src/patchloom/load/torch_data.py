@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from patchloom.errors import ConfigError, PatchloomError
 from patchloom.load.batching import Batching
+from patchloom.load.bookmark import Bookmark
 from patchloom.load.course import Course
 
 __all__ = ["OrderSampler", "TorchBatches", "TorchLoader", "TorchPatches", "tensors"]
@@ -247,7 +248,7 @@ class OrderSampler(Sampler):  # type: ignore[misc]
         self._dataset.set_epoch(epoch)
 
 
-class TorchLoader:
+class TorchLoader(Bookmark):
     """A ``DataLoader`` over `TorchBatches` that knows where it is, with any number of workers.
 
     Each iteration makes one epoch, the first time 0, then the next one. State counts what was
@@ -265,44 +266,17 @@ class TorchLoader:
         self.dataset = dataset.apart()
         self.torch_loader = DataLoader(self.dataset, batch_size=None, **options)
         """What it iterates over."""
-        self.epoch = 0
-        """Which epoch is under way, or comes next."""
-        self._visited = self._start = 0
 
-    def __len__(self) -> int:
-        """Batches of one epoch, on each rank."""
-        return int(self.dataset.course.batching().n_steps)
-
-    def __iter__(self) -> Iterator[Any]:
-        start, self._start = self._start, 0
-        epoch, batching = self.epoch, self.dataset.course.batching(start)
-        self._visited, n_steps = start, batching.n_steps
-        self.dataset.go_to(epoch, start)
-        for step, batch in enumerate(self.torch_loader):
-            last = step + 1 == n_steps
-            self.epoch, self._visited = epoch + last, 0 if last else batching.visited(step + 1)
-            yield batch
-        if not n_steps:
-            self.epoch, self._visited = epoch + 1, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go on with the beginning of some epoch; where it is already, stay there."""
-        if epoch != self.epoch:
-            self.epoch, self._start, self._visited = int(epoch), 0, 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Where it is, after the batch that was handed out last: plain numbers."""
-        found: dict[str, int] = self.dataset.course.state(self.epoch, self._visited)
+    @property
+    def course(self) -> Course:
+        """That of the dataset."""
+        found: Course = self.dataset.course
         return found
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the batch after the one that was the last when the state was taken.
+    def _made(self, epoch: int, start: int, batching: Batching) -> Iterable[Any]:
+        self.dataset.go_to(epoch, start)
+        found: Iterable[Any] = self.torch_loader
+        return found
 
-        Raises
-        ------
-        ConfigError
-            If the state is of another order.
-        """
-        self.dataset.course.check(state)
-        self.epoch = int(state["epoch"])
-        self._start = self._visited = int(state["visited"])
+    def __iter__(self) -> Iterator[Any]:
+        return self._one_epoch()
