@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from patchloom.errors import ConfigError
 from patchloom.load.budget import n_bytes
+from patchloom.load.derived import DerivedPatches
 from patchloom.load.patches import Patches
 from patchloom.load.reader import Ints, Pixels, Reader
-from patchloom.load.scales import scale_of, summed
-from patchloom.normalization import Normalization
+from patchloom.load.scales import summed
 from patchloom.summaries.table import Statistics
 
 __all__ = ["MergedPatches", "merge_patches"]
@@ -83,7 +83,7 @@ def merge_patches(
 
 
 @dataclass(frozen=True, eq=False)
-class MergedPatches(Patches):
+class MergedPatches(DerivedPatches):
     """Patches of several stores: positions go on from one to the next.
 
     The manifest has the columns of all of them, missing where a store lacks one, and one more that
@@ -194,28 +194,6 @@ class MergedPatches(Patches):
     def applied(self) -> dict[str, Any]:
         """What arrays of some part were normalised with when they were written."""
         return {k: v for part in self.parts for k, v in getattr(part, "applied", {}).items()}
-
-    def normalization(
-        self, kind: str, per: str = "image", *, percentiles: Sequence[float] | None = None
-    ) -> Normalization:
-        """From the statistics of all: one scale for all parts, or one an image.
-
-        Parameters
-        ----------
-        kind, per
-            As for `PatchStore.normalization`.
-        percentiles
-            The low and the high end of ``"percentile"``; by default `percentiles`.
-
-        Raises
-        ------
-        ConfigError
-            As of `summaries`; or if images are normalised already, or there is no such kind or
-            column.
-        """
-        told, method = self.percentiles
-        ends = told if percentiles is None else percentiles
-        return scale_of(self.summaries(), [self.applied], kind, per, ends, method)
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("manifest", "blocks", "trails")

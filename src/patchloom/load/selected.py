@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ConfigError
+from patchloom.load.derived import DerivedPatches
 from patchloom.load.patches import Patches
 from patchloom.load.reader import Ints, Pixels, Reader
-from patchloom.load.scales import scale_of, summed
-from patchloom.normalization import Normalization
+from patchloom.load.scales import summed
 from patchloom.summaries.table import Statistics
 
 __all__ = ["SelectedPatches"]
 
 
 @dataclass(frozen=True, eq=False)
-class SelectedPatches(Patches):
+class SelectedPatches(DerivedPatches):
     """Some patches of a store, of live sources or of a merger, in their order.
 
     What they normalise by are the numbers of the images that they are of: of a split by samples
@@ -143,28 +143,6 @@ class SelectedPatches(Patches):
     def applied(self) -> dict[str, Any]:
         """What arrays were normalised with when they were written."""
         return dict(getattr(self.whole, "applied", {}))
-
-    def normalization(
-        self, kind: str, per: str = "image", *, percentiles: Sequence[float] | None = None
-    ) -> Normalization:
-        """From the statistics of the images that they are of.
-
-        Parameters
-        ----------
-        kind, per
-            As for `PatchStore.normalization`.
-        percentiles
-            The low and the high end of ``"percentile"``; by default `percentiles`.
-
-        Raises
-        ------
-        ConfigError
-            As of `summaries`; or if images are normalised already, or there is no such kind or
-            column.
-        """
-        told, method = self.percentiles
-        ends = told if percentiles is None else percentiles
-        return scale_of(self.summaries(), [self.applied], kind, per, ends, method)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # One bit a patch of the whole, without those before the first.
