@@ -276,12 +276,12 @@ def test_logging_is_left_as_it_was(job: Path) -> None:
 
 def test_on_a_terminal_tables_are_drawn(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And text that looks like markup stays text."""
-    from patchloom import cli
+    from patchloom.cli.tables import table
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    cli._table("Title", [("url", "a[bold].zarr")])
-    cli._table("Wide", [("a", "b", "c")], ("x", "y", "z"))
+    table("Title", [("url", "a[bold].zarr")])
+    table("Wide", [("a", "b", "c")], ("x", "y", "z"))
 
 
 def test_help_needs_no_dask() -> None:

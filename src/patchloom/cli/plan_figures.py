@@ -1,0 +1,40 @@
+"""The figures of a plan and its cost."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchloom.cli.tables import figures, table
+
+if TYPE_CHECKING:
+    from patchloom.config import Job
+    from patchloom.planning.plans import Plan
+
+__all__ = ["show_plan"]
+
+
+def show_plan(plan: Plan, as_json: bool, job: Job | None = None, **more: Any) -> None:
+    """The figures of a plan and its cost; a saved plan does not know its job's output."""
+    from patchloom.run.jobs import foreseen_of
+    from patchloom.run.pricing import price
+
+    if job is not None:
+        more |= {"output_url": job.output, "normalize": job.normalize, "over": job.over}
+        more |= {"normalize_targets": job.normalize_targets}
+    cost, summary = price(plan, **more), plan.figures()
+    standing = {} if job is None else foreseen_of(job, plan)
+    if as_json:
+        click.echo(json.dumps({**cost.to_dict(), **summary, **standing}, indent=1))
+        return
+    figures("Plan", summary)
+    rows = [(label, text) for key, label, text in cost.rows() if key not in summary]
+    table("Cost", rows)
+    if not plan.n_patches:
+        click.echo("\nThe plan is empty; what was left out, and why, stands above.")
+    for line in standing.get("appends", ()):
+        click.echo(f"\nRunning it {line}; the figures above are of all images.")
+    if "refused" in standing:
+        click.echo(f"\nRunning it would be refused: {standing['refused']}")

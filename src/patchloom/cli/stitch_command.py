@@ -1,0 +1,67 @@
+"""`patchloom stitch`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from patchloom.cli.options import json_option, pixels, scheduler_option
+from patchloom.cli.schedulers import check_scheduler, scheduled
+from patchloom.cli.tables import table
+
+__all__ = ["stitch_command"]
+
+
+@click.command("stitch")
+@click.argument("store")
+@click.argument("predictions")
+@click.option("--output", required=True, metavar="URL", help="OME-Zarr image, or a folder of them.")
+@click.option("--blend", metavar="HOW", help="hann or gaussian; by default tiles are cropped.")
+@click.option("--dtype", metavar="TYPE", help="Of the images; by default of the predictions.")
+@click.option("--channels", metavar="NAME,NAME", help="Names of the channels.")
+@click.option("--chunks", metavar="N,N", help="Pixels of a chunk on each spatial axis, or on all.")
+@click.option("--shards", metavar="N,N", help="Pixels of an object that holds several chunks.")
+@click.option("--codec", metavar="NAME", help="blosc-zstd (default), blosc-lz4, zstd or none.")
+@click.option(
+    "--levels", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+    help="Resolutions: the further ones are means.",
+)  # fmt: skip
+@click.option("--model", metavar="TEXT", help="What made the predictions; recorded.")
+@click.option("--memory", metavar="SIZE", help="Of one task, such as 2GiB.")
+@click.option("--partial", is_flag=True, help="Stitch what there is of tiles that lack some.")
+@scheduler_option
+@json_option
+def stitch_command(
+    store: str,
+    predictions: str,
+    channels: str | None,
+    chunks: str | None,
+    shards: str | None,
+    scheduler: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Put PREDICTIONS of the tiles of STORE together into OME-Zarr images.
+
+    PREDICTIONS is the URL of an array with a row a tile. Run it again to finish what was
+    interrupted.
+    """
+    check_scheduler(scheduler)
+    from patchloom.run.stitching import stitch
+
+    with scheduled(scheduler):
+        report = stitch(
+            store,
+            predictions,
+            channels=None if channels is None else channels.split(","),
+            chunks=pixels("--chunks", chunks),
+            shards=pixels("--shards", shards),
+            progress=not as_json,
+            **asked,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+    else:
+        table("Stitch", report.rows())
