@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchloom.cli import main
+from patchloom.cli import start
 
 if __name__ == "__main__":
-    main(prog_name="patchloom")
+    start()

@@ -35,6 +35,7 @@ from patchloom.mask_config import (
     PolygonsMask,
     parse_mask,
 )
+from patchloom.overrides import Override, overridden
 from patchloom.patching.config import PatchingConfig, PointsTable
 from patchloom.planning.filters import FilterConfig
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
@@ -84,6 +85,8 @@ _PLAIN = {
 """Pydantic's words for Python programmers, in words for people who write YAML."""
 
 _Path = tuple[str | int, ...]
+_Place = tuple[int, str]
+"""Where something is said: a number that places are in order by, and what to call it."""
 
 
 def _kinds(given: Any) -> Any:
@@ -296,13 +299,15 @@ class Job(BaseModel):
             yield name, _shown(value)
 
 
-def load_job(path: str | os.PathLike[str]) -> Job:
+def load_job(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> Job:
     r"""Read a job file.
 
     Parameters
     ----------
     path
         A YAML file; see `Job` for its keys.
+    overrides
+        Values that stand in for those of the file; later ones go before earlier ones.
 
     Returns
     -------
@@ -312,7 +317,7 @@ def load_job(path: str | os.PathLike[str]) -> Job:
     ------
     ConfigError
         If there is no such file, it is no YAML mapping, or a key or value in it is wrong: one
-        line a mistake, with the line of the file and the nearest right key.
+        line a mistake, with the line of the file, or the override, and the nearest right key.
 
     Examples
     --------
@@ -332,13 +337,18 @@ def load_job(path: str | os.PathLike[str]) -> Job:
             f"{error.strerror or error}; check the path"
         ) from None
     node, document = _parsed(data, shown)
-    lines = _lines(node)
+    places = _places(node, shown)
+    for number, override in enumerate(overrides, len(data)):
+        document = overridden(document, [override])
+        own = override.path
+        places = {key: place for key, place in places.items() if key[: len(own)] != own}
+        places[own] = (number, override.source)
     try:
         return Job.model_validate(document)
     except ValidationError as error:
-        found = sorted(_mistakes(error, document, lines))
+        found = sorted(_mistakes(error, document, places))
     # Raised outside the handler: pydantic's own message would repeat values of secret keys.
-    raise ConfigError("\n".join(f"{shown}, line {line}: {text}" for line, text in found))
+    raise ConfigError("\n".join(f"{place}: {text}" for (_, place), text in found))
 
 
 def job_schema() -> dict[str, Any]:
@@ -423,7 +433,7 @@ def _check_keys(root: yaml.Node, shown: str) -> None:
             first[key.value] = line
 
 
-def _lines(root: yaml.Node) -> dict[_Path, int]:
+def _places(root: yaml.Node, shown: str) -> dict[_Path, _Place]:
     """Line of each key and item, counted from 1."""
     found: dict[_Path, int] = {(): root.start_mark.line + 1}
     for path, node in _nodes(root):
@@ -433,14 +443,14 @@ def _lines(root: yaml.Node) -> dict[_Path, int]:
         else:
             for k, item in enumerate(node.value):
                 found[(*path, k)] = item.start_mark.line + 1
-    return found
+    return {path: (line, f"{shown}, line {line}") for path, line in found.items()}
 
 
 def _mistakes(
-    error: ValidationError, document: Mapping[Any, Any], lines: Mapping[_Path, int]
-) -> set[tuple[int, str]]:
-    """One sentence for each key that is wrong, with its line."""
-    found: set[tuple[int, str]] = set()
+    error: ValidationError, document: Mapping[Any, Any], places: Mapping[_Path, _Place]
+) -> set[tuple[_Place, str]]:
+    """One sentence for each key that is wrong, with its place."""
+    found: set[tuple[_Place, str]] = set()
     missing: list[tuple[_Path, str]] = []
     meant: set[tuple[_Path, str]] = set()
     wrong: dict[_Path, list[tuple[str, str]]] = {}
@@ -456,18 +466,18 @@ def _mistakes(
         elif kind == "extra_forbidden":
             near, text = _nearest(path, item["loc"])
             meant.add((path[:-1], near))
-            found.add((_line(path, lines), text))
+            found.add((_place(path, places), text))
         else:
             wrong.setdefault(path, []).append((kind, item["msg"]))
     for path, key in missing:
         # A misspelled key that means this one has been named already.
         if (path, key) not in meant:
             inside = f" under {_dotted(path)}" if path else ""
-            found.add((_line(path, lines), f"the key {key!r} is missing{inside}"))
+            found.add((_place(path, places), f"the key {key!r} is missing{inside}"))
     for path, said in wrong.items():
         # Where several types are allowed, the branch that came closest explains best.
         if not any(len(other) > len(path) and other[: len(path)] == path for other in wrong):
-            found.add((_line(path, lines), _wrong(path, said, _value(path, document))))
+            found.add((_place(path, places), _wrong(path, said, _value(path, document))))
     return found
 
 
@@ -506,10 +516,10 @@ def _value(path: _Path, document: Any) -> Any:
     return document
 
 
-def _line(path: _Path, lines: Mapping[_Path, int]) -> int:
-    while path not in lines:
+def _place(path: _Path, places: Mapping[_Path, _Place]) -> _Place:
+    while path not in places:
         path = path[:-1]
-    return lines[path]
+    return places[path]
 
 
 def _strategies() -> dict[str, type[BaseModel]]:

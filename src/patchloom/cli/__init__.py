@@ -1,5 +1,5 @@
 """The command `patchloom`: one file a command."""
 
-from patchloom.cli.command_line import main
+from patchloom.cli.command_line import main, start
 
-__all__ = ["main"]
+__all__ = ["main", "start"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
+from patchloom.cli.declaring import command
+from patchloom.cli.loudness import is_quiet
+from patchloom.cli.options import json_option
 from patchloom.cli.tables import table
 
 __all__ = ["demo_command"]
 
 
-@click.command("demo")
+@command("demo")
 @click.option(
     "--output",
     default="patchloom-demo",
@@ -17,7 +22,8 @@ __all__ = ["demo_command"]
     metavar="DIR",
     help="Folder or URL for the job file, the store and the page.",
 )
-def demo_command(output: str) -> None:
+@json_option
+def demo_command(output: str, as_json: bool) -> None:
     """Make training patches of a small real image that ships with patchloom.
 
     Needs no network. Writes a patch store and a page that shows the image, its mask, the planned
@@ -25,7 +31,13 @@ def demo_command(output: str) -> None:
     """
     from patchloom.demo.walk import run_demo
 
-    made = run_demo(output)
+    made = run_demo(output, progress=not is_quiet())
+    if as_json:
+        places = {"store": made.store, "page": made.page, "job": made.job}
+        click.echo(json.dumps({**places, "report": made.report.to_dict()}, indent=1))
+        return
+    if is_quiet():
+        return
     done = made.report.already_done and not made.report.n_tasks
     click.echo("The store was complete already." if done else str(made.report))
     table("Where it is", [("store", made.store), ("page", made.page), ("job", made.job)])

@@ -5,19 +5,23 @@ from __future__ import annotations
 import inspect as signatures
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchloom.cli.options import json_option, pairs, scheduler_option
-from patchloom.cli.schedulers import check_scheduler, scheduled
+from patchloom.cli.declaring import command
+from patchloom.cli.loudness import is_quiet
+from patchloom.cli.options import engine_options, json_option, pairs, values
 from patchloom.cli.tables import table
 from patchloom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from patchloom.cli.engine import Engine
 
 __all__ = ["export_command"]
 
 
-@click.command("export")
+@command("export")
 @click.argument("store")
 @click.argument("url")
 @click.option(
@@ -51,7 +55,7 @@ __all__ = ["export_command"]
     metavar="KEY=VALUE",
     help="Of the format, such as chunk=16; see docs/export.md.",
 )
-@scheduler_option
+@engine_options
 @json_option
 def export_command(
     store: str,
@@ -60,7 +64,7 @@ def export_command(
     arrays: str | None,
     percentiles: str | None,
     options: Sequence[str],
-    scheduler: str | None,
+    engine: Engine,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -68,18 +72,10 @@ def export_command(
 
     Run it again to finish what was interrupted.
     """
-    import yaml
-
     chosen: dict[str, list[str]] = {}
     for name, value in pairs("--where", where):
         chosen.setdefault(name, []).append(value)
-    of_format: dict[str, Any] = {}
-    for name, value in pairs("--option", options):
-        try:
-            of_format[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--option takes NAME=VALUE in YAML, got {name}={value}") from None
-    check_scheduler(scheduler)
+    of_format = values("--option", options)
     from patchloom.run.exporting import export
 
     own = signatures.signature(export).parameters
@@ -90,18 +86,18 @@ def export_command(
     from patchloom.summaries.asked import check_percentiles
 
     ends: Sequence[Any] | None = None if percentiles is None else percentiles.split(",")
-    with scheduled(scheduler):
+    with engine.started():
         report = export(
             store,
             output=url,
             where=chosen or None,
             arrays=None if arrays is None else arrays.split(","),
             percentiles=None if ends is None else check_percentiles(ends),
-            progress=not as_json,
+            progress=not is_quiet(),
             **asked,
             **of_format,
         )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
-    else:
+    elif not is_quiet():
         table("Export", report.rows())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patchloom.cli.declaring import command
 from patchloom.cli.kinds import kind_of
 from patchloom.cli.options import json_option
 from patchloom.cli.plan_figures import show_plan
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["inspect_command"]
 
 
-@click.command("inspect")
-@click.argument("url")
+@command("inspect")
+@click.argument("url", type=click.Path())
 @json_option
 def inspect_command(url: str, as_json: bool) -> None:
     """Say what stands at URL: a patch store, a saved plan, or images."""

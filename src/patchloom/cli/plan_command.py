@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
-from patchloom.cli.options import json_option
+from patchloom.cli.declaring import command
+from patchloom.cli.loudness import is_quiet
+from patchloom.cli.options import job_argument, job_of, json_option, set_option
 from patchloom.cli.plan_figures import show_plan
 
 __all__ = ["plan_command"]
 
 
-@click.command("plan")
-@click.argument("job", metavar="JOB.yaml")
+@command("plan")
+@job_argument
+@set_option
 @json_option
 @click.option("--save", metavar="URL", help="Save the plan there; `inspect` shows it again.")
 @click.option(
@@ -29,19 +34,24 @@ __all__ = ["plan_command"]
     help="Write a page to look at it; reads less than 1 MB of each image that it shows.",
 )
 def plan_command(
-    job: str, as_json: bool, save: str | None, workers: int, prices: str | None, html: str | None
+    job: str,
+    changes: Sequence[str],
+    as_json: bool,
+    save: str | None,
+    workers: int,
+    prices: str | None,
+    html: str | None,
 ) -> None:
     """Plan a job and say what it will take and cost.
 
     Reads masks; pixels only where filters or a class balance ask what they show.
     """
-    from patchloom.config import load_job
     from patchloom.planning.prices import Prices
     from patchloom.run.jobs import plan_of
 
-    loaded = load_job(job)
+    loaded = job_of(job, changes)
     table = Prices.load(prices)
-    planned = plan_of(loaded, progress=not as_json)
+    planned = plan_of(loaded, progress=not is_quiet())
     if save is not None:
         planned.save(save, storage_options=loaded.storage_options)
     if html is not None:

@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from patchloom.cli.options import json_option, scheduler_option
+from patchloom.cli.declaring import command
+from patchloom.cli.loudness import is_quiet
+from patchloom.cli.options import engine_options, job_argument, job_of, json_option, set_option
 from patchloom.cli.plan_figures import show_plan
-from patchloom.cli.schedulers import check_scheduler, scheduled
 from patchloom.cli.tables import figures
+
+if TYPE_CHECKING:
+    from patchloom.cli.engine import Engine
 
 __all__ = ["run_command"]
 
 
-@click.command("run")
-@click.argument("job", metavar="JOB.yaml")
-@scheduler_option
+logger = logging.getLogger("patchloom")
+
+
+@command("run")
+@job_argument
+@set_option
+@engine_options
 @click.option("--dry-run", is_flag=True, help="Plan, say what it will take, write nothing.")
 @click.option("--verify", is_flag=True, help="Check what is written already; mend what is damaged.")
 @json_option
 def run_command(
-    job: str, scheduler: str | None, dry_run: bool, verify: bool, as_json: bool
+    job: str,
+    changes: Sequence[str],
+    engine: Engine,
+    dry_run: bool,
+    verify: bool,
+    as_json: bool,
 ) -> None:
     """Write the patch store of a job.
 
     Run it again to finish what was interrupted, or to append images that came since.
     """
-    from patchloom.config import load_job
-
-    loaded = load_job(job)
-    check_scheduler(scheduler)
+    loaded = job_of(job, changes)
     from patchloom.run.jobs import materialize_job, plan_of
 
     if dry_run:
-        show_plan(plan_of(loaded, progress=not as_json), as_json, loaded)
+        show_plan(plan_of(loaded, progress=not is_quiet()), as_json, loaded)
         return
-    with scheduled(scheduler):
-        planned = plan_of(loaded, progress=not as_json)
-        report = materialize_job(loaded, planned, verify=verify)
+    with engine.started():
+        planned = plan_of(loaded, progress=not is_quiet())
+        logger.debug("%s", planned)
+        report = materialize_job(loaded, planned, progress=not is_quiet(), verify=verify)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
+        return
+    if is_quiet():
         return
     figures("Run", report.to_dict())
     if report.complete:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 from patchloom.errors import ConfigError, SchedulerLostError
 
@@ -27,16 +28,22 @@ def check_scheduler(name: str | None) -> None:
 
 
 @contextlib.contextmanager
-def scheduled(name: str | None) -> Iterator[None]:
-    """Dask's scheduler for a while; None leaves what Dask's own configuration says."""
+def scheduled(name: str | None) -> Iterator[Any]:
+    """Dask's scheduler for a while; None leaves what Dask's own configuration says.
+
+    Yields
+    ------
+    distributed.Client or None
+        None if it is no cluster.
+    """
     if name is None:
-        yield
+        yield None
         return
     if "://" not in name:
         import dask
 
         with dask.config.set(scheduler=name):
-            yield
+            yield None
         return
     from distributed import Client
 
@@ -52,7 +59,7 @@ def scheduled(name: str | None) -> Iterator[None]:
     try:
         with client:
             try:
-                yield
+                yield client
             except SchedulerLostError:
                 # A client that is closed while it looks for its scheduler logs a stack trace.
                 logger.setLevel(logging.CRITICAL)

@@ -6,10 +6,12 @@ import json
 
 import click
 
+from patchloom.cli.declaring import command
+
 __all__ = ["schema_command"]
 
 
-@click.command("schema")
+@command("schema")
 def schema_command() -> None:
     """Print the JSON schema of a job file."""
     from patchloom.config import job_schema

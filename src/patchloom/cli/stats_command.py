@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patchloom.cli.declaring import command
 from patchloom.cli.kinds import kind_of
-from patchloom.cli.options import json_option, scheduler_option
-from patchloom.cli.schedulers import check_scheduler, scheduled
+from patchloom.cli.loudness import is_quiet
+from patchloom.cli.options import engine_options, job_of, json_option, set_option
 from patchloom.cli.tables import table
 from patchloom.errors import ConfigError
 
 if TYPE_CHECKING:
+    from patchloom.cli.engine import Engine
     from patchloom.summaries.table import Statistics
 
 __all__ = ["stats_command"]
@@ -25,8 +27,9 @@ _ROWS = 200
 """Rows of statistics that are printed."""
 
 
-@click.command("stats")
-@click.argument("what")
+@command("stats")
+@click.argument("what", type=click.Path())
+@set_option
 @click.option(
     "--percentiles",
     default="1,99",
@@ -51,15 +54,16 @@ _ROWS = 200
     "--csv", metavar="FILE", help="Write a table: a row a channel and slice, two percentiles."
 )
 @click.option("--html", metavar="FILE", help="Write a page with histograms, and flag outliers.")
-@scheduler_option
+@engine_options
 @json_option
 def stats_command(
     what: str,
+    changes: Sequence[str],
     percentiles: str,
     by: str | None,
     csv: str | None,
     html: str | None,
-    scheduler: str | None,
+    engine: Engine,
     as_json: bool,
     over: str | None,
     **asked: Any,
@@ -77,9 +81,10 @@ def stats_command(
     ends = (1.0, 99.0) if csv is None else check_low_high((min(q), max(q)) if len(q) > 1 else q)
     group = None if by == "all" else by or "image"
     _check_over(over)
-    check_scheduler(scheduler)
-    with scheduled(scheduler):
-        found = _statistics_of(what, q, by=group, over=over, progress=not as_json, **asked)
+    with engine.started():
+        found = _statistics_of(
+            what, changes, q, by=group, over=over, progress=not is_quiet(), **asked
+        )
     table = found.dataset(q, by=group)
     if csv is not None:
         found.save_csv(csv, ends)
@@ -92,6 +97,7 @@ def stats_command(
 
 def _statistics_of(
     what: str,
+    changes: Sequence[str],
     q: Sequence[float],
     *,
     over: str | None,
@@ -105,6 +111,8 @@ def _statistics_of(
 
     place = Location.of(what)
     kind = "job" if what.endswith((".yaml", ".yml")) else kind_of(place)
+    if changes and kind != "job":
+        raise ConfigError(f"--set is of a job, but {place.shown!r} is a {kind}; leave it out")
     if kind != "image" and mask is not None:
         raise ConfigError(f"--mask is for images, but {place.shown!r} is a {kind}; leave it out")
     if kind == "store":
@@ -120,10 +128,9 @@ def _statistics_of(
         found = Plan.load(what)
         found = found if over == "patches" else found.images
     elif kind == "job":
-        from patchloom.config import load_job
         from patchloom.run.jobs import images_of, plan_of
 
-        loaded = load_job(what)
+        loaded = job_of(what, changes)
         found = plan_of(loaded, progress=progress) if over == "patches" else images_of(loaded)
     else:
         from patchloom.sources.opening import open_images

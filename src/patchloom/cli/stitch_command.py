@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchloom.cli.options import json_option, pixels, scheduler_option
-from patchloom.cli.schedulers import check_scheduler, scheduled
+from patchloom.cli.declaring import command
+from patchloom.cli.loudness import is_quiet
+from patchloom.cli.options import engine_options, json_option, pixels
 from patchloom.cli.tables import table
+
+if TYPE_CHECKING:
+    from patchloom.cli.engine import Engine
 
 __all__ = ["stitch_command"]
 
 
-@click.command("stitch")
+@command("stitch")
 @click.argument("store")
 @click.argument("predictions")
 @click.option("--output", required=True, metavar="URL", help="OME-Zarr image, or a folder of them.")
@@ -31,7 +35,7 @@ __all__ = ["stitch_command"]
 @click.option("--model", metavar="TEXT", help="What made the predictions; recorded.")
 @click.option("--memory", metavar="SIZE", help="Of one task, such as 2GiB.")
 @click.option("--partial", is_flag=True, help="Stitch what there is of tiles that lack some.")
-@scheduler_option
+@engine_options
 @json_option
 def stitch_command(
     store: str,
@@ -39,7 +43,7 @@ def stitch_command(
     channels: str | None,
     chunks: str | None,
     shards: str | None,
-    scheduler: str | None,
+    engine: Engine,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -48,20 +52,19 @@ def stitch_command(
     PREDICTIONS is the URL of an array with a row a tile. Run it again to finish what was
     interrupted.
     """
-    check_scheduler(scheduler)
     from patchloom.run.stitching import stitch
 
-    with scheduled(scheduler):
+    with engine.started():
         report = stitch(
             store,
             predictions,
             channels=None if channels is None else channels.split(","),
             chunks=pixels("--chunks", chunks),
             shards=pixels("--shards", shards),
-            progress=not as_json,
+            progress=not is_quiet(),
             **asked,
         )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
-    else:
+    elif not is_quiet():
         table("Stitch", report.rows())

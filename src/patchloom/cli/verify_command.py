@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
+from patchloom.cli.declaring import command
 from patchloom.cli.endings import DAMAGED
-from patchloom.cli.options import json_option, scheduler_option
-from patchloom.cli.schedulers import check_scheduler, scheduled
+from patchloom.cli.loudness import is_quiet
+from patchloom.cli.options import engine_options, job_of, json_option, set_option
+from patchloom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from patchloom.cli.engine import Engine
 
 __all__ = ["verify_command"]
 
 
-@click.command("verify")
-@click.argument("url")
-@click.option("--job", metavar="JOB.yaml", help="Compare with the plan of this job too.")
+@command("verify")
+@click.argument("url", type=click.Path())
+@click.option(
+    "--job",
+    type=click.Path(),
+    metavar="JOB.yaml",
+    help="Compare with the plan of this job too.",
+)
+@set_option
 @click.option(
     "--sample",
     type=click.IntRange(0),
@@ -26,21 +39,26 @@ __all__ = ["verify_command"]
     help="Patches to compare with their sources.",
 )
 @click.option("--repair", is_flag=True, help="Let the next run of the job remake what is damaged.")
-@scheduler_option
+@engine_options
 @json_option
 def verify_command(
-    url: str, job: str | None, sample: int, repair: bool, scheduler: str | None, as_json: bool
+    url: str,
+    job: str | None,
+    changes: Sequence[str],
+    sample: int,
+    repair: bool,
+    engine: Engine,
+    as_json: bool,
 ) -> None:
     """Check every shard of the patch store at URL; exit status 1 if something is damaged."""
-    from patchloom.config import load_job
-
-    loaded = None if job is None else load_job(job)
-    check_scheduler(scheduler)
+    if changes and job is None:
+        raise ConfigError("--set is of a job, but none is given; add --job JOB.yaml")
+    loaded = None if job is None else job_of(job, changes)
     from patchloom.run.jobs import output_options, plan_of
     from patchloom.run.verifying import verify
 
-    with scheduled(scheduler):
-        planned = None if loaded is None else plan_of(loaded, progress=not as_json)
+    with engine.started():
+        planned = None if loaded is None else plan_of(loaded, progress=not is_quiet())
         report = verify(
             url,
             planned,
