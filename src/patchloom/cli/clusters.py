@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -158,6 +159,7 @@ def _made(kind: str, workers: Workers | None, options: Mapping[str, Any]) -> Any
     module, name, extra = _class_of(kind)
     given = dict(options)
     if kind == "local":
+        _check_local(given)
         if workers is not None:
             given.setdefault("n_workers", max(workers.least, 1))
         # Without bokeh there is no page to show; with it, any free port does.
@@ -174,6 +176,22 @@ def _made(kind: str, workers: Workers | None, options: Mapping[str, Any]) -> Any
             f"--cluster {kind} could not be made: {said}; its options are the arguments of "
             f"{module}.{name}, as --cluster-option KEY=VALUE or in a profile"
         ) from None
+
+
+def _check_local(given: Mapping[str, Any]) -> None:
+    """Refuse what neither a local cluster nor its workers take: they would die of it, at length."""
+    from distributed import LocalCluster, Nanny, Worker
+    from distributed.core import Server
+
+    takers = (LocalCluster, Nanny, Worker, Server)
+    known = {name for taker in takers for name in inspect.signature(taker).parameters}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"--cluster local takes what distributed.LocalCluster takes, got {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "; leave it out")
+            )
 
 
 def _await_worker(client: Any, kind: str, patience: float | None) -> None:

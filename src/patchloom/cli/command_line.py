@@ -17,7 +17,9 @@ from typing import Any
 import click
 
 from patchloom import __version__
+from patchloom.cli.completion_command import completion_command
 from patchloom.cli.demo_command import demo_command
+from patchloom.cli.doctor_command import doctor_command
 from patchloom.cli.endings import BROKEN, INTERRUPTED, TERMINATED, status_of
 from patchloom.cli.export_command import export_command
 from patchloom.cli.inspect_command import inspect_command
@@ -125,6 +127,8 @@ for _command in (
     inspect_command,
     stats_command,
     schema_command,
+    doctor_command,
+    completion_command,
 ):
     main.add_command(_command)
 
