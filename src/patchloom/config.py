@@ -42,7 +42,11 @@ from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.split_config import SplitConfig
 from patchloom.windows import Windows
 
-__all__ = ["Job", "job_schema", "load_job"]
+__all__ = ["MODELINE", "Job", "job_schema", "load_job"]
+
+_SCHEMA = "https://raw.githubusercontent.com/patchloom/patchloom/main/docs/job.schema.json"
+MODELINE = f"# yaml-language-server: $schema={_SCHEMA}"
+"""The line of a job file by which editors find its schema."""
 
 Options = Annotated[dict[str, Any], AfterValidator(StorageOptions)]
 Scalar = str | int | float | bool
@@ -354,7 +358,7 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -
 def job_schema() -> dict[str, Any]:
     """The JSON schema of a job file (draft 2020-12), as published in ``docs/job.schema.json``."""
     found = Job.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": _SCHEMA, **found}
 
 
 def _shown(value: Any) -> Any:

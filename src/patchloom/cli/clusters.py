@@ -8,6 +8,9 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import shlex
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +136,8 @@ def running(
 
     check_cluster(kind)
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(_made(kind, workers, options))
+        refusals = stack.enter_context(_refusals())
+        cluster = stack.enter_context(_taken_down(_made(kind, workers, options)))
         client = stack.enter_context(Client(cluster))
         if workers is not None and workers.adaptive:
             cluster.adapt(minimum=workers.least, maximum=workers.most)
@@ -142,8 +146,42 @@ def running(
         link = getattr(cluster, "dashboard_link", None)
         many = "" if workers is None else f" of {_many(workers)}"
         logger.info("cluster %s%s%s", kind, many, f", dashboard {link}" if link else "")
-        _await_worker(client, kind, patience)
+        _await_worker(client, kind, refusals, patience)
         yield client
+
+
+@contextlib.contextmanager
+def _taken_down(cluster: Any) -> Iterator[Any]:
+    """A cluster that is closed at the end; where that fails, it hides no other error."""
+    try:
+        yield cluster
+    finally:
+        try:
+            cluster.close()
+        except Exception as error:  # each kind has errors of its own, also AssertionError
+            logger.warning(
+                "the cluster could not be taken down (%s); see that none of its jobs is left",
+                type(error).__name__,
+            )
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[list[BaseException]]:
+    """Errors of jobs that could not be submitted, which Dask only logs, with a stack trace."""
+    found: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            found.append(error)
+        return error is None
+
+    tornado = logging.getLogger("tornado.application")
+    tornado.addFilter(keep)
+    try:
+        yield found
+    finally:
+        tornado.removeFilter(keep)
 
 
 def _many(workers: Workers) -> str:
@@ -167,8 +205,19 @@ def _made(kind: str, workers: Workers | None, options: Mapping[str, Any]) -> Any
         given.setdefault("dashboard_address", ":0" if bokeh else None)
     elif extra == "hpc" and workers is None and "n_workers" not in given:
         raise ConfigError(f"--cluster {kind} has no workers by itself; give --workers N or N..M")
+    if extra == "hpc":
+        # Any free port: other users of a login node have Dask's usual one.
+        given["scheduler_options"] = {
+            "dashboard_address": ":0",
+            **given.get("scheduler_options", {}),
+        }
     try:
-        return getattr(importlib.import_module(module), name)(**given)
+        made = getattr(importlib.import_module(module), name)
+        if extra == "hpc":
+            _check_submits(kind, made)
+        return made(**given)
+    except ConfigError:
+        raise
     except Exception as error:  # each kind has errors of its own
         # Options may be credentials, which a location leaves out of an error's text.
         said = Location(kind, StorageOptions(options)).describe(error)
@@ -194,19 +243,35 @@ def _check_local(given: Mapping[str, Any]) -> None:
             )
 
 
-def _await_worker(client: Any, kind: str, patience: float | None) -> None:
+def _check_submits(kind: str, made: Any) -> None:
+    """Refuse a queue whose command this machine does not have, before Dask tries it."""
+    words = shlex.split(getattr(made.job_cls, "submit_command", "") or "")
+    if words and shutil.which(words[0]) is None:
+        raise ConfigError(
+            f"--cluster {kind} submits its workers by {words[0]}, which is not on this machine; "
+            "run it where you submit jobs, or take another --cluster"
+        )
+
+
+def _await_worker(
+    client: Any, kind: str, refusals: list[BaseException], patience: float | None
+) -> None:
     """Wait for the first worker, and say so from time to time."""
-    waited = 0.0
+    begun = told = time.monotonic()
     while True:
-        each = _PATIENCE if patience is None else patience
         try:
-            client.wait_for_workers(1, timeout=each)
+            client.wait_for_workers(1, timeout=1.0)
             return
         except TimeoutError:
-            waited += each
-            if patience is not None:
-                raise ConfigError(
-                    f"a cluster needs workers, but --cluster {kind} got none within {waited:g} "
-                    "seconds; look at its queue and at the logs of its workers"
-                ) from None
-            logger.warning("no worker yet after %d s: the cluster's queue may be long", waited)
+            now = time.monotonic()
+        if refusals:
+            said = " ".join(str(refusals[0]).split())
+            raise ConfigError(f"--cluster {kind} cannot start a worker: {said}; mend its options")
+        if patience is not None and now - begun >= patience:
+            raise ConfigError(
+                f"a cluster needs workers, but --cluster {kind} got none within {patience:g} "
+                "seconds; look at its queue and at the logs of its workers"
+            )
+        if now - told >= _PATIENCE:
+            told = now
+            logger.info("no worker yet after %d s: queues may be long", now - begun)

@@ -22,6 +22,7 @@ from patchloom.cli.demo_command import demo_command
 from patchloom.cli.doctor_command import doctor_command
 from patchloom.cli.endings import BROKEN, INTERRUPTED, TERMINATED, status_of
 from patchloom.cli.export_command import export_command
+from patchloom.cli.init_command import init_command
 from patchloom.cli.inspect_command import inspect_command
 from patchloom.cli.loudness import is_verbose
 from patchloom.cli.plan_command import plan_command
@@ -119,6 +120,7 @@ def main(ctx: click.Context) -> None:
 
 for _command in (
     demo_command,
+    init_command,
     plan_command,
     run_command,
     verify_command,

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from patchloom.config import Job
+from patchloom.config import MODELINE, Job
 from patchloom.errors import ExistsError, SourceMissingError
 from patchloom.location import Location
 from patchloom.planning.plans import Plan
@@ -24,6 +24,7 @@ from patchloom.store.patch_store import open_patches
 __all__ = ["DemoResult", "demo_image", "run_demo"]
 
 _JOB = """\
+{modeline}
 # The job of patchloom demo. Change it, give it another output, and: patchloom run {name}
 images: {image}
 mask: tissue           # where patches may lie: a label group of the image, at a quarter of its size
@@ -102,6 +103,7 @@ def run_demo(output: str | os.PathLike[str], *, progress: bool = True) -> DemoRe
     # A job file may be run from another folder.
     place = target.url if "://" in target.url else os.path.abspath(target.url)
     text = _JOB.format(
+        modeline=MODELINE,
         name=(root / "job.yaml").shown,
         image=json.dumps(str(demo_image())),
         output=json.dumps(place),
