@@ -30,11 +30,11 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
 
 
-def spawn(*arguments: object, **more: Any) -> subprocess.Popen[str]:
+def spawn(*arguments: object, PATH: str = "", **more: Any) -> subprocess.Popen[str]:
     """Start ``python -m patchloom`` as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "patchloom", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        env={**os.environ, "PYTHONPATH": str(SOURCE), **({"PATH": PATH} if PATH else {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

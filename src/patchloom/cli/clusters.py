@@ -34,6 +34,8 @@ KINDS: Mapping[str, tuple[str, str, str]] = {
 }
 """Kinds that have a name: module, class and the extra that brings it."""
 
+_LOCAL = "patchloom.cli.local_worker"
+"""What workers of this machine run before they start."""
 _PATIENCE = 60.0
 """Seconds between two lines about workers that do not come."""
 
@@ -153,9 +155,13 @@ def running(
 @contextlib.contextmanager
 def _taken_down(cluster: Any) -> Iterator[Any]:
     """A cluster that is closed at the end; where that fails, it hides no other error."""
+    nanny = logging.getLogger("distributed.nanny")
+    before = nanny.level
     try:
         yield cluster
     finally:
+        # That a busy worker has to be killed is no news where it is meant.
+        nanny.setLevel(logging.ERROR)
         try:
             cluster.close()
         except Exception as error:  # each kind has errors of its own, also AssertionError
@@ -163,6 +169,7 @@ def _taken_down(cluster: Any) -> Iterator[Any]:
                 "the cluster could not be taken down (%s); see that none of its jobs is left",
                 type(error).__name__,
             )
+        nanny.setLevel(before)
 
 
 @contextlib.contextmanager
@@ -197,12 +204,17 @@ def _made(kind: str, workers: Workers | None, options: Mapping[str, Any]) -> Any
     module, name, extra = _class_of(kind)
     given = dict(options)
     if kind == "local":
+        import dask
+
         _check_local(given)
         if workers is not None:
             given.setdefault("n_workers", max(workers.least, 1))
         # Without bokeh there is no page to show; with it, any free port does.
         bokeh = importlib.util.find_spec("bokeh") is not None
         given.setdefault("dashboard_address", ":0" if bokeh else None)
+        if given.get("processes", True):
+            own = given.get("preload") or dask.config.get("distributed.worker.preload", [])
+            given["preload"] = [_LOCAL, *([own] if isinstance(own, str) else own)]
     elif extra == "hpc" and workers is None and "n_workers" not in given:
         raise ConfigError(f"--cluster {kind} has no workers by itself; give --workers N or N..M")
     if extra == "hpc":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -14,6 +15,9 @@ from patchloom.run.settings import Settings
 __all__ = ["Progress"]
 
 logger = logging.getLogger("patchloom")
+
+_BAR = 20
+"""Columns of a terminal that the bar takes."""
 
 
 class Progress:
@@ -38,18 +42,22 @@ class Progress:
         self._seconds = settings.seconds
         self._lines = settings.show in ("auto", "lines")
         self._bar: Any = None
-        if settings.show == "bar" or (settings.show == "auto" and sys.stderr.isatty()):
+        # A terminal that cannot move its cursor would show nothing until the end.
+        moves = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        if settings.show == "bar" or (settings.show == "auto" and moves):
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
             console = Console(stderr=True, force_terminal=True)
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=_BAR),
+                TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.fields[text]}"),
             )
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task(label, total=1.0, text="")
+            self._taken = len(label) + _BAR + len("100%") + len(columns)
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -78,7 +86,8 @@ class Progress:
         self._in += report.bytes_read
         self._out += report.bytes_written
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.share, text=self.text())
+            room = self._bar.console.width - self._taken
+            self._bar.update(self._task, completed=self.share, text=_fitting(self._short(), room))
             return
         now = time.monotonic()
         if self._lines and (
@@ -89,21 +98,31 @@ class Progress:
 
     def text(self) -> str:
         """All figures, in one line."""
+        count, rates, times = self._figures()
+        return ", ".join((*count, *rates, *times))
+
+    def _short(self) -> list[str]:
+        """All figures, what people wait for first."""
+        count, rates, times = self._figures()
+        return [*count[:1], *times[::-1], *rates, *count[1:]]
+
+    def _figures(self) -> tuple[list[str], list[str], list[str]]:
+        """How much is done, how fast it goes, and how long it took and will take."""
         seconds = max(time.monotonic() - self._begun, 1e-9)
         words = [f"{self._done:,} of {self._n_tasks:,} tasks"]
         if self._n_patches:
             words.insert(0, f"{self._patches:,} of {self._n_patches:,} patches")
-        words += [
+        rates = [
             f"{name} {nbytes / seconds / 1e6:,.1f} MB/s"
             for name, nbytes in (("read", self._in), ("written", self._out))
             if nbytes
         ]
         if self._owned:
-            words.append(f"{self._reads / self._owned:.2f} reads a chunk")
-        words.append(_duration(seconds))
+            rates.append(f"{self._reads / self._owned:.2f} reads a chunk")
+        times = [_duration(seconds)]
         if 0 < self.share < 1:
-            words.append(f"{_duration(seconds * (1 / self.share - 1))} to go")
-        return ", ".join(words)
+            times.append(f"{_duration(seconds * (1 / self.share - 1))} to go")
+        return words, rates, times
 
 
 def _report(result: Any) -> TaskReport:
@@ -114,6 +133,17 @@ def _report(result: Any) -> TaskReport:
         reads = result[-1]
         return TaskReport(chunk_reads=reads.chunks, bytes_read=reads.nbytes)
     return TaskReport()
+
+
+def _fitting(words: list[str], room: int) -> str:
+    """As many words as there is room for in a line, at least the first.
+
+    >>> _fitting(["9 of 10 patches", "5.0 s to go", "45.0 s"], 30)
+    '9 of 10 patches, 5.0 s to go'
+    """
+    while len(words) > 1 and len(", ".join(words)) > room:
+        words = words[:-1]
+    return ", ".join(words)
 
 
 def _duration(seconds: float) -> str:
