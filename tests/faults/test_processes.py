@@ -212,7 +212,7 @@ def test_lost_scheduler_is_said_and_a_new_one_finishes(
         for process in psutil.Process(scheduler.popen.pid).children():
             process.kill()
         _, err = lost.communicate(timeout=120)
-    assert lost.returncode == 2, err
+    assert lost.returncode == 3, err
     assert "Traceback" not in err
     assert f"its tasks at {address} were cancelled" in err
     assert "run the same call again" in err

@@ -47,12 +47,18 @@ def store(location: Location) -> Iterator[Finding]:
 
     try:
         found = open_patches(location.url, storage_options=location.options)
-        if len(found):
-            found[0]
     except PatchloomError as error:
         yield Finding.of_error("store", error)
         return
     said = f"{location.shown}: {len(found):,} patches"
+    try:
+        if len(found):
+            found[0]
+    except Exception as error:  # each codec has errors of its own
+        way = f"patchloom verify {location.shown} says what is damaged"
+        told = f"{said}, but the first one cannot be decoded: {location.describe(error)}"
+        yield Finding("fail", "store", told, way)
+        return
     if found.complete:
         yield Finding("ok", "store", f"{said}, complete; the first one decodes")
     else:
@@ -112,9 +118,7 @@ def output(target: Location) -> Iterator[Finding]:
 def _standing(target: Location) -> str:
     try:
         if target.read("zarr.json") is None:
-            return (
-                "nothing stands at the output yet" if not _is_there(target) else "a folder is there"
-            )
+            return "a folder is there" if _is_there(target) else "nothing stands there yet"
     except PatchloomError:
         return "whether something stands there is not known"
     return "a store stands there: run goes on with it if it is of the same job"
