@@ -28,7 +28,10 @@ from tests.test_cli import call, spawn
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     """A job file over a Zarr image."""
-    zarr.save_array(tmp_path / "a.zarr", np.arange(128 * 128, dtype="uint16").reshape(128, 128))
+    image = zarr.create_array(
+        tmp_path / "a.zarr", shape=(128, 128), chunks=(128, 128), dtype="uint16"
+    )
+    image[:] = np.arange(128 * 128).reshape(128, 128)
     return write_job(tmp_path)
 
 

@@ -309,7 +309,7 @@ def test_a_job_begins_with_a_folder(
     Path("job.yaml").write_text(told.stdout)
     job = load_job("job.yaml")
     assert job.mask == "masks/*.tif"
-    assert job.patching.patch_size == [256, 128]
+    assert job.patching.model_dump()["patch_size"] == [256, 128]
     assert call("run", "job.yaml", "-q").exit_code == 0
     assert len(patchloom.open_patches("out.zarr")) > 0
 

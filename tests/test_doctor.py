@@ -21,8 +21,11 @@ from tests.test_cli import call
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     """A job file over a Zarr image with a mask."""
-    zarr.save_array(tmp_path / "a.zarr", np.ones((64, 64), "uint16"))
-    zarr.save_array(tmp_path / "m.zarr", np.ones((64, 64), "uint8"))
+    for name in ("a", "m"):
+        array = zarr.create_array(
+            tmp_path / f"{name}.zarr", shape=(64, 64), chunks=(64, 64), dtype="uint8"
+        )
+        array[:] = np.ones((64, 64), "uint8")
     return write_job(tmp_path)
 
 

@@ -147,7 +147,7 @@ def test_the_command_line_says_it_in_a_sentence(
 
     proxy.disturb(Fault(kind="status", status=403, code="ExpiredToken", after=60))
     done = run()
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "Traceback" not in done.stderr
     assert stored_job.server.secret_key not in done.stderr + done.stdout
     assert "expired" in done.stderr

@@ -60,11 +60,11 @@ class Engine:
         name = profile or environment.get("PATCHLOOM_PROFILE")
         if name:
             found = _of_profile(name, environment)
-        in_environment = [
-            environment.get(f"PATCHLOOM_{key}") or None for key in ("SCHEDULER", "CLUSTER")
-        ]
-        many = environment.get("PATCHLOOM_WORKERS") or None
-        found = found._with(*in_environment, many, {}, "in the environment")
+        there, made, many = (
+            environment.get(f"PATCHLOOM_{key}") or None
+            for key in ("SCHEDULER", "CLUSTER", "WORKERS")
+        )
+        found = found._with(there, made, many, {}, "in the environment")
         found = found._with(scheduler, cluster, workers, options or {}, "--scheduler and --cluster")
         found._check()
         return found

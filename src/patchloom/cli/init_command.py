@@ -75,7 +75,7 @@ def _roles(
 
     roles = {name: value for name, value in given.items() if value is not None}
     if roles:
-        open_images(url, **roles)
+        open_images(url, mask=roles.get("mask"), labels=roles.get("labels"))
     notes: dict[str, str] = {}
     for name, folders in _ROLES.items():
         if name in roles:
