@@ -109,7 +109,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
         engine = Engine.asked(
             **{name: given.pop(name) for name in ("scheduler", "cluster", "workers", "profile")},
-            options=values("--cluster-option", cluster_options),
+            options=values("--cluster-option", cluster_options, secret=True),
         )
         return function(*args, engine=engine, **given)
 
@@ -147,8 +147,22 @@ def job_of(path: str, changes: Sequence[str] = ()) -> Job:
     return load_job(path, [*there, *given])
 
 
-def values(option: str, given: Sequence[str]) -> dict[str, Any]:
+def values(option: str, given: Sequence[str], *, secret: bool = False) -> dict[str, Any]:
     """Names and values of an option that takes NAME=VALUE, the value in YAML.
+
+    Parameters
+    ----------
+    option
+        Its name, for messages.
+    given
+        As typed.
+    secret
+        Whether values may be credentials, which no message repeats.
+
+    Raises
+    ------
+    ConfigError
+        If one is not that.
 
     >>> values("--option", ["chunk=16"])
     {'chunk': 16}
@@ -160,7 +174,8 @@ def values(option: str, given: Sequence[str]) -> dict[str, Any]:
         try:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"{option} takes NAME=VALUE in YAML, but {name}= is not") from None
+            got = f"{name}={'...' if secret else value}"
+            raise ConfigError(f"{option} takes NAME=VALUE in YAML, got {got}") from None
     return found
 
 
