@@ -9,7 +9,6 @@ tables of ``docs/reference.md``, and links to the repository for what is no page
 from __future__ import annotations
 
 import importlib.util
-import os
 import posixpath
 import re
 import sys
@@ -38,7 +37,8 @@ language = "en"
 
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
-smartquotes = False
+smartquotes_action = "D"  # two hyphens are a dash; quotes stay
+default_role = "py:obj"
 
 autodoc_mock_imports = ["keras", "numba", "torch"]
 autodoc_member_order = "bysource"
@@ -60,9 +60,14 @@ html_static_path = ["site"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
-html_theme_options = {"navigation_with_keys": True}
+html_theme_options = {
+    "navigation_with_keys": True,
+    "light_css_variables": {"code-font-size": "75%"},
+}
 
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+PLAIN = re.compile(r"\[[\w./-]+\.md\]\(([^)\s:]+\.md(?:#[^)\s]*)?)\)")
+"""A link that shows a file's name; on the site it shows the title of the page instead."""
 ROW = re.compile(r"^\| \[[^\]]*\]\(([^)#]+\.md)\)", re.M)
 NAME = re.compile(r"^\| `([\w.]+)` \|", re.M)
 HERE = (".json", ".png", ".svg")
@@ -104,7 +109,7 @@ def with_contents(docname: str, text: str) -> str:
 
 
 def with_links(app: Sphinx, docname: str, text: str) -> str:
-    """A page whose links to files that are no pages lead to the repository."""
+    """A page whose links show titles, and lead to the repository where they lead to no page."""
     folder = posixpath.dirname(docname)
 
     def moved(found: re.Match[str]) -> str:
@@ -118,10 +123,12 @@ def with_links(app: Sphinx, docname: str, text: str) -> str:
         return f"{found[1]}{TREE}/{path}{found[3]}"
 
     parts = CODE.split(text)
-    return "".join(p if i % 2 else LINK.sub(moved, p) for i, p in enumerate(parts))
+    text = "".join(p if i % 2 else LINK.sub(moved, p) for i, p in enumerate(parts))
+    return PLAIN.sub(r"[](\1)", text)
 
 
 def read(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Change a page between disk and parser."""
     if not docname.startswith("docs/api/"):
         content[0] = with_links(app, docname, with_contents(docname, content[0]))
 
@@ -160,6 +167,7 @@ def write_door(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    """Let Sphinx call the above."""
     app.connect("builder-inited", write_api)
     app.connect("source-read", read)
     app.connect("build-finished", write_door)

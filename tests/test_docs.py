@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -235,6 +236,13 @@ def test_reference_names_what_is_public() -> None:
         path = home.joinpath(*name.split("."))
         rooms = [path] if path.parent == home else [path, path.parent]
         assert any(room.is_dir() or room.with_suffix(".py").exists() for room in rooms), name
+
+
+def test_drawings_show_what_the_planner_does(tmp_path: Path) -> None:
+    """The guide's drawings are those that its plan makes: if not, run ``python docs/draw.py``."""
+    for drawn in runpy.run_path(str(ROOT / "docs" / "draw.py"))["write"](tmp_path):
+        kept = ROOT / "docs" / "images" / drawn.name
+        assert drawn.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8"), drawn.name
 
 
 class _Trap:
