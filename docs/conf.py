@@ -34,6 +34,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 suppress_warnings = ["misc.highlighting_failure"]
 language = "en"
+highlight_language = "none"
 
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
@@ -46,6 +47,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_class_signature = "mixed"
 autodoc_use_type_comments = False
+autodoc_type_aliases = {"npt.ArrayLike": "numpy.typing.ArrayLike"}
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
@@ -143,7 +145,8 @@ def api_page(name: str) -> str:
         kind = "module"
     else:
         kind, members = "function", []
-    return "\n".join([name, "=" * len(name), "", f".. auto{kind}:: {full}", *members, ""])
+    head = [".. highlight:: python", "", name, "=" * len(name), ""]
+    return "\n".join([*head, f".. auto{kind}:: {full}", *members, ""])
 
 
 def write_api(app: Sphinx) -> None:
@@ -166,8 +169,17 @@ def write_door(app: Sphinx, exception: Exception | None) -> None:
         Path(app.outdir, "index.html").write_text(door, encoding="utf-8")
 
 
+def whole(
+    app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]
+) -> None:
+    """Keep napoleon from taking the words before a colon for the type of a property."""
+    if what in {"attribute", "property"}:
+        lines.insert(0, "")
+
+
 def setup(app: Sphinx) -> None:
     """Let Sphinx call the above."""
     app.connect("builder-inited", write_api)
     app.connect("source-read", read)
+    app.connect("autodoc-process-docstring", whole, priority=400)
     app.connect("build-finished", write_door)
