@@ -16,6 +16,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sphinx.ext.napoleon import NumpyDocstring
+
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
@@ -169,17 +171,21 @@ def write_door(app: Sphinx, exception: Exception | None) -> None:
         Path(app.outdir, "index.html").write_text(door, encoding="utf-8")
 
 
-def whole(
+def of_properties(
     app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]
 ) -> None:
-    """Keep napoleon from taking the words before a colon for the type of a property."""
+    """Read a property's docstring as a method's.
+
+    Napoleon would take what stands before the first colon for its type.
+    """
     if what in {"attribute", "property"}:
-        lines.insert(0, "")
+        made = NumpyDocstring(list(lines), app.config, app, "method", name, value, options)
+        lines[:] = ["..", "", *made.lines()]
 
 
 def setup(app: Sphinx) -> None:
     """Let Sphinx call the above."""
     app.connect("builder-inited", write_api)
     app.connect("source-read", read)
-    app.connect("autodoc-process-docstring", whole, priority=400)
+    app.connect("autodoc-process-docstring", of_properties, priority=400)
     app.connect("build-finished", write_door)
