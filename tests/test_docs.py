@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -36,7 +37,13 @@ PAGES = sorted(
 )
 TAUGHT = [page for page in PAGES if page.parent == ROOT or (ROOT / "docs") in page.parents]
 SCRIPTS = sorted(p for p in (ROOT / "deploy").rglob("*") if p.suffix in {".sh", ".sbatch"})
-DATA = ("src/patchloom/demo", "tests/data/organoid_confocal", "tests/data/spatialdata")
+DATA = (
+    "src/patchloom/demo",
+    "tests/data/em_fib25",
+    "tests/data/nuclei_dsb2018_many_small",
+    "tests/data/organoid_confocal",
+    "tests/data/spatialdata",
+)
 """What a page may read; it is copied into the folder in which the page runs."""
 
 FENCE = re.compile(r"^```(\w*)\s*$")
@@ -192,12 +199,50 @@ def test_page_of_format_is_of_this_version() -> None:
     assert all(f"`{name}`" in text for name in schema.CODECS)
 
 
-def test_design_records_are_numbered_and_listed() -> None:
-    """Records are numbered without gaps, and the map lists each."""
-    records = sorted(path.name for path in (ROOT / "docs" / "design").glob("*.md"))
+def test_design_records_are_numbered() -> None:
+    """Records are numbered without gaps."""
+    records = sorted(path.name for path in (ROOT / "docs" / "design").glob("[0-9]*.md"))
     assert [int(name[:3]) for name in records] == list(range(1, len(records) + 1))
-    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    assert not [name for name in records if f"design/{name}" not in text]
+
+
+def listed(page: Path) -> list[Path]:
+    """The pages that begin the rows of a page's tables: the site's table of contents."""
+    rows = re.findall(
+        r"^\| \[[^\]]*\]\(([^)#]+\.md)\)", page.read_text(encoding="utf-8"), flags=re.M
+    )
+    return [(page.parent / row).resolve() for row in rows]
+
+
+@pytest.mark.parametrize("page", [p for p in TAUGHT if (ROOT / "docs") in p.parents], ids=named)
+def test_page_is_in_the_contents(page: Path) -> None:
+    """A page of a folder with an index is listed there, any other on the map of all pages."""
+    top = ROOT / "docs" / "index.md"
+    own = page.parent / "index.md"
+    index = own if own.exists() and page != own else top
+    assert page == top or listed(index).count(page) == 1, (
+        f"{named(page)} needs one row in a table of {named(index)}: "
+        f"| [NAME.md](NAME.md) | what it answers |"
+    )
+
+
+def test_reference_names_what_is_public() -> None:
+    """Every name of the face has one row in the reference, and every row is a name."""
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| `([\w.]+)` \|", text, flags=re.M)
+    assert len(set(names)) == len(names)
+    assert {name for name in names if "." not in name} >= set(patchloom.__all__) - {"__version__"}
+    home = ROOT / "src" / "patchloom"
+    for name in set(names) - set(patchloom.__all__):
+        path = home.joinpath(*name.split("."))
+        rooms = [path] if path.parent == home else [path, path.parent]
+        assert any(room.is_dir() or room.with_suffix(".py").exists() for room in rooms), name
+
+
+def test_drawings_show_what_the_planner_does(tmp_path: Path) -> None:
+    """The guide's drawings are those that its plan makes: if not, run ``python docs/draw.py``."""
+    for drawn in runpy.run_path(str(ROOT / "docs" / "draw.py"))["write"](tmp_path):
+        kept = ROOT / "docs" / "images" / drawn.name
+        assert drawn.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8"), drawn.name
 
 
 class _Trap:

@@ -300,14 +300,14 @@ class Normalization:
         Parameters
         ----------
         patches
-            Any numbers [n, channels, *space]; they stay as they are.
+            Any numbers ``[n, channels, *space]``; they stay as they are.
         image
             The id of their image, or n of them, one a patch; of no use where all images have the
             same numbers.
 
         Returns
         -------
-        float32[n, channels, *space]
+        float32``[n, channels, *space]``
             Computed as float64. NaN stays NaN; what no float32 holds becomes an infinity.
 
         Raises
@@ -340,14 +340,14 @@ class Normalization:
         Parameters
         ----------
         patches
-            Floats [n, channels, *space], for example what a network made of scaled ones; they
+            Floats ``[n, channels, *space]``, for example what a network made of scaled ones; they
             stay as they are.
         image
             As for `apply`.
 
         Returns
         -------
-        float64[n, channels, *space]
+        float64``[n, channels, *space]``
         """
         shift, span = self._of(patches, image)
         found = patches.astype(np.float64)

@@ -132,7 +132,7 @@ class Score:
         Parameters
         ----------
         pixels
-            [n, channels, *space] of booleans, integers or floats; space has 1 to 3 axes.
+            ``[n, channels, *space]`` of booleans, integers or floats; space has 1 to 3 axes.
 
         Returns
         -------

@@ -154,7 +154,7 @@ class ArrayWriter:
         Parameters
         ----------
         data
-            [n, *element_shape] of the array's dtype, any n.
+            ``[n, *element_shape]`` of the array's dtype, any n.
 
         Raises
         ------
