@@ -425,6 +425,17 @@ def test_some_of_them_and_several_together_go_along_the_same_bands(tmp_path: Pat
     assert all(part.report()["read_amplification"] < 1.15 for part in parts)
 
 
+def test_a_state_is_of_the_same_bands(tmp_path: Path) -> None:
+    """With other memory positions are other patches: also a permutation of all is another."""
+    pixels = np.zeros((1024, 1024), "u2")
+    images = patchloom.open_images(stored(tmp_path / "a.zarr", pixels, (32, 32)), axes="yx")
+    plan = patchloom.plan(images, GRID)
+    state = patchloom.stream(plan, memory=2**18).batches(8, shuffle="exact").state_dict()
+    patchloom.stream(plan, memory=2**18).batches(4, shuffle="exact").load_state_dict(state)
+    with pytest.raises(ConfigError, match="same plan, memory="):
+        patchloom.stream(plan, memory=2**19).batches(8, shuffle="exact").load_state_dict(state)
+
+
 # -- memory and time --------------------------------------------------------------------
 
 

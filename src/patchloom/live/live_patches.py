@@ -15,6 +15,7 @@ from patchloom.live.stretches import Stretches
 from patchloom.load.patches import Patches
 from patchloom.normalization import Normalization
 from patchloom.planning.plans import Plan
+from patchloom.randomness import digest, digest_of
 from patchloom.store.schema import array_of, role_of
 
 __all__ = ["LivePatches"]
@@ -75,9 +76,22 @@ class LivePatches(Patches):
         Scores and classes are of pixels, which are read for it: each needed chunk of the images or
         labels about once. Coverage reads the masks.
         """
-        # What scores are of is not scaled.
-        reader = LiveReader(self._stretches.plan, self.blocks, self.memory)
-        return manifest(self.plan, reader, self._stretches)
+        return manifest(self.plan, self._unscaled(), self._stretches)
+
+    @cached_property
+    def column_names(self) -> list[str]:  # type: ignore[override]
+        """Of the manifest; scores are taken of one patch."""
+        one = manifest(self.plan, self._unscaled(), self._stretches, 1)
+        return list(one.column_names)
+
+    def _unscaled(self) -> LiveReader:
+        """What scores are of."""
+        return LiveReader(self._stretches.plan, self.blocks, self.memory)
+
+    def _identified(self) -> str:
+        # Along other bands other patches have these positions.
+        order = digest_of(self._stretches.order).hex()
+        return digest("live", self.plan.fingerprint, order).hex()
 
     @property
     def blocks(self) -> Ints:
@@ -138,7 +152,9 @@ class LivePatches(Patches):
 
     def __getstate__(self) -> dict[str, object]:
         # What is read or derived stays: another process opens for itself.
-        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "_own")}
+        return {
+            k: v for k, v in self.__dict__.items() if k not in ("manifest", "column_names", "_own")
+        }
 
     def __repr__(self) -> str:
         shape = "x".join(str(n) for n in self.plan.patch_shape)

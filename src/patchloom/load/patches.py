@@ -21,6 +21,7 @@ from patchloom.load.sampling import Sampling
 from patchloom.load.visit import Addressed
 from patchloom.load.weights import weights_of
 from patchloom.normalization import Normalization
+from patchloom.randomness import digest, digest_of
 
 if TYPE_CHECKING:
     from patchloom.load.course import Course
@@ -95,6 +96,33 @@ class Patches(ABC):
     def n_patches(self) -> int:
         """Rows of the manifest."""
         return int(self.manifest.num_rows)
+
+    @property
+    def column_names(self) -> Sequence[str]:
+        """Of the manifest, told without reading all of it where that can be."""
+        names: list[str] = self.manifest.column_names
+        return names
+
+    @property
+    def identity(self) -> str:
+        """What tells them, position by position, from all others: 128 bits in hex.
+
+        States of loaders hold it. By default it is of the values in the manifest.
+        """
+        known: str | None = self.__dict__.get("_identity")
+        if known is None:
+            known = self.__dict__["_identity"] = self._identified()
+        return known
+
+    def _identified(self) -> str:
+        parts: list[object] = ["rows"]
+        for name in self.manifest.column_names:
+            # Ids of patches follow from the others, and no two are equal.
+            if name != "patch_id":
+                coded = self.manifest[name].combine_chunks().dictionary_encode("encode")
+                parts += [name, digest_of(coded.indices.to_numpy()).hex()]
+                parts += [digest(*coded.dictionary.to_pylist()).hex()]
+        return digest(*parts).hex()
 
     @property
     def channels(self) -> tuple[str, ...] | None:
@@ -311,7 +339,7 @@ class Patches(ABC):
         drop_last: bool = False,
         uneven: str = "repeat",
         arrays: Sequence[str] | str | None = None,
-        columns: Sequence[str] | str = (),
+        columns: Mapping[str, str] | Sequence[str] | str = (),
         normalize: Normalization | str | None = None,
         transform: Callable[[dict[str, Any]], Any] | Addressed | None = None,
         fields: Sequence[str] | None = None,
@@ -346,7 +374,8 @@ class Patches(ABC):
         arrays
             Which of `arrays_held`; by default all.
         columns
-            Of the manifest, as further keys [n]; also ``"position"``.
+            Of the manifest, as further keys [n], or by keys: ``{"key": "column"}``; also
+            ``"position"``, the place of the patch in it.
         normalize
             What images are scaled by, to float32, each with the numbers of its own image: a
             `Normalization`, or a kind that `normalization` knows.
