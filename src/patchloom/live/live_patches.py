@@ -10,9 +10,12 @@ import pyarrow as pa
 
 from patchloom.image import Ints
 from patchloom.live.live_manifest import manifest
+from patchloom.live.live_mixing import mixing
 from patchloom.live.live_reader import LiveReader
 from patchloom.live.stretches import Stretches
+from patchloom.load.order import Order
 from patchloom.load.patches import Patches
+from patchloom.mixing import Found
 from patchloom.normalization import Normalization
 from patchloom.planning.plans import Plan
 from patchloom.randomness import digest, digest_of
@@ -138,6 +141,40 @@ class LivePatches(Patches):
             "chunks_needed": self.plan.chunks_needed,
             "read_amplification": self.read_amplification,
         }
+
+    def mixing(self, batch: int = 64, *, window: int | None = None, seed: int = 0) -> Found:
+        """How many images and regions meet in batches that go window by window; reads nothing.
+
+        Parameters
+        ----------
+        batch
+            Patches of a batch.
+        window, seed
+            As a loader is given them.
+
+        Returns
+        -------
+        dict
+            For ``image``, ``region`` and both ``joint``: ``entropy`` of batches in bits, that of
+            ``independent`` draws and of a permutation of all (``permuted``), and ``relative``:
+            entropy over permuted. See `Plan.mixing`.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> images = patchloom.open_images([np.zeros((256, 256), "uint8")] * 2, ids=["a", "b"])
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]})
+        >>> patchloom.stream(plan).mixing()["image"]["relative"] > 0.98
+        True
+        """
+        order = Order(
+            self.n_patches,
+            self.blocks,
+            seed=seed,
+            window=self.window if window is None else window,
+            trails=self.trails,
+        )
+        return mixing(self._stretches, order, batch)
 
     def __getitem__(self, position: int) -> np.ndarray[Any, np.dtype[Any]]:
         if not -len(self) <= position < len(self):
