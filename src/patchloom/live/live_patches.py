@@ -12,7 +12,7 @@ from patchloom.image import Ints
 from patchloom.live.live_manifest import manifest
 from patchloom.live.live_mixing import mixing
 from patchloom.live.live_reader import LiveReader
-from patchloom.live.stretches import Stretches
+from patchloom.live.stretches import Stretches, advice
 from patchloom.load.order import Order
 from patchloom.load.patches import Patches
 from patchloom.mixing import Found
@@ -55,6 +55,7 @@ class LivePatches(Patches):
         self.memory = memory
         self.applied: dict[str, Normalization] = dict(scaling or {})
         """What arrays are normalised with when they are read, by name."""
+        self._asked = window
         self._stretches = Stretches.of(plan, memory, window)
         self.window = self._stretches.window
         self.memory_to_load = 2 * memory
@@ -131,7 +132,8 @@ class LivePatches(Patches):
         -------
         dict
             ``n_patches``, ``n_blocks``, ``window`` (blocks), ``memory``, ``chunks_needed``,
-            ``read_amplification`` (estimated).
+            ``read_amplification`` (estimated), and ``advice``: None, or which ``memory=`` or
+            ``window=`` brings it to 1.1, where it is above.
         """
         return {
             "n_patches": self.n_patches,
@@ -140,6 +142,7 @@ class LivePatches(Patches):
             "memory": self.memory,
             "chunks_needed": self.plan.chunks_needed,
             "read_amplification": self.read_amplification,
+            "advice": advice(self.plan, self.memory, self._asked),
         }
 
     def mixing(self, batch: int = 64, *, window: int | None = None, seed: int = 0) -> Found:

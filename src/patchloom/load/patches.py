@@ -532,3 +532,47 @@ class Patches(ABC):
 
         course = self.course(batch_size, shuffle=shuffle, seed=seed, **options)
         return KerasBatches(course.among(rank, world), x, y, sample_weight, channels)
+
+    def to_tensorflow(
+        self,
+        batch_size: int = 32,
+        *,
+        channels: str = "last",
+        shuffle: bool | str = True,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        **options: Any,
+    ) -> Any:
+        """A ``tf.data.Dataset``; needs TensorFlow.
+
+        Parameters
+        ----------
+        batch_size
+            Patches of a batch.
+        channels
+            Where images have them: ``"last"`` or ``"first"``.
+        shuffle, seed, rank, world
+            See `batches`.
+        **options
+            Of `batches`; ``fields=("image", "labels")`` makes what ``fit`` takes.
+
+        Returns
+        -------
+        tf.data.Dataset
+            Each iteration over it is the next epoch. To resume one, make it of a loader, which has
+            a state: ``patchloom.load.tensorflow_data.tensorflow_dataset(loader)``.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is none of these, or TensorFlow is not installed.
+        """
+        if find_spec("tensorflow") is None:
+            raise ConfigError("to_tensorflow needs TensorFlow; pip install tensorflow")
+        from patchloom.load.tensorflow_data import counted, tensorflow_dataset
+
+        loader = self.batches(
+            batch_size, shuffle=shuffle, seed=seed, rank=rank, world=world, **options
+        )
+        return counted(tensorflow_dataset(loader, channels), loader)
