@@ -28,7 +28,7 @@ BATCH = 64
 """Patches of a batch."""
 THREADS = 2
 """Of both sides."""
-SEVERAL = 16
+SEVERAL = 4
 """Images that are mixed."""
 FEWER = (1, 2)
 """Windows besides the one by default."""
