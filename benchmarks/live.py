@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import environment
+from benchmarks import courses, environment
 from benchmarks.floor import run_cut
 from benchmarks.job import plan_of
 from benchmarks.workloads import LARGE, WORKLOADS, Sources, Workload
@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--order", action="append", choices=ORDERS)
     parser.add_argument("--told", action="store_true", help="only what is told before reading")
     parser.add_argument("--mixing", action="store_true", help="only how well batches are mixed")
+    parser.add_argument("--courses", action="store_true", help="only what other courses decode")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--memory", action="append", help="such as '256 MiB'; several times")
@@ -99,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.told:
         tell(options.memory or ["256 MiB", "1 GiB", "4 GiB"])
+        return 0
+    if options.courses:
+        courses.tell()
         return 0
     if options.mixing:
         tell_mixing(options.memory or ["1 GiB"])
