@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from itertools import product
+from itertools import islice, product
 
 __all__ = ["tell"]
 
@@ -30,7 +30,7 @@ WIDTHS = (3, 4, 5, 6, 7, 8, 11, 16)
 
 def tell() -> None:
     """Print decodes for each chunk of the cube, course by course."""
-    curve = [([*_box(at, (1, 1, 1))], []) for at in _hilbert(SIDE.bit_length() - 1)]
+    curve: list[Step] = [([*_box(at, (1, 1, 1))], []) for at in _hilbert(SIDE.bit_length() - 1)]
     print(f"a Hilbert curve, one chunk at a time: {_decodes(curve, False):.2f}", flush=True)
     for name, by_row, told in (
         ("slabs", False, False),
@@ -91,7 +91,7 @@ def _mixed(bands: list[list[Step]], n: int) -> Iterator[Step]:
     chance = random.Random(0)
     chance.shuffle(bands)
     waiting = iter(bands)
-    going = [iter(band) for band, _ in zip(waiting, range(n), strict=False)]
+    going = [iter(band) for band in islice(waiting, n)]
     while going:
         touched: list[Chunk] = []
         done: list[Chunk] = []

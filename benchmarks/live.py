@@ -201,7 +201,8 @@ def tell_mixing(memories: Sequence[str]) -> None:
                 one, all_ = (
                     patchloom.stream(p, memory=memory, window=window) for p in (alone, several)
                 )
-                mixed, found = one.mixing(BATCH), all_.mixing(BATCH)
+                mixed: dict[str, Any] = one.mixing(BATCH)
+                found: dict[str, Any] = all_.mixing(BATCH)
                 shown = [f"{found[kind]['relative']:.2f}" for kind in ("image", "region")]
                 print(
                     f"| {name} | {memory} | {one.window} | {one.read_amplification:.2f} | "

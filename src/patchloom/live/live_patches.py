@@ -83,7 +83,7 @@ class LivePatches(Patches):
         return manifest(self.plan, self._unscaled(), self._stretches)
 
     @cached_property
-    def column_names(self) -> list[str]:  # type: ignore[override]
+    def column_names(self) -> list[str]:
         """Of the manifest; scores are taken of one patch."""
         one = manifest(self.plan, self._unscaled(), self._stretches, 1)
         return list(one.column_names)

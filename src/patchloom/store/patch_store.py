@@ -272,7 +272,7 @@ class PatchStore(Patches):
         return table
 
     @cached_property
-    def column_names(self) -> Sequence[str]:  # type: ignore[override]
+    def column_names(self) -> Sequence[str]:
         """Of the manifest: what its first parts tell, or all that are there."""
         if not self.complete or "manifest" in self.__dict__:
             return list(self.manifest.column_names)
