@@ -55,7 +55,7 @@ def main() -> None:
     say("flips and turns, float32 and uint8 labels", TURNS, both)
     fast = importlib.util.find_spec("numba") is not None
     for patience, by in [(2**62, "NumPy"), *([(0, "numba")] if fast else [])]:
-        interpolation.PATIENCE = patience
+        interpolation.kernels.patience = patience
         say(f"affine, float32, by {by}", AFFINE, {"images": floats})
         say(f"affine and warp, float32, by {by}", WARP, {"images": floats})
         say(f"affine and warp, with uint8 labels, by {by}", WARP, both)

@@ -10,14 +10,14 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import environment
+from benchmarks import courses, environment
 from benchmarks.floor import run_cut
 from benchmarks.job import plan_of
 from benchmarks.workloads import LARGE, WORKLOADS, Sources, Workload
@@ -28,6 +28,10 @@ BATCH = 64
 """Patches of a batch."""
 THREADS = 2
 """Of both sides."""
+SEVERAL = 4
+"""Images that are mixed."""
+FEWER = (1, 2)
+"""Windows besides the one by default."""
 _FLAT, _DEEP = ([192] * 2, [32] * 2), ([64] * 3, [16] * 3)
 TOLD = (
     ("64 GiB, 3 channels, chunks 1 x 512 x 512", (3, 98_304, 98_304), (1, 512, 512), "cyx", *_FLAT),
@@ -86,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workload", action="append", choices=[*WORKLOADS, *LARGE])
     parser.add_argument("--order", action="append", choices=ORDERS)
     parser.add_argument("--told", action="store_true", help="only what is told before reading")
+    parser.add_argument("--mixing", action="store_true", help="only how well batches are mixed")
+    parser.add_argument("--courses", action="store_true", help="only what other courses decode")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--memory", action="append", help="such as '256 MiB'; several times")
@@ -94,6 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.told:
         tell(options.memory or ["256 MiB", "1 GiB", "4 GiB"])
+        return 0
+    if options.courses:
+        courses.tell()
+        return 0
+    if options.mixing:
+        tell_mixing(options.memory or ["1 GiB"])
         return 0
     names = options.workload or ["w1-misaligned", "w2"]
     with tempfile.TemporaryDirectory() as folder:
@@ -169,19 +181,50 @@ def compare(
 
 def tell(memories: Sequence[str]) -> None:
     """Print what an epoch by windows is told to decode, of images without a chunk written."""
+    import patchloom
+
+    for name, plan in _told_plans(1):
+        lives = [patchloom.stream(plan, memory=memory) for memory in memories]
+        told = " | ".join(f"{one.read_amplification:.2f} ({one.window})" for one in lives)
+        print(f"| {name} | {told} |", flush=True)
+
+
+def tell_mixing(memories: Sequence[str]) -> None:
+    """Print entropies of batches over those of a permutation of all: regions of one image, then
+    images and regions of several; by default, and of the window that decodes least.
+    """
+    import patchloom
+
+    for (name, alone), (_, several) in zip(_told_plans(1), _told_plans(SEVERAL), strict=True):
+        for memory in memories:
+            for window in (None, *FEWER):
+                one, all_ = (
+                    patchloom.stream(p, memory=memory, window=window) for p in (alone, several)
+                )
+                mixed: dict[str, Any] = one.mixing(BATCH)
+                found: dict[str, Any] = all_.mixing(BATCH)
+                shown = [f"{found[kind]['relative']:.2f}" for kind in ("image", "region")]
+                print(
+                    f"| {name} | {memory} | {one.window} | {one.read_amplification:.2f} | "
+                    f"{mixed['region']['relative']:.2f} | {' | '.join(shown)} |",
+                    flush=True,
+                )
+
+
+def _told_plans(n: int) -> Iterator[tuple[str, Any]]:
+    """Plans of so many of each of the images, none with a chunk written."""
     import zarr
 
     import patchloom
 
     for name, shape, chunks, axes, size, overlap in TOLD:
         with tempfile.TemporaryDirectory() as folder:
-            zarr.create_array(f"{folder}/a.zarr", shape=shape, chunks=chunks, dtype="uint16")
-            images = patchloom.open_images(f"{folder}/a.zarr", axes=axes)
+            urls = [f"{folder}/{k}.zarr" for k in range(n)]
+            for url in urls:
+                zarr.create_array(url, shape=shape, chunks=chunks, dtype="uint16")
+            images = patchloom.open_images(urls, axes=axes)
             config = {"name": "sequential", "patch_size": size, "overlaps": overlap}
-            plan = patchloom.plan(images, config)
-            lives = [patchloom.stream(plan, memory=memory) for memory in memories]
-        told = " | ".join(f"{one.read_amplification:.2f} ({one.window})" for one in lives)
-        print(f"| {name} | {told} |", flush=True)
+            yield name, patchloom.plan(images, config)
 
 
 def _floor(workload: Workload, sources: Sources) -> tuple[float, int]:

@@ -18,7 +18,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import HealthCheck, settings
 
-from patchloom.summaries import kernels
+from patchloom.summaries.kernels import kernels
 from tests import truth
 from tests.servers.gcs import GcsServer, serve_gcs
 from tests.servers.http import HttpServer, serve_http
@@ -31,7 +31,7 @@ settings.register_profile("ci", settings.get_profile("patchloom"), derandomize=T
 settings.load_profile("ci" if os.environ.get("CI") else "patchloom")
 
 # Wherever numba is installed, the tests of this process count with it from the first pixel on.
-kernels.PATIENCE = -1
+kernels.patience = -1
 
 # Programs of their own; what they import may be absent when doctests are looked for.
 collect_ignore = ["servers/gcs_emulator.py", "data/spatialdata/make.py"]

@@ -859,7 +859,7 @@ def test_numba_is_not_imported_before_it_pays() -> None:
         "augment = Augment(rotation_range=5)\n"
         "augment({'images': np.zeros((2, 1, 64, 64))}, [0, 1], seed=0)\n"
         "early = 'numba' in sys.modules\n"
-        "interpolation.PATIENCE = 0\n"
+        "interpolation.kernels.patience = 0\n"
         "augment({'images': np.zeros((2, 1, 64, 64))}, [0, 1], seed=0)\n"
         "print(early, 'numba' in sys.modules, 'torch' in sys.modules, 'dask' in sys.modules)"
     )

@@ -186,6 +186,12 @@ def test_two_commands_of_the_readme() -> None:
     ]
 
 
+def test_page_of_training_needs_ten_lines() -> None:
+    """As it says; tests/torch_loaders runs them."""
+    [training] = [b.text for b in blocks(ROOT / "docs" / "training.md") if "backward" in b.text]
+    assert len([line for line in training.splitlines() if line]) == 10
+
+
 def test_page_of_errors_is_whole() -> None:
     """The page names every error class, and no other."""
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from patchloom.compiled_loops import CompiledLoops
 from patchloom.summaries import Summary, Tally, counting, dense, kernels, summary, targets, wide
 from patchloom.summaries.refining import Targets
 
@@ -193,10 +194,9 @@ def test_whole_numbers_near_one_another(dtype: str, low: float, spread: int) -> 
         assert found.exact == (len(values) <= 65_536)
 
 
-def test_numba_is_imported_once_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numba_is_imported_once_it_pays() -> None:
     """The first pixels are NumPy's; with numba installed, the rest are not."""
-    monkeypatch.setattr(kernels, "PATIENCE", 100)
-    fresh = kernels._Kernels()
+    fresh = CompiledLoops("patchloom.summaries.compiled", 100, "NumPy counts")
     assert fresh.after(60) is None
     assert fresh.after(40) is None
     assert (fresh.after(1) is None) == (find_spec("numba") is None)
@@ -212,7 +212,7 @@ real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: object() if name == "numba" else real(name, *a)
 import numpy as np
 from patchloom.summaries import kernels, summarize
-kernels.PATIENCE = -1
+kernels.kernels.patience = -1
 print(summarize(np.arange(10, dtype="uint16")).mean, kernels.kernels.after(1))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -236,7 +236,7 @@ def refuse(*args): raise RuntimeError("cannot cache function: no locator availab
 caching.FunctionCache.__init__ = refuse
 import numpy as np
 from patchloom.summaries import kernels, summarize
-kernels.PATIENCE = -1
+kernels.kernels.patience = -1
 print(summarize(np.arange(10, dtype="uint16")).mean, kernels.kernels.after(1).__name__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

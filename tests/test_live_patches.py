@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -423,6 +424,65 @@ def test_some_of_them_and_several_together_go_along_the_same_bands(tmp_path: Pat
         parts[0].read(at[at < len(lives[0])], ["images"])
         parts[1].read(at[at >= len(lives[0])] - len(lives[0]), ["images"])
     assert all(part.report()["read_amplification"] < 1.15 for part in parts)
+
+
+def test_a_state_is_of_the_same_bands(tmp_path: Path) -> None:
+    """With other memory positions are other patches: also a permutation of all is another."""
+    pixels = np.zeros((1024, 1024), "u2")
+    images = patchloom.open_images(stored(tmp_path / "a.zarr", pixels, (32, 32)), axes="yx")
+    plan = patchloom.plan(images, GRID)
+    state = patchloom.stream(plan, memory=2**18).batches(8, shuffle="exact").state_dict()
+    patchloom.stream(plan, memory=2**18).batches(4, shuffle="exact").load_state_dict(state)
+    with pytest.raises(ConfigError, match="same plan, memory="):
+        patchloom.stream(plan, memory=2**19).batches(8, shuffle="exact").load_state_dict(state)
+
+
+def test_advice_is_true(tmp_path: Path) -> None:
+    """What is told to type decodes as little as it says; where little is decoded, nothing is."""
+    url = tmp_path / "a.zarr"
+    zarr.create_array(url, shape=(512, 1024, 1024), chunks=(16, 32, 32), dtype="u2")
+    images = patchloom.open_images(url, axes="zyx")
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16] * 3})
+    wide = {"name": "sequential", "patch_size": [16] * 3, "overlaps": [4] * 3}
+    assert patchloom.stream(plan, memory=2**24).summary()["advice"] is None
+    plan = patchloom.plan(images, wide)
+    live = patchloom.stream(plan, memory=2**24)
+    told = re.fullmatch(
+        r"each needed chunk is decoded about (\d\.\d\d) times .* memory='(\d+) MiB' for 1.1 times "
+        r"or less, or window=(\d) for (\d\.\d\d), in batches .*",
+        live.summary()["advice"],
+    )
+    assert told is not None
+    assert float(told[1]) == round(live.read_amplification, 2) > 1.1
+    enough = patchloom.stream(plan, memory=f"{told[2]} MiB")
+    assert enough.read_amplification <= 1.1
+    assert enough.summary()["advice"] is None
+    assert patchloom.stream(plan, memory=enough.memory * 4 // 5).read_amplification > 1.1
+    fewer = patchloom.stream(plan, memory=2**24, window=int(told[3]))
+    assert round(fewer.read_amplification, 2) == float(told[4]) < live.read_amplification
+
+
+def test_mixing_is_that_of_the_batches(tmp_path: Path) -> None:
+    """Counted in batches by hand; of what is mixed wholly nearly that of a permutation."""
+    pixels = np.zeros((2, 160, 160), "u1")
+    images = patchloom.open_images([*pixels], ids=["a", "b"], axes="yx")
+    plan = patchloom.plan(images, {**GRID, "patch_size": [10, 10], "overlaps": [0, 0]})
+    live = patchloom.stream(plan)
+    found = live.mixing(16, seed=4)
+    rows = live.manifest
+    x, y = (rows[f"start_{a}"].to_numpy() * 2 + 10 >= 160 for a in "xy")
+    kind = np.char.add(
+        np.char.add(rows["image_id"].to_numpy().astype(str), x.astype(str)), y.astype(str)
+    )
+    sums = []
+    for batch in live.batches(16, seed=4, columns="position"):
+        share = np.unique(kind[batch["position"]], return_counts=True)[1] / 16
+        sums.append(-(share * np.log2(share)).sum())
+    assert found["n_batches"] == len(sums) == 32
+    region = found["region"]
+    assert isinstance(region, dict)
+    assert region["entropy"] == pytest.approx(np.mean(sums))
+    assert region["relative"] > 0.95
 
 
 # -- memory and time --------------------------------------------------------------------

@@ -11,6 +11,7 @@ import multiprocessing
 import pickle
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from patchloom.errors import AccessError, ConfigError, StoreError
 from patchloom.load.augment import Augment
 from patchloom.load.course import Course
 from patchloom.load.order import SHUFFLES
+from patchloom.load.patches import Patches
+from patchloom.load.sampling import Sampling
 from patchloom.load.visit import Visit
 from patchloom.store.patch_reader import PatchReader
 from tests.held_patches import HeldPatches
@@ -124,15 +127,14 @@ def test_keys_and_columns(store: patchloom.PatchStore) -> None:
 
 
 def test_a_column_takes_no_arrays_place() -> None:
-    """Its values would stand where pixels are expected; ``position`` is the place."""
+    """Its values would stand where pixels are expected."""
     columns = {"image": [7, 8], "target": ["t", "u"], "position": [9, 9]}
     patches = HeldPatches({"images": np.zeros((2, 1, 1, 1)), "targets": np.ones((2, 1))}, columns)
     for name in ("image", "target"):
         with pytest.raises(ConfigError, match="one thing"):
             patches.batches(2, columns=["image_id", name])
-    [batch] = patches.batches(2, arrays="images", columns=["target", "position"], shuffle=False)
+    [batch] = patches.batches(2, arrays="images", columns=["target"], shuffle=False)
     assert batch["target"].tolist() == ["t", "u"]
-    assert batch["position"].tolist() == [0, 1]
 
 
 def test_a_complete_store_is_loaded_without_its_manifest(store: patchloom.PatchStore) -> None:
@@ -283,6 +285,109 @@ def test_a_state_of_another_order_is_refused(
     state = store.batches(4, window=3).state_dict()
     with pytest.raises(ConfigError, match="belongs to one order"):
         store.batches(4, **{"window": 3, **other}).load_state_dict(state)
+
+
+def test_a_state_of_other_patches_is_refused(store: patchloom.PatchStore) -> None:
+    """Of as many patches in the same order, of another part, merger, or drawn by other weights."""
+    half, n = store.n_patches // 2, store.n_patches
+    low, high = store.take(np.arange(half)), store.take(np.arange(half) + n - half)
+    pixels = {"images": np.zeros((n, 1, 2, 2), "u1")}
+    held = [HeldPatches(pixels, {"x": np.arange(n) + k}) for k in range(2)]
+    weights = np.ones((2, n))
+    weights[1, -1] = 2
+    pairs: list[tuple[Patches, Patches, Any]] = [
+        (low, high, {}),
+        (patchloom.merge_patches([low, high]), patchloom.merge_patches([high, low]), {}),
+        (store, patchloom.merge_patches([low, high]), {"shuffle": "exact"}),
+        (held[0], held[1], {}),
+    ]
+    for one, other, options in pairs:
+        state = one.batches(4, **options).state_dict()
+        one.batches(5, rank=1, world=3, **options).load_state_dict(state)
+        with pytest.raises(ConfigError, match="same part of them"):
+            other.batches(4, **options).load_state_dict(state)
+    drawn = [store.batches(4, order=store.sampling(one)) for one in weights]
+    with pytest.raises(ConfigError, match="order="):
+        drawn[1].load_state_dict(drawn[0].state_dict())
+
+
+def test_a_column_is_not_shadowed(tmp_path: Path) -> None:
+    """One that is called as what batches have of their own is refused, and loaded by another."""
+    rng = np.random.default_rng(0)
+    images = patchloom.open_images(
+        [rng.integers(0, 99, (8, 8), dtype="u1") for _ in "ab"],
+        ids=["a", "b"],
+        sample=[{"position": 7 + k, "image": f"im{k}"} for k in range(2)],
+    )
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [4, 4]})
+    url = str(tmp_path / "s.zarr")
+    patchloom.materialize(plan, url, progress=False)
+    store = patchloom.open_patches(url)
+    both = patchloom.merge_patches([store, store])
+    for patches in (store, store.take(np.arange(1, 8)), both, patchloom.stream(plan)):
+        for name in ("position", "image"):
+            with pytest.raises(ConfigError, match=f"(?s){name}.*columns=..new name"):
+                patches.batches(4, columns=["image_id", name])
+        told = {"stage": "position", "file": "image", "k": "row"}
+        [batch] = patches.batches(99, columns=told, shuffle=False)
+        assert {*batch} == {"image", *told}
+        for key, name in told.items():
+            assert batch[key].tolist() == patches.manifest[name].to_pylist()
+        assert patches.column_names == patches.manifest.column_names
+    [batch] = store.batches(99, columns={"stage": "position", "position": "row"})
+    assert (batch["stage"] == 7 + batch["position"] // 4).all()
+
+
+def test_the_place_of_a_patch_has_any_key(store: patchloom.PatchStore) -> None:
+    """As long as no column of the manifest has that name."""
+    [batch] = store.batches(99, columns={"at": "position"}, arrays="images")
+    assert sorted(batch["at"].tolist()) == [*range(32)]
+    with pytest.raises(ConfigError, match="some of the manifest's"):
+        store.batches(4, columns={"at": "where"})
+
+
+def test_names_of_columns_need_no_manifest(store: patchloom.PatchStore) -> None:
+    """Of a complete store one part tells them."""
+    fresh = patchloom.open_patches(store.url)
+    fresh.batches(4, columns=["position", "row"])
+    assert "manifest" not in vars(fresh)
+    assert fresh.column_names == store.manifest.column_names
+
+
+def test_a_state_without_patches_is_taken(store: patchloom.PatchStore) -> None:
+    """It is of an earlier version; what it tells must be right."""
+    state = store.batches(4).state_dict()
+    old = {name: state[name] for name in ("epoch", "visited", "n", "seed", "order")}
+    store.batches(4).load_state_dict(old)
+    with pytest.raises(ConfigError, match="window="):
+        store.batches(4, shuffle=False).load_state_dict(old)
+
+
+def test_patches_are_known_where_they_are_sent(store: patchloom.PatchStore) -> None:
+    """In any process, and by whoever opens the store anew."""
+    for patches in (store, store.where("start_x > 8"), patchloom.merge_patches([store] * 2)):
+        assert pickle.loads(pickle.dumps(patches)).identity == patches.identity
+    assert patchloom.open_patches(store.url).identity == store.identity
+
+
+class Many(HeldPatches):
+    """Ten million patches that nobody looks at."""
+
+    n_patches = 10**7
+    identity = "many"
+
+
+def test_telling_ten_million_patches_apart_is_quick() -> None:
+    """It takes less than a second, once."""
+    part = Many({"images": np.zeros((1, 1, 1, 1), "u1")}).take(np.arange(1, Many.n_patches))
+    drawn = Sampling(part.n_patches, weights=np.ones(part.n_patches))
+    loader = part.batches(64, order=drawn)
+    begun = time.process_time()
+    loader.state_dict()
+    first = time.process_time()
+    loader.state_dict()
+    assert first - begun < 1
+    assert time.process_time() - first < 0.1
 
 
 def test_what_is_left_in_mid_epoch_begins_anew(store: patchloom.PatchStore) -> None:

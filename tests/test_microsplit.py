@@ -148,6 +148,16 @@ def test_partners_are_of_the_same_part() -> None:
     assert len({*(made["target"][:, :, 0, 0] // 10).ravel().tolist()}) > 12
 
 
+@pytest.mark.parametrize("name", ["alphas", "places", "target"])
+def test_columns_are_not_shadowed(name: str) -> None:
+    """Those that are called as what is made are refused."""
+    patches = patches_of(4, 2, 0)
+    where = np.arange(3)
+    batch = {**batch_of(patches, where), name: np.ones(3)}
+    with pytest.raises(ConfigError, match=f"{name}.*columns=..new name"):
+        MicroSplit.multiplexed(patches).visited(batch, Visit(0, 0, where, where))
+
+
 def test_paired_and_prediction() -> None:
     patches = patches_of(4, 1, 2)
     split = MicroSplit.paired(patches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from patchloom.image import Layout
 from patchloom.patching.random import RandomPatching
 from patchloom.planning import runs
 from patchloom.planning.cells import Cells, spatial_cells
+from patchloom.planning.incidence import touches
 from patchloom.randomness import philox, poissons
 from patchloom.testing.strategies import STRATEGIES, Geometry
 
@@ -262,3 +264,54 @@ def test_a_plan_of_a_billion_patches_is_saved_in_a_few_mb(
     loaded = patchloom.Plan.load(str(tmp_path / "plan"))
     assert loaded.fingerprint == plan.fingerprint
     assert loaded.n_patches == plan.n_patches
+
+
+@pytest.mark.parametrize("order", ["spatial", "shuffled", "grouped"])
+@pytest.mark.parametrize("axes", ["YX", "SYX"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_chunks_of_aligned_patches_are_those_that_they_touch(
+    order: str, axes: str, lazy: bool, tmp_path: Path
+) -> None:
+    """Counted by their owners, as patch by patch: needed ones, and decodes of each leg."""
+    shape, chunks = (3, 60, 70)[-len(axes) :], (2, 16, 16)[-len(axes) :]
+    arrays: list[Any] = []
+    for k in range(3):
+        pixels = np.arange(np.prod(shape)).reshape(shape).astype("u2")
+        array = zarr.create_array(tmp_path / f"{k}.zarr", shape=shape, chunks=chunks, dtype="u2")
+        array[...] = pixels
+        arrays.append(da.from_array(pixels, chunks) if lazy else str(tmp_path / f"{k}.zarr"))
+    masks = [np.indices(shape[-2:]).sum(0) % 50 < 12 + 9 * k for k in range(3)]
+    masks[1][:] = False
+    images = patchloom.open_images(arrays, axes=axes, ids=list("abc"), mask=masks)
+    how = {"name": "sequential", "patch_size": [8, 8]}
+    asked: dict[str, Any] = {"rows_per_shard": 4, "order": order, "min_coverage": 0.4, "seed": 1}
+    if order == "grouped":
+        asked["group_by"] = "image_id"
+    plan = patchloom.plan(images, how, **asked)
+    assert plan.is_aligned
+    assert plan.n_patches > 40
+    legs = []
+    for start, stop in plan.runs.rows():
+        touched: dict[int, set[int]] = {}
+        for part in plan.visits(start, stop):
+            layout = plan.images[part.image].layout
+            blocks = touches(layout, part.sample, part.corner, plan.cut)[1]
+            touched.setdefault(part.image, set()).update(blocks.tolist())
+        legs.append(touched)
+    every = {(image, block) for leg in legs for image, blocks in leg.items() for block in blocks}
+    each = plan.images[0].layout.chunks_per_block
+    assert plan.chunks_needed == each * len(every)
+    read = len(every) if lazy else sum(len(blocks) for leg in legs for blocks in leg.values())
+    assert plan.chunk_reads == each * read
+
+
+def test_chunks_of_a_billion_aligned_patches_are_told_at_once(tmp_path: Path) -> None:
+    """By the chunks that own them; patch by patch it took ten minutes."""
+    zarr.create_array(tmp_path / "a.zarr", shape=(2**19, 2**19), chunks=(4096, 4096), dtype="u2")
+    images = patchloom.open_images(str(tmp_path / "a.zarr"))
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]})
+    assert plan.n_patches == 2**30
+    begun = time.process_time()
+    assert plan.chunks_needed == 2**14
+    assert plan.chunk_reads >= plan.chunks_needed
+    assert time.process_time() - begun < 5

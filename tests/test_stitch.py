@@ -693,6 +693,24 @@ def test_predictions_never_wrap(held: str, given: str, fits: bool) -> None:
             said.put(range(1), pixels)
 
 
+def test_missing_predictions_do_not_show_as_nothing() -> None:
+    """They are refused, counted, and 0 only for who asks for what is there."""
+    plan = tiled(np.zeros((8, 8), "u1"), (4, 4), (0, 0), axes="YX")
+    said = patchloom.Predictions(fresh(), plan, dtype="uint8", rows=1)
+    said.put(range(1, 2), np.full((1, 1, 4, 4), 7, "u1"))
+    assert said.n_missing == 3
+    with pytest.raises(errors.StoreError, match=r"3 of 4 are missing .*row 0 on.*partial=True"):
+        _ = said.array
+    with pytest.raises(errors.StoreError, match="3 of 4 are missing"):
+        patchloom.stitch(plan, said, fresh(), progress=False)
+    there = np.asarray(said.to_zarr(partial=True)[:, 0, 0, 0])
+    assert there.tolist() == [0, 7, 0, 0]
+    for rows in said.missing():
+        said.put(rows, np.full((1, 1, 4, 4), 3, "u1"))
+    assert said.n_missing == 0
+    assert np.asarray(said.array[:, 0, 0, 0]).tolist() == [3, 7, 3, 3]
+
+
 def test_predictions_go_to_a_place_of_their_own(made: Any, tmp_path: Path) -> None:
     plan, _, _ = made
     zarr.create_array(tmp_path / "v2", shape=(3, 4), dtype="f4", zarr_format=2)[...] = 5

@@ -431,12 +431,14 @@ def test_levels_of_a_pyramid(tmp_path: Path, subifds: bool) -> None:
         assert (image.level, image.grid.chunks[-2:]) == (level, (64, 64))
         if subifds:
             assert image.spacing["x"] == 0.5 * 2**level
+        named = opened(path, level=str(level))
+        assert named.to_document() == image.to_document()
         coarser = patchloom.Image.from_document(image.to_document()).levels
         assert [role.image.level for role in coarser] == list(range(level + 1, 3))
         for role in coarser:
             np.testing.assert_array_equal(whole(role.image), arrays[role.image.level])
             assert [float(s) for s in role.alignment.scale] == [2 ** (role.image.level - level)] * 2
-    wrong: list[Any] = [3, -1, "1", True]
+    wrong: list[Any] = [3, -1, "3", "s1", True]
     for asked in wrong:
         with pytest.raises(SourceError, match=r"from 0 \(finest\) to 2"):
             opened(path, level=asked)

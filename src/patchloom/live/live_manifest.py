@@ -27,7 +27,7 @@ _ROWS = 2**16
 """Rows that are made together, about."""
 
 
-def manifest(plan: Plan, reader: Reader, stretches: Stretches) -> pa.Table:
+def manifest(plan: Plan, reader: Reader, stretches: Stretches, upto: int | None = None) -> pa.Table:
     """One row a patch, in the order of positions.
 
     Parameters
@@ -38,7 +38,11 @@ def manifest(plan: Plan, reader: Reader, stretches: Stretches) -> pa.Table:
         Gives their pixels as the sources hold them, where a column is of pixels.
     stretches
         That positions lie in.
+    upto
+        Rows that are made; by default all.
     """
+    if upto is not None:
+        return _rows(plan, reader, stretches, 0, upto)
     # A part ends with a stretch, so that its masks, labels and chunks are read together.
     bounds = stretches.bounds
     every = np.flatnonzero(np.diff(bounds[:-1] // _ROWS, prepend=-1))

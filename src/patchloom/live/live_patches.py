@@ -10,11 +10,15 @@ import pyarrow as pa
 
 from patchloom.image import Ints
 from patchloom.live.live_manifest import manifest
+from patchloom.live.live_mixing import mixing
 from patchloom.live.live_reader import LiveReader
-from patchloom.live.stretches import Stretches
+from patchloom.live.stretches import Stretches, advice
+from patchloom.load.order import Order
 from patchloom.load.patches import Patches
+from patchloom.mixing import Found
 from patchloom.normalization import Normalization
 from patchloom.planning.plans import Plan
+from patchloom.randomness import digest, digest_of
 from patchloom.store.schema import array_of, role_of
 
 __all__ = ["LivePatches"]
@@ -51,6 +55,7 @@ class LivePatches(Patches):
         self.memory = memory
         self.applied: dict[str, Normalization] = dict(scaling or {})
         """What arrays are normalised with when they are read, by name."""
+        self._asked = window
         self._stretches = Stretches.of(plan, memory, window)
         self.window = self._stretches.window
         self.memory_to_load = 2 * memory
@@ -75,9 +80,22 @@ class LivePatches(Patches):
         Scores and classes are of pixels, which are read for it: each needed chunk of the images or
         labels about once. Coverage reads the masks.
         """
-        # What scores are of is not scaled.
-        reader = LiveReader(self._stretches.plan, self.blocks, self.memory)
-        return manifest(self.plan, reader, self._stretches)
+        return manifest(self.plan, self._unscaled(), self._stretches)
+
+    @cached_property
+    def column_names(self) -> list[str]:
+        """Of the manifest; scores are taken of one patch."""
+        one = manifest(self.plan, self._unscaled(), self._stretches, 1)
+        return list(one.column_names)
+
+    def _unscaled(self) -> LiveReader:
+        """What scores are of."""
+        return LiveReader(self._stretches.plan, self.blocks, self.memory)
+
+    def _identified(self) -> str:
+        # Along other bands other patches have these positions.
+        order = digest_of(self._stretches.order).hex()
+        return digest("live", self.plan.fingerprint, order).hex()
 
     @property
     def blocks(self) -> Ints:
@@ -114,7 +132,8 @@ class LivePatches(Patches):
         -------
         dict
             ``n_patches``, ``n_blocks``, ``window`` (blocks), ``memory``, ``chunks_needed``,
-            ``read_amplification`` (estimated).
+            ``read_amplification`` (estimated), and ``advice``: None, or which ``memory=`` or
+            ``window=`` brings it to 1.1, where it is above.
         """
         return {
             "n_patches": self.n_patches,
@@ -123,7 +142,42 @@ class LivePatches(Patches):
             "memory": self.memory,
             "chunks_needed": self.plan.chunks_needed,
             "read_amplification": self.read_amplification,
+            "advice": advice(self.plan, self.memory, self._asked),
         }
+
+    def mixing(self, batch: int = 64, *, window: int | None = None, seed: int = 0) -> Found:
+        """How many images and regions meet in batches that go window by window; reads nothing.
+
+        Parameters
+        ----------
+        batch
+            Patches of a batch.
+        window, seed
+            As a loader is given them.
+
+        Returns
+        -------
+        dict
+            For ``image``, ``region`` and both ``joint``: ``entropy`` of batches in bits, that of
+            ``independent`` draws and of a permutation of all (``permuted``), and ``relative``:
+            entropy over permuted. See `Plan.mixing`.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> images = patchloom.open_images([np.zeros((256, 256), "uint8")] * 2, ids=["a", "b"])
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]})
+        >>> patchloom.stream(plan).mixing()["image"]["relative"] > 0.98
+        True
+        """
+        order = Order(
+            self.n_patches,
+            self.blocks,
+            seed=seed,
+            window=self.window if window is None else window,
+            trails=self.trails,
+        )
+        return mixing(self._stretches, order, batch)
 
     def __getitem__(self, position: int) -> np.ndarray[Any, np.dtype[Any]]:
         if not -len(self) <= position < len(self):
@@ -138,7 +192,9 @@ class LivePatches(Patches):
 
     def __getstate__(self) -> dict[str, object]:
         # What is read or derived stays: another process opens for itself.
-        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "_own")}
+        return {
+            k: v for k, v in self.__dict__.items() if k not in ("manifest", "column_names", "_own")
+        }
 
     def __repr__(self) -> str:
         shape = "x".join(str(n) for n in self.plan.patch_shape)

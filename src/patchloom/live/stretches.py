@@ -20,12 +20,14 @@ from patchloom.planning.lenses import is_context
 from patchloom.planning.plans import Plan
 from patchloom.planning.rows import ranges
 
-__all__ = ["WINDOWS", "Stretches"]
+__all__ = ["WINDOWS", "Stretches", "advice"]
 
 WINDOWS = (256, 128, 64, 32, 16, 12, 8, 6, 4)
 """Stretches of a window: as many of these as cost few chunks that are decoded again."""
 AMPLE = 1.08
 """Decodes for each needed chunk, as it is estimated, that are few."""
+FEW = 1.1
+"""Decodes for each needed chunk up to which nothing is advised."""
 _ROOM = 0.75
 """Share of the memory that windows are made for; columns and batches in flight take some."""
 _PATCHES = 2**20
@@ -68,14 +70,7 @@ class Stretches:
         window
             Stretches that are visited together; by default from 4 to 256.
         """
-        shapes, room = _Shapes(plan), int(memory * _ROOM)
-        most = max(1, _PATCHES * len(plan.cells) // plan.n_patches)
-        for n in WINDOWS if window is None else (window,):
-            sides, estimate = shapes.sides(room // n, most)
-            if estimate <= AMPLE:
-                break
-        if shapes.nbytes <= room:
-            estimate = 1.0
+        sides, n, estimate = _Shapes(plan).course(memory, window)
         spans = [_Span(plan, image, side) for image, side in enumerate(sides)]
         order = np.concatenate([np.zeros(0, np.int64), *(span.order for span in spans)])
         kind = "grouped" if plan.order == "grouped" else "spatial"
@@ -103,6 +98,40 @@ class Stretches:
             rank = plan.cells.rows_of(cell) + within
             found.append(replace(part, row=plan.rows_along(rank), rank=rank, cell=cell))
         return found
+
+
+def advice(plan: Plan, memory: int, window: int | None = None) -> str | None:
+    """What to type where an epoch is told to decode many chunks again; None where it is not.
+
+    Parameters
+    ----------
+    plan, memory, window
+        As for `Stretches.of`.
+    """
+    shapes = _Shapes(plan)
+
+    def told(memory: int, window: int | None) -> float:
+        return shapes.course(memory, window)[2]
+
+    _, n, now = shapes.course(memory, window)
+    if now <= FEW:
+        return None
+    enough = memory
+    while told(2 * enough, window) > FEW:
+        enough *= 2
+    for step in (enough // 2, enough // 4, enough // 8):
+        if told(enough + step, window) > FEW:
+            enough += step
+    mib = -(-(enough + enough // 8) // 2**20)
+    found = (
+        f"each needed chunk is decoded about {now:.2f} times an epoch; take memory='{mib} MiB' for "
+        f"{FEW} times or less"
+    )
+    fewer = {k: told(memory, k) for k in range(min(n, WINDOWS[-1]) - 1, 0, -1)}
+    best = next((k for k in fewer if fewer[k] <= FEW), min(fewer, key=fewer.__getitem__, default=0))
+    if not best or fewer[best] >= now:
+        return found
+    return f"{found}, or window={best} for {fewer[best]:.2f}, in batches that are mixed less"
 
 
 class _Span:
@@ -161,6 +190,16 @@ class _Shapes:
             self._which.append(known[arrays])
         self._units = np.diff(plan.cells.bounds)
         """Chunks of each image that own patches."""
+        self._most = max(1, _PATCHES * len(plan.cells) // plan.n_patches)
+
+    def course(self, memory: int, window: int | None) -> tuple[list[Sides], int, float]:
+        """Slabs of each image, how many are visited together, and what they cost."""
+        room = int(memory * _ROOM)
+        for n in WINDOWS if window is None else (window,):
+            sides, estimate = self.sides(room // n, self._most)
+            if estimate <= AMPLE:
+                break
+        return sides, n, 1.0 if self.nbytes <= room else estimate
 
     @property
     def nbytes(self) -> int:

@@ -23,6 +23,13 @@ __all__ = ["Course", "default_threads"]
 _MOST_THREADS = 8
 _TOGETHER = 32
 """Single patches that are read together, at most."""
+_PATCHES = (
+    "take the same stores, merged in the same order, and the same part of them; of stream() the "
+    "same plan, memory= and window="
+)
+_ORDER = "make the loader with the same shuffle=, seed=, window=, streams= and order="
+_TOLD = {"n": _PATCHES, "patches": _PATCHES, "seed": _ORDER, "rule": _ORDER, "order": _ORDER}
+"""The way out, by what differs."""
 
 
 def default_threads() -> int:
@@ -136,11 +143,13 @@ class Course:
             If the state is of other patches, another seed or another kind of order.
         """
         for name, mine in self._identity.items():
+            # A state of an earlier version does not say of which patches it is.
+            if name in ("patches", "rule") and name not in state:
+                continue
             if state.get(name) != mine:
                 raise ConfigError(
-                    "a state belongs to one order, but this loader has another one "
-                    f"({name} is {mine}, the state has {state.get(name)}); make the loader with "
-                    "the same patches, shuffle=, seed=, window= and streams="
+                    "a state belongs to one order of some patches, but this loader has another one "
+                    f"({name} is {mine}, the state has {state.get(name)}): {_TOLD[name]}"
                 )
 
     @property
@@ -148,8 +157,13 @@ class Course:
         n = self.order.n
         some = self.order.at(0, np.linspace(0, max(0, n - 1), min(n, 16)).astype(np.int64))
         # 53 bits: JSON of any reader keeps them.
-        order = key_of("order", n, *some.tolist()) >> 11
-        return {"n": n, "seed": self.recipe.seed, "order": order}
+        return {
+            "n": n,
+            "patches": key_of("patches", self.recipe.patches.identity) >> 11,
+            "seed": self.recipe.seed,
+            "rule": key_of("rule", getattr(self.order, "identity", None)) >> 11,
+            "order": key_of("order", n, *some.tolist()) >> 11,
+        }
 
 
 def _bytes_of(made: Any) -> int:

@@ -18,6 +18,7 @@ from patchloom.load.derived import DerivedPatches
 from patchloom.load.patches import Patches
 from patchloom.load.reader import Ints, Pixels, Reader
 from patchloom.load.scales import summed
+from patchloom.randomness import digest
 from patchloom.summaries.table import Statistics
 
 __all__ = ["MergedPatches", "merge_patches"]
@@ -142,6 +143,15 @@ class MergedPatches(DerivedPatches):
     def n_patches(self) -> int:
         """Of all parts."""
         return int(self.bounds[-1])
+
+    @property
+    def column_names(self) -> Sequence[str]:
+        """Those of the parts, and the one that names them."""
+        every = (name for part in self.parts for name in part.column_names)
+        return [*dict.fromkeys(every), self.column]
+
+    def _identified(self) -> str:
+        return digest("several", *(part.identity for part in self.parts)).hex()
 
     @cached_property
     def blocks(self) -> Ints:

@@ -217,6 +217,7 @@ class MicroSplit:
         stack = {name: self._scaled(batch[name], *own) for name in levels}
         made = {key: value for key, value in batch.items() if key not in levels}
         if self.mixes:
+            _check_keys(made)
             stack, places = self._channels(stack, visit)
             alphas = self._alphas(visit, stack["image"].shape[1])
             made |= {"target": stack["image"], "alphas": alphas, "places": places}
@@ -304,6 +305,16 @@ class MicroSplit:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}
+
+
+def _check_keys(batch: Batch) -> None:
+    """Refuse what would be gone: columns that are called as what is made."""
+    made = ("alphas", "places", "target")
+    if taken := [key for key in made if key in batch and np.ndim(batch[key]) < 2]:
+        raise ConfigError(
+            f"each key of a batch is one thing, got columns {taken}, which MicroSplit makes, too; "
+            "call them otherwise: columns={'new name': 'column'}"
+        )
 
 
 def _summed(pixels: Pixels, alphas: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from patchloom.errors import ConfigError
 from patchloom.load.reader import Ints
-from patchloom.randomness import key_of, philox
+from patchloom.randomness import digest, digest_of, key_of, philox
 
 __all__ = ["SHUFFLES", "WINDOW", "Order", "Ordering", "permuted"]
 
@@ -93,6 +93,20 @@ class Order:
                 "window=, streams= and granule= are at least 1, got "
                 f"{self.window}, {self.streams} and {self.granule}"
             )
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells it from other orders: 128 bits in hex."""
+        parts: list[object] = [self.n, self.shuffle]
+        if self.shuffle != "none":
+            parts += [self.seed]
+        if self.shuffle == "window":
+            trails = self.blocks if self.trails is None else np.asarray(self.trails, np.int64)
+            parts += [min(self.window, len(self.blocks))]
+            parts += [digest_of(bounds).hex() for bounds in (self.blocks, trails)]
+        if self.streams > 1:
+            parts += [self.streams, self.granule]
+        return digest("order", *parts).hex()
 
     def at(self, epoch: int, visits: Ints) -> Ints:
         """The positions of some visits of an epoch.
@@ -179,7 +193,7 @@ class Order:
         return np.lexsort((lane_of[which], first[which] + within)).astype(np.int64)
 
     def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in self.__dict__.items() if k != "_epochs"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_epochs", "identity")}
 
 
 def permuted(key: int, n: int, places: Ints) -> Ints:

@@ -21,6 +21,7 @@ from patchloom.load.sampling import Sampling
 from patchloom.load.visit import Addressed
 from patchloom.load.weights import weights_of
 from patchloom.normalization import Normalization
+from patchloom.randomness import digest, digest_of
 
 if TYPE_CHECKING:
     from patchloom.load.course import Course
@@ -95,6 +96,33 @@ class Patches(ABC):
     def n_patches(self) -> int:
         """Rows of the manifest."""
         return int(self.manifest.num_rows)
+
+    @property
+    def column_names(self) -> Sequence[str]:
+        """Of the manifest, told without reading all of it where that can be."""
+        names: list[str] = self.manifest.column_names
+        return names
+
+    @property
+    def identity(self) -> str:
+        """What tells them, position by position, from all others: 128 bits in hex.
+
+        States of loaders hold it. By default it is of the values in the manifest.
+        """
+        known: str | None = self.__dict__.get("_identity")
+        if known is None:
+            known = self.__dict__["_identity"] = self._identified()
+        return known
+
+    def _identified(self) -> str:
+        parts: list[object] = ["rows"]
+        for name in self.manifest.column_names:
+            # Ids of patches follow from the others, and no two are equal.
+            if name != "patch_id":
+                coded = self.manifest[name].combine_chunks().dictionary_encode("encode")
+                parts += [name, digest_of(coded.indices.to_numpy()).hex()]
+                parts += [digest(*coded.dictionary.to_pylist()).hex()]
+        return digest(*parts).hex()
 
     @property
     def channels(self) -> tuple[str, ...] | None:
@@ -311,7 +339,7 @@ class Patches(ABC):
         drop_last: bool = False,
         uneven: str = "repeat",
         arrays: Sequence[str] | str | None = None,
-        columns: Sequence[str] | str = (),
+        columns: Mapping[str, str] | Sequence[str] | str = (),
         normalize: Normalization | str | None = None,
         transform: Callable[[dict[str, Any]], Any] | Addressed | None = None,
         fields: Sequence[str] | None = None,
@@ -346,7 +374,8 @@ class Patches(ABC):
         arrays
             Which of `arrays_held`; by default all.
         columns
-            Of the manifest, as further keys [n]; also ``"position"``.
+            Of the manifest, as further keys [n], or by keys: ``{"key": "column"}``; also
+            ``"position"``, the place of the patch in it.
         normalize
             What images are scaled by, to float32, each with the numbers of its own image: a
             `Normalization`, or a kind that `normalization` knows.
@@ -503,3 +532,47 @@ class Patches(ABC):
 
         course = self.course(batch_size, shuffle=shuffle, seed=seed, **options)
         return KerasBatches(course.among(rank, world), x, y, sample_weight, channels)
+
+    def to_tensorflow(
+        self,
+        batch_size: int = 32,
+        *,
+        channels: str = "last",
+        shuffle: bool | str = True,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        **options: Any,
+    ) -> Any:
+        """A ``tf.data.Dataset``; needs TensorFlow.
+
+        Parameters
+        ----------
+        batch_size
+            Patches of a batch.
+        channels
+            Where images have them: ``"last"`` or ``"first"``.
+        shuffle, seed, rank, world
+            See `batches`.
+        **options
+            Of `batches`; ``fields=("image", "labels")`` makes what ``fit`` takes.
+
+        Returns
+        -------
+        tf.data.Dataset
+            Each iteration over it is the next epoch. To resume one, make it of a loader, which has
+            a state: ``patchloom.load.tensorflow_data.tensorflow_dataset(loader)``.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is none of these, or TensorFlow is not installed.
+        """
+        if find_spec("tensorflow") is None:
+            raise ConfigError("to_tensorflow needs TensorFlow; pip install tensorflow")
+        from patchloom.load.tensorflow_data import counted, tensorflow_dataset
+
+        loader = self.batches(
+            batch_size, shuffle=shuffle, seed=seed, rank=rank, world=world, **options
+        )
+        return counted(tensorflow_dataset(loader, channels), loader)

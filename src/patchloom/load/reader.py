@@ -59,6 +59,14 @@ class Readable(Protocol):
         """One row a patch; its number is the patch's position."""
 
     @property
+    def column_names(self) -> Sequence[str]:
+        """Of the manifest, told without reading all of it where that can be."""
+
+    @property
+    def identity(self) -> str:
+        """What tells them, position by position, from all others."""
+
+    @property
     def n_patches(self) -> int:
         """Rows of the manifest, told without reading it where that can be."""
 

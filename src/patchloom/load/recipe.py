@@ -39,8 +39,8 @@ class Recipe:
 
     patches: Readable
     arrays: tuple[str, ...]
-    columns: tuple[str, ...] = ()
-    """Of the manifest, besides; ``"position"`` is always the patch's place in it."""
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    """Of the manifest, besides, by their keys in a batch; None is the patch's place in it."""
     normalize: Normalization | None = None
     """What images are scaled by, each by the numbers of its own; to float32."""
     transform: Callable[[Batch], Any] | Addressed | None = None
@@ -65,13 +65,14 @@ class Recipe:
         if taken := [name for name in self.columns if name in map(key_of_array, self.arrays)]:
             raise ConfigError(
                 f"each key of a batch is one thing, got columns {taken}, which are arrays of it, "
-                "too; name them otherwise in the images' metadata, or leave the arrays out: arrays="
+                "too; call them otherwise: columns={'new name': 'column'}, or leave the arrays "
+                "out: arrays="
             )
-        for name in self.columns:
-            if name != "position" and name not in self.patches.manifest.column_names:
+        known = self.patches.column_names if self.columns else ()
+        for name in self.columns.values():
+            if name is not None and name not in known:
                 raise ConfigError(
-                    "columns= are 'position' and some of the manifest's, "
-                    f"{self.patches.manifest.column_names}, got {name!r}"
+                    f"columns= are 'position' and some of the manifest's, {[*known]}, got {name!r}"
                 )
 
     @classmethod
@@ -81,7 +82,7 @@ class Recipe:
         *,
         arrays: Sequence[str] | str | None,
         normalize: Normalization | str | None,
-        columns: Sequence[str] | str,
+        columns: Mapping[str, str] | Sequence[str] | str,
         fields: Sequence[str] | None,
         **rest: Any,
     ) -> Recipe:
@@ -93,7 +94,7 @@ class Recipe:
         return cls(
             patches,
             wanted,
-            columns=(columns,) if isinstance(columns, str) else tuple(columns),
+            columns=_keyed(patches, (columns,) if isinstance(columns, str) else columns),
             normalize=normalize,
             fields=None if fields is None else tuple(fields),
             **rest,
@@ -162,8 +163,8 @@ class Recipe:
         batch: Batch = {key_of_array(name): found[name] for name in self.arrays}
         if self.normalize is not None and "image" in batch:
             batch["image"] = self.normalize.apply(batch["image"], self._ids(positions))
-        for name in self.columns:
-            batch[name] = positions if name == "position" else self._column(name)[positions]
+        for key, name in self.columns.items():
+            batch[key] = positions if name is None else self._column(name)[positions]
         return batch
 
     def _ids(self, positions: Ints) -> npt.NDArray[Any] | None:
@@ -176,6 +177,20 @@ class Recipe:
         if name not in self._columns:
             self._columns[name] = self.patches.manifest[name].to_numpy(zero_copy_only=False)
         return self._columns[name]
+
+
+def _keyed(patches: Readable, columns: Mapping[str, str] | Sequence[str]) -> dict[str, str | None]:
+    """Columns by their keys in a batch; None is the place of a patch."""
+    named = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    found: dict[str, str | None] = {**named}
+    if "position" in found.values() and "position" not in patches.column_names:
+        return {key: None if name == "position" else name for key, name in found.items()}
+    if found.get("position") == "position":
+        raise ConfigError(
+            "of a batch 'position' is the place of a patch in the manifest, which has a column of "
+            "that name, too; take that by another: columns={'new name': 'position'}"
+        )
+    return found
 
 
 def _first(made: Any) -> Any:

@@ -13,7 +13,7 @@ from patchloom.errors import ConfigError
 from patchloom.load.order import permuted
 from patchloom.load.reader import Ints
 from patchloom.load.weights import Floats, checked
-from patchloom.randomness import key_of, philox
+from patchloom.randomness import digest, digest_of, key_of, philox
 
 __all__ = ["Sampling"]
 
@@ -85,6 +85,13 @@ class Sampling:
         assert self.visits is not None
         return self.visits
 
+    @cached_property
+    def identity(self) -> str:
+        """What tells it from other orders: 128 bits in hex."""
+        weights = None if self.weights is None else digest_of(self.weights).hex()
+        parts = (self.patches, self.visits, weights, self.replacement, self.seed)
+        return digest("sampling", *parts).hex()
+
     def at(self, epoch: int, visits: Ints) -> Ints:
         """The positions of some visits of an epoch.
 
@@ -139,7 +146,9 @@ class Sampling:
         return known[epoch]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_epochs", "_cumulated")}
+        return {
+            k: v for k, v in self.__dict__.items() if k not in ("_epochs", "_cumulated", "identity")
+        }
 
 
 def _uniform(key: int, address: Ints) -> Floats:

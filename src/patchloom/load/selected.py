@@ -15,6 +15,7 @@ from patchloom.load.derived import DerivedPatches
 from patchloom.load.patches import Patches
 from patchloom.load.reader import Ints, Pixels, Reader
 from patchloom.load.scales import summed
+from patchloom.randomness import digest, digest_of
 from patchloom.summaries.table import Statistics
 
 __all__ = ["SelectedPatches"]
@@ -112,6 +113,14 @@ class SelectedPatches(DerivedPatches):
     def n_patches(self) -> int:
         """How many they are."""
         return len(self.positions)
+
+    @property
+    def column_names(self) -> Sequence[str]:
+        """Those of the whole."""
+        return self.whole.column_names
+
+    def _identified(self) -> str:
+        return digest("some", self.whole.identity, digest_of(self.positions).hex()).hex()
 
     @property
     def blocks(self) -> Ints:

@@ -564,11 +564,21 @@ class Plan:
         found = []
         for index, image in enumerate(self.images):
             layout = image.layout
+            if self.is_aligned:
+                found.append(image.decodes(self._owners(index, *self.cells.span(index))))
+                continue
             flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
             for patches in self.walk_image(index):
                 flags[touches(layout, patches.sample, patches.corner, self.cut)[1]] = True
             found.append(image.decodes(np.flatnonzero(flags)))
         return found
+
+    def _owners(self, index: int, low: int, high: int) -> Ints:
+        """The blocks that own patches of cells [low, high) of an image, each once."""
+        layout, cells = self.images[index].layout, self.cells
+        kept = low + np.flatnonzero(cells.kept[low:high])
+        sample, chunk = np.divmod(cells.cell[kept].astype(np.int64), layout.space.n_chunks)
+        return np.unique(layout.groups_of(sample) * layout.space.n_chunks + chunk)
 
     @property
     def chunks_needed(self) -> int:
@@ -607,7 +617,12 @@ class Plan:
         """Chunk decodes of one array of each image."""
         found = [0] * len(self.images)
         shared: dict[int, list[Ints]] = {}
+        # What no patch leaves, a run needs because it owns patches: they need not be looked at.
+        by_owner = name == "image" and self.is_aligned and self.sequence.is_straight
         for start, stop in self.runs.rows():
+            if by_owner and start < stop:
+                self._count_owners(start, stop, found, shared)
+                continue
             for patches in self.visits(start, stop):
                 array = self.images[patches.image].cut_arrays.get(name)
                 if array is None:
@@ -626,6 +641,22 @@ class Plan:
             layout = self.images[index].cut_arrays[name].layout
             found[index] += len(np.unique(np.concatenate(blocks_of))) * layout.chunks_per_block
         return found
+
+    def _count_owners(
+        self, start: int, stop: int, found: list[int], shared: dict[int, list[Ints]]
+    ) -> None:
+        """Count the decodes of a run [start, stop) of rows whose patches leave no chunk."""
+        low, last = self.cells.positions_of([start, stop - 1]).tolist()
+        first, final = self.cells.image_of(np.array([low, last])).tolist()
+        for index in range(first, final + 1):
+            begin, end = self.cells.span(index)
+            blocks = self._owners(index, max(low, begin), min(last + 1, end))
+            if not len(blocks):
+                continue
+            if self.images[index].source.addressable:
+                found[index] += self.images[index].decodes(blocks)
+            else:
+                shared.setdefault(index, []).append(blocks)
 
     def walk(self) -> Iterator[Patches]:
         """All patches in row order, a bounded number of one image at a time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from html import escape
@@ -179,7 +180,10 @@ def _row(align: str, found: Plan) -> Alternative:
         left = sum(strategy.n_left_over(k) for k in range(len(found.images)))
         if name != "chunk_aligned":
             offset = tuple(getattr(strategy, "offset", (0,) * len(strategy.patch_size)))
-    pixels = sum(int(found.sizes(patches).prod(1).sum()) for patches in found.walk())
+    if found.edge == "shrink":
+        pixels = sum(int(found.sizes(patches).prod(1).sum()) for patches in found.walk())
+    else:
+        pixels = found.n_patches * math.prod(found.patch_size)
     needed, reads = found.chunks_needed, found.chunk_reads
     return Alternative(
         align,

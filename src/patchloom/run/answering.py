@@ -82,17 +82,12 @@ def answers_of(
     per_shard = 1
     if isinstance(given, Predictions):
         _check_tiles(given, tiles)
-        lost = given.missing()
-        if lost and not partial:
-            n = sum(map(len, lost))
-            raise StoreError(
-                f"predictions of all tiles are stitched, but {n:,} of {len(given):,} are missing "
-                f"at {given.url!r}, from row {lost[0].start} on; put those of missing(), or give "
-                "partial=True for what is there"
-            )
+        if not partial:
+            given.check_whole("partial=True")
+        lost = given.missing() if partial else []
         per_shard = given.rows_per_shard
         gone = np.array([rows.start // per_shard for rows in lost], np.int64) if lost else None
-        given = given.array
+        given = given.to_zarr(partial=True)
     rows, lazy = _rows(given, len(cut.size), options)
     flat = len(rows.shape) == 1 + len(cut.size)
     read = RowInputs(rows, flat, lazy)

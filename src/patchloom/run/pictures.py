@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from patchloom.png_file import png_file
 
 __all__ = ["blend", "colour", "data_uri", "grey_levels", "heat", "label_colours", "outline", "png"]
 
@@ -61,20 +61,7 @@ def png(pixels: Pixels) -> bytes:
     height, width = rows.shape[:2]
     depth = 1 if rows.ndim == 2 else rows.shape[2]
     kind = {1: 0, 3: 2, 4: 6}[depth]
-    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
-    body = zlib.compress(_filtered(rows.reshape(height, -1), depth).tobytes(), 9)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _part(b"IHDR", header),
-            _part(b"IDAT", body),
-            _part(b"IEND", b""),
-        )
-    )
-
-
-def _part(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return png_file(_filtered(rows.reshape(height, -1), depth), width, 8, kind, 9)
 
 
 def _filtered(rows: Pixels, depth: int) -> Pixels:

@@ -58,12 +58,7 @@ def open_file(location: Location, wanted: Wanted) -> Image:
             ) from error
         scene = _scene(scenes, wanted.inside, shown)
         opened.set_scene(scene)
-        levels = list(opened.resolution_levels)
-        if wanted.level not in levels or isinstance(wanted.level, bool | str):
-            raise SourceError(
-                f"level= is one of the numbers {levels}, got {wanted.level!r} for {shown!r}"
-            )
-        level = int(wanted.level)
+        level = wanted.level_of(len(opened.resolution_levels), shown)
         try:
             opened.set_resolution_level(level)
             data, order = _regular(opened), str(opened.dims.order).lower()

@@ -45,6 +45,23 @@ class Wanted:
     role_of: Image | None = None
     """The image that it is a role of: unnamed dimensions are called like its own."""
 
+    def level_of(self, n: int, shown: str) -> int:
+        """The number of the level that is asked for, of a file whose levels have no other names.
+
+        Raises
+        ------
+        SourceError
+            If it is none of them.
+        """
+        names = {str(k): k for k in range(n)}
+        found = None if isinstance(self.level, bool) else names.get(str(self.level))
+        if found is None:
+            raise SourceError(
+                f"level= is a number from 0 (finest) to {n - 1}, also as text, got {self.level!r} "
+                f"for {shown!r}"
+            )
+        return found
+
     def axes_for(self, named: str, ndim: int, what: str) -> Axes:
         """The axes of an array: as given, else as named in the file, else by their number."""
         if self.axes is None and not named and self.role_of is not None:

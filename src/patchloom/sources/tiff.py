@@ -50,12 +50,7 @@ def open_file(location: Location, wanted: Wanted) -> Image:
     with _opened(location) as (tif, size):
         number = _number(tif.series, wanted.inside, location.shown)
         levels = tif.series[number].levels
-        if wanted.level not in range(len(levels)) or isinstance(wanted.level, bool | str):
-            raise SourceError(
-                f"level= is a number from 0 (finest) to {len(levels) - 1}, got {wanted.level!r} "
-                f"for {location.shown!r}"
-            )
-        index = int(wanted.level)
+        index = wanted.level_of(len(levels), location.shown)
         image = _image(tif, size, location, wanted, number, index)
     pyramid = TiffPyramid(location, number) if index + 1 < len(levels) else None
     return replace(image, pyramid=pyramid)

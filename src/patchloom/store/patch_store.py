@@ -19,13 +19,14 @@ from patchloom.errors import ConfigError, SourceMissingError, StoreError
 from patchloom.load.patches import Patches
 from patchloom.location import Location
 from patchloom.normalization import Normalization, kind_of
+from patchloom.randomness import digest
 from patchloom.store.additions import additions_of, n_rows_of, n_shards_of
 from patchloom.store.checking import specs_of
 from patchloom.store.manifest import part_names, read_manifest, read_skipped
 from patchloom.store.mixing import mixing
 from patchloom.store.normalized import pooled, recorded
 from patchloom.store.patch_reader import PatchReader
-from patchloom.store.schema import APPENDED, SKIPPED, shard_of
+from patchloom.store.schema import APPENDED, SKIPPED, manifest_name, shard_of
 from patchloom.store.statistics_view import from_document
 from patchloom.store.summed import store_summaries
 from patchloom.summaries.asked import check_percentiles, quantiles_of
@@ -200,6 +201,11 @@ class PatchStore(Patches):
             return int(self.manifest.num_rows)
         return sum(addition.n_patches for addition in additions_of(self.attributes))
 
+    def _identified(self) -> str:
+        # Of a store whose job goes on, by the parts that were seen.
+        parts = [] if self.complete else self._parts
+        return digest("store", self.fingerprint, self.n_patches, *parts).hex()
+
     @cached_property
     def blocks(self) -> Ints:
         """Bounds of shards in positions of the manifest: int64[n_shards + 1]."""
@@ -264,6 +270,16 @@ class PatchStore(Patches):
                 "`patchloom verify STORE --repair`, and run its job again"
             )
         return table
+
+    @cached_property
+    def column_names(self) -> Sequence[str]:
+        """Of the manifest: what its first parts tell, or all that are there."""
+        if not self.complete or "manifest" in self.__dict__:
+            return list(self.manifest.column_names)
+        first = [manifest_name(a.first_shard) for a in additions_of(self.attributes) if a.n_patches]
+        found = [part for part in map(self._location.read, first) if part is not None]
+        whole = found and len(found) == len(first)
+        return list((read_manifest(found) if whole else self.manifest).column_names)
 
     @cached_property
     def _parts(self) -> list[str]:

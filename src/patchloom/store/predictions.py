@@ -194,8 +194,37 @@ class Predictions:
         return self._location
 
     @property
+    def n_missing(self) -> int:
+        """Tiles whose predictions are not there. One listing."""
+        return sum(map(len, self.missing()))
+
+    @property
     def array(self) -> zarr.Array[Any]:
-        """The predictions as a Zarr array; those that are missing show 0."""
+        """All of them as a Zarr array: see `to_zarr`.
+
+        Raises
+        ------
+        StoreError
+            If some are missing.
+        """
+        return self.to_zarr()
+
+    def to_zarr(self, *, partial: bool = False) -> zarr.Array[Any]:
+        """The predictions as a Zarr array (tile, c, [z], y, x), to be read.
+
+        Parameters
+        ----------
+        partial
+            Whether to show what there is of predictions some of which are missing: these are 0,
+            and `missing` tells their rows. Else they are refused.
+
+        Raises
+        ------
+        StoreError
+            If some are missing, unless `partial`.
+        """
+        if not partial:
+            self.check_whole("to_zarr(partial=True)")
         from fsspec.implementations.local import LocalFileSystem
         from zarr.storage import FsspecStore, LocalStore
 
@@ -205,6 +234,26 @@ class Predictions:
         options = dict(self._location.options)
         store = FsspecStore.from_url(self._location.url, storage_options=options, read_only=True)
         return zarr.open_array(store, mode="r", zarr_format=3)
+
+    def check_whole(self, otherwise: str) -> None:
+        """Refuse predictions some of which are missing.
+
+        Parameters
+        ----------
+        otherwise
+            What takes those that are there.
+
+        Raises
+        ------
+        StoreError
+            If some are.
+        """
+        if lost := self.missing():
+            raise StoreError(
+                f"predictions of all tiles are taken together, but {sum(map(len, lost)):,} of "
+                f"{len(self):,} are missing at {self.url!r}, from row {lost[0].start} on; put "
+                f"those of missing(), or take what is there: {otherwise}"
+            )
 
     def missing(self, rank: int = 0, world: int = 1) -> list[range]:
         """The rows of the shards that are not there, shard by shard. One listing.

@@ -1,28 +1,24 @@
 """The loops in which statistics spend their time, compiled by numba (the extra ``fast``).
 
 They find what `counting` and `moments` find with NumPy, to the last bit, do not hold the
-interpreter's lock, and are several times as fast. Importing numba takes more than a second and
-some 120 MB, so a process turns to it only after as many pixels as make up for that.
+interpreter's lock, and are several times as fast.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from patchloom.compiled_loops import CompiledLoops
 from patchloom.summaries.counting import PIECE
 from patchloom.summaries.keys import Floats, Ints, ends
 from patchloom.summaries.moments import Sums
 from patchloom.summaries.refining import Targets
 
 __all__ = [
-    "PATIENCE",
     "SETTLED",
     "Buckets",
     "Leaves",
@@ -32,9 +28,6 @@ __all__ = [
     "kernels",
 ]
 
-PATIENCE = 2**28
-"""Pixels that a process counts with NumPy before it imports numba: about what that costs."""
-
 SETTLED = 2**23
 """Pixels after which counts of 24 or 32 bits and sums of 64 are emptied: before they overflow."""
 _UPPER = np.uint64(48)
@@ -42,34 +35,8 @@ _UPPER = np.uint64(48)
 _FEW = 2**12
 """Slots of the first table of different values."""
 
-_log = logging.getLogger(__name__)
 
-
-class _Kernels:
-    """The module `compiled`, once it pays."""
-
-    def __init__(self) -> None:
-        self._module: Any = None
-        self._counted = 0
-        self._possible = find_spec("numba") is not None
-
-    def after(self, n: int) -> Any:
-        """What numba compiled, or None if NumPy is to count these `n` pixels."""
-        if self._module is None and self._possible:
-            self._counted += n
-            if self._counted > PATIENCE:
-                self._load()
-        return self._module
-
-    def _load(self) -> None:
-        try:
-            self._module = import_module("patchloom.summaries.compiled")
-        except ImportError as error:
-            _log.warning("numba is installed but cannot be imported, NumPy counts: %s", error)
-            self._possible = False
-
-
-kernels = _Kernels()
+kernels = CompiledLoops("patchloom.summaries.compiled", 2**28, "NumPy counts")
 
 
 def count_distinct(

@@ -6,56 +6,25 @@ to the last bit. Cubic splines are SciPy's.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from patchloom.compiled_loops import CompiledLoops
 from patchloom.load.augment.sampling import FILL_MODES, Sampling
 
-__all__ = ["PATIENCE", "Places", "kernels"]
-
-PATIENCE = 2**25
-"""Pixels that a process interpolates with NumPy before it imports numba: about what that costs."""
+__all__ = ["Places", "kernels"]
 
 Pixels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _SCIPY = {"nearest": "nearest", "reflect": "reflect", "constant": "grid-constant"}
-_log = logging.getLogger(__name__)
 
-
-class _Kernels:
-    """The module `compiled`, once it pays."""
-
-    def __init__(self) -> None:
-        self._module: Any = None
-        self._done = 0
-        self._possible = find_spec("numba") is not None
-
-    def after(self, n: int) -> Any:
-        """What numba compiled, or None if NumPy is to interpolate these `n` pixels."""
-        if self._module is None and self._possible:
-            self._done += n
-            if self._done > PATIENCE:
-                self._load()
-        return self._module
-
-    def _load(self) -> None:
-        try:
-            self._module = import_module("patchloom.load.augment.compiled")
-        except ImportError as error:
-            _log.warning("numba is installed but cannot be imported, NumPy goes on: %s", error)
-            self._possible = False
-
-
-kernels = _Kernels()
+kernels = CompiledLoops("patchloom.load.augment.compiled", 2**25, "NumPy goes on")
 
 
 @dataclass(frozen=True)

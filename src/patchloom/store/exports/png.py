@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from patchloom.errors import ConfigError
+from patchloom.png_file import png_file
 from patchloom.store.exports.contents import Contents, Part
 from patchloom.store.exports.format import Format, Objects, numbered
 from patchloom.store.exports.names import safe_name
@@ -109,21 +108,9 @@ def png_bytes(patch: npt.NDArray[Any]) -> bytes:
     filtered[:, 0] = 2  # each row as its difference to the one above
     filtered[0, 1:] = rows[0]
     filtered[1:, 1:] = rows[1:] - rows[:-1]
-    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", header),
-            _chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)),
-            _chunk(b"IEND", b""),
-        )
-    )
+    return png_file(filtered, width, depth, kind, 6)
 
 
 def _plane(patch: npt.NDArray[Any]) -> tuple[int, int]:
     """Height and width; a patch of one axis is one row."""
     return (1, patch.shape[-1]) if patch.ndim == 2 else (patch.shape[-2], patch.shape[-1])
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

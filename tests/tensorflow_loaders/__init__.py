@@ -1,0 +1,1 @@
+"""Training from patchloom in TensorFlow and JAX, in an environment that has them."""
