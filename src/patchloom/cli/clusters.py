@@ -209,9 +209,8 @@ def _made(kind: str, workers: Workers | None, options: Mapping[str, Any]) -> Any
         _check_local(given)
         if workers is not None:
             given.setdefault("n_workers", max(workers.least, 1))
-        # Without bokeh there is no page to show; with it, any free port does.
-        bokeh = importlib.util.find_spec("bokeh") is not None
-        given.setdefault("dashboard_address", ":0" if bokeh else None)
+        # Any free port: Dask serves its page, or without bokeh its state alone, on 8787 if not told.
+        given.setdefault("dashboard_address", ":0")
         if given.get("processes", True):
             own = given.get("preload") or dask.config.get("distributed.worker.preload", [])
             given["preload"] = [_LOCAL, *([own] if isinstance(own, str) else own)]
