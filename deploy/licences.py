@@ -1,4 +1,4 @@
-"""Print the licences of what the container image holds, after its bill of materials, as Markdown."""
+"""Print the licences in the container image as Markdown, after its bill of materials."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ BILL = Path(__file__).with_name("sbom.cdx.json")
 HEAD = """\
 # Licences in the container image
 
-What the packages of [requirements.lock](requirements.lock) declare in their own metadata, written by
-[licences.py](licences.py) from [sbom.cdx.json](sbom.cdx.json). The base image (Debian, Python) has others besides.
+What the packages of [requirements.lock](requirements.lock) declare in their own metadata. Written by
+[licences.py](licences.py) from [sbom.cdx.json](sbom.cdx.json). The base image (Debian, Python)
+has others besides.
 
 | package | version | licence |
 |---|---|---|"""
@@ -28,7 +29,9 @@ def licence(component: dict[str, Any]) -> str:
     told = component.get("licenses", [])
     exact = [e["expression"] for e in told if "expression" in e]
     exact += [e["license"]["id"] for e in told if "id" in e.get("license", {})]
-    named = [e["license"]["name"].rpartition(" :: ")[2] for e in told if "name" in e.get("license", {})]
+    named = [
+        e["license"]["name"].rpartition(" :: ")[2] for e in told if "name" in e.get("license", {})
+    ]
     return ", ".join(dict.fromkeys(exact or named)) or "not declared"
 
 
