@@ -10,7 +10,7 @@ BILL = Path(__file__).with_name("sbom.cdx.json")
 HEAD = """\
 # Licences in the container image
 
-What the packages of [requirements.lock](requirements.lock) declare in their own metadata. Written by
+What the packages of [requirements.lock](requirements.lock) declare in their own metadata. By
 [licences.py](licences.py) from [sbom.cdx.json](sbom.cdx.json). The base image (Debian, Python)
 has others besides.
 
