@@ -36,7 +36,12 @@ PAGES = sorted(
 )
 TAUGHT = [page for page in PAGES if page.parent == ROOT or (ROOT / "docs") in page.parents]
 SCRIPTS = sorted(p for p in (ROOT / "deploy").rglob("*") if p.suffix in {".sh", ".sbatch"})
-DATA = ("src/patchloom/demo", "tests/data/organoid_confocal", "tests/data/spatialdata")
+DATA = (
+    "src/patchloom/demo",
+    "tests/data/organoid_confocal",
+    "tests/data/spatialdata",
+    "tests/data/stores",
+)
 """What a page may read; it is copied into the folder in which the page runs."""
 
 FENCE = re.compile(r"^```(\w*)\s*$")
