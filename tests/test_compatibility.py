@@ -28,7 +28,7 @@ STORES = Path(__file__).parent / "data" / "stores"
 VERSIONS = sorted(path for path in STORES.iterdir() if (path / "truth.json").is_file())
 SHAPES = {"a": (2, 48, 40), "b": (2, 32, 56), "c": (2, 40, 40)}
 ROOT = "memory://frozen"
-NORMALIZED = {"normalize": "percentile", "percentiles": (2.0, 98.0)}
+NORMALIZED: dict[str, Any] = {"normalize": "percentile", "percentiles": (2.0, 98.0)}
 
 
 def pixels(name: str) -> npt.NDArray[np.uint16]:
@@ -88,7 +88,7 @@ def lose_a_chunk() -> None:
 
 def write(folder: Path) -> None:
     """The stores of this version, and their truth."""
-    quiet = {"progress": False}
+    quiet: dict[str, Any] = {"progress": False}
     patchloom.materialize(planned("ab"), folder / "whole.zarr", **quiet)
     patchloom.materialize(planned("ab"), folder / "appended.zarr", **NORMALIZED, **quiet)
     patchloom.materialize(planned("abc"), folder / "appended.zarr", **NORMALIZED, **quiet)

@@ -126,10 +126,10 @@ def closed(schema: Any) -> Any:
 
 def custom(kind: str) -> Any:
     """The schema of one of the operator's kinds, as its package has it."""
-    module("dask_kubernetes")
     package = importlib.util.find_spec("dask_kubernetes")
-    assert package is not None
-    assert package.origin is not None
+    if package is None or package.origin is None:
+        pytest.skip("dask_kubernetes is not installed")
+    # Its files alone are read: what it imports need not be there.
     folder = Path(package.origin).parents[1] / OPERATOR
     crd = yaml.safe_load((folder / f"{kind.lower()}.yaml").read_text(encoding="utf-8"))
     schema = closed(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
