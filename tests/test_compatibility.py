@@ -34,7 +34,8 @@ NORMALIZED: dict[str, Any] = {"normalize": "percentile", "percentiles": (2.0, 98
 def pixels(name: str) -> npt.NDArray[np.uint16]:
     """An image by arithmetic: the same in every version of NumPy."""
     c, y, x = np.indices(SHAPES[name])
-    return ((7 * y + 3 * x + 11 * y * x) % 4093 + 500 * c + 100 * ord(name)).astype(np.uint16)
+    found = (7 * y + 3 * x + 11 * y * x) % 4093 + 500 * c + 100 * ord(name)
+    return np.asarray(found, np.uint16)
 
 
 def parts(name: str) -> dict[str, npt.NDArray[Any]]:
