@@ -43,6 +43,7 @@ DATA = (
     "tests/data/nuclei_dsb2018_many_small",
     "tests/data/organoid_confocal",
     "tests/data/spatialdata",
+    "tests/data/stores",
 )
 """What a page may read; it is copied into the folder in which the page runs."""
 
