@@ -32,7 +32,7 @@ from patchloom.planning.plans import Plan
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
 from patchloom.run.graph import Graph, run_graph
-from patchloom.run.reports import TaskReport
+from patchloom.run.task_report import TaskReport
 
 COUNTS = (2_500, 5_000, 10_000, 20_000)
 """Tasks of the simulated runs."""

@@ -38,8 +38,8 @@ from patchloom.run.cutting import Job
 from patchloom.run.graph import run_graph
 from patchloom.run.materializing import _needed, _specs
 from patchloom.run.progress import Progress
-from patchloom.run.reports import TaskReport
 from patchloom.run.settings import DEFAULTS, Settings
+from patchloom.run.task_report import TaskReport
 from patchloom.sources.zarrs import ZarrSource
 from patchloom.store.schema import CODECS, Codec
 from tests.clusters import local_cluster

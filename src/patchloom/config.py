@@ -42,7 +42,7 @@ from patchloom.planning.quotas import BalanceConfig, QuotaConfig
 from patchloom.planning.split_config import SplitConfig
 from patchloom.windows import Windows
 
-__all__ = ["MODELINE", "Job", "job_schema", "load_job"]
+__all__ = ["MODELINE", "SECRET", "Job", "job_schema", "load_job", "shown_values"]
 
 _SCHEMA = "https://raw.githubusercontent.com/patchloom/patchloom/main/docs/job.schema.json"
 MODELINE = f"# yaml-language-server: $schema={_SCHEMA}"
@@ -67,7 +67,7 @@ _Channel = Whole | str
 _Taken = Whole | str | list[Whole]
 _Between = float | Annotated[list[float | None], Field(min_length=2, max_length=2)]
 
-_SECRET = ("storage_options", "output_options")
+SECRET = ("storage_options", "output_options")
 """Keys whose values are never repeated in a message."""
 
 _TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
@@ -300,7 +300,7 @@ class Job(BaseModel):
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         # A URL may carry a user and a password.
         for name, value in super().__repr_args__():
-            yield name, _shown(value)
+            yield name, shown_values(value)
 
 
 def load_job(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> Job:
@@ -361,13 +361,14 @@ def job_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": _SCHEMA, **found}
 
 
-def _shown(value: Any) -> Any:
+def shown_values(value: Any) -> Any:
+    """A value of a job with its URLs as they may be shown."""
     if isinstance(value, str) and "://" in value:
         return Location(value).shown
     if isinstance(value, list):
-        return [_shown(item) for item in value]
+        return [shown_values(item) for item in value]
     if isinstance(value, dict) and not isinstance(value, StorageOptions):
-        return {key: _shown(item) for key, item in value.items()}
+        return {key: shown_values(item) for key, item in value.items()}
     return value
 
 
@@ -498,7 +499,7 @@ def _wrong(path: _Path, said: Sequence[tuple[str, str]], value: Any) -> str:
         expected = [text.replace(long, short) for text in expected]
     verb = "should be" if all(text.startswith("Input should be ") for text in told) else "is wrong:"
     text = f"{_dotted(path)} {verb} {' or '.join(dict.fromkeys(expected))}"
-    if {*path} & {*_SECRET}:
+    if {*path} & {*SECRET}:
         return text
     return f"{text}, got {_brief(value)}{_nearest_value(value, path)}"
 
@@ -598,5 +599,5 @@ def _dotted(path: _Path) -> str:
 def _brief(value: Any) -> str:
     if isinstance(value, dict | list):
         return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
-    text = repr(_shown(value))
+    text = repr(shown_values(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -17,6 +17,7 @@ from patchloom.axes import Axes
 from patchloom.coverage import Alignment
 from patchloom.errors import SourceError
 from patchloom.grid import ChunkGrid
+from patchloom.public_names import PublicNames
 from patchloom.table import html_table
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Role:
 
 
 @dataclass(frozen=True, eq=False)
-class Image:
+class Image(PublicNames):
     """One array to take patches from. Holds no open file and no pixel of a stored array.
 
     Sizes are pixels of the level that was opened.
@@ -497,6 +498,7 @@ class Image:
             ),
             "channels": ", ".join(self.channels),
             "nodata": "-" if self.nodata is None else f"{self.nodata:g}",
+            "roles": ", ".join(self.roles) or "-",
             "uri": self.uri or "in memory",
         }
         return html_table(f"Image {self.id}", rows)

@@ -7,12 +7,13 @@ for whole reads and whole writes, which may be repeated at will.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["RETRYING", "Retrying", "is_transient"]
+__all__ = ["RETRYING", "Retrying", "asked_again", "is_transient"]
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -77,6 +78,7 @@ class Retrying:
                     _note(found[k], f"tried {tries} times in {waited:.1f} s")
                 break
             # Clients that were refused together must not come back together.
+            _again.count += len(again)
             pause = min(self.longest, self.first * 2 ** (tries - 1))
             time.sleep(pause * random.uniform(0.5, 1.0))
             for k, answer in zip(again, ask([items[k] for k in again]), strict=True):
@@ -103,6 +105,26 @@ class Retrying:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+class _Again(threading.local):
+    """How often a thread asked again."""
+
+    count = 0
+
+
+_again = _Again()
+
+
+def asked_again() -> int:
+    """How many reads and writes the calling thread has tried again, since it began.
+
+    >>> before = asked_again()
+    >>> answers = iter([[TimeoutError()], [TimeoutError()], [1]])
+    >>> Retrying(first=0).each(lambda items: next(answers), ["a"]), asked_again() - before
+    ([1], 2)
+    """
+    return _again.count
 
 
 RETRYING = Retrying()

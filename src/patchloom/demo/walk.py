@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,7 +17,7 @@ from patchloom.config import MODELINE, Job
 from patchloom.errors import ExistsError, SourceMissingError
 from patchloom.location import Location
 from patchloom.planning.plans import Plan
-from patchloom.run.jobs import materialize_job, plan_of
+from patchloom.run.jobs import materialize_job, plan_of, shown_job
 from patchloom.run.page import page
 from patchloom.run.reports import RunReport
 from patchloom.store.patch_store import open_patches
@@ -50,6 +51,8 @@ class DemoResult:
     """The patch store."""
     page: str
     """The page that shows it."""
+    report_page: str
+    """The page about the run that made it; the same as JSON lies beside it."""
     job: str
     """The job file: ``patchloom run`` takes it."""
     plan: Plan
@@ -82,7 +85,7 @@ def run_demo(output: str | os.PathLike[str], *, progress: bool = True) -> DemoRe
     Parameters
     ----------
     output
-        Folder (path or URL) for ``job.yaml``, ``patches.zarr`` and ``index.html``.
+        Folder (path or URL) for ``job.yaml``, ``patches.zarr``, ``index.html`` and ``report.html``.
     progress
         Whether to show it.
 
@@ -122,9 +125,14 @@ def run_demo(output: str | os.PathLike[str], *, progress: bool = True) -> DemoRe
     if not has_job:
         root.write("job.yaml", text.encode())
     root.write("index.html", made.encode())
+    name = root / "report.html"
+    again = shlex.join(["patchloom", "run", (root / "job.yaml").shown])
+    title = "patchloom demo: the run"
+    report.save(name.url, title=title, job=shown_job(job), command=again)
     return DemoResult(
         store=target.shown,
         page=(root / "index.html").shown,
+        report_page=name.shown,
         job=(root / "job.yaml").shown,
         plan=plan,
         report=report,
@@ -133,7 +141,13 @@ def run_demo(output: str | os.PathLike[str], *, progress: bool = True) -> DemoRe
 
 def _check_ours(root: Location) -> bool:
     """Whether a job file of the demo is there; what is not ours is not written over."""
-    marks = {"job.yaml": b"# The job of patchloom demo.", "index.html": b'content="patchloom"'}
+    page = b'content="patchloom"'
+    marks = {
+        "job.yaml": b"# The job of patchloom demo.",
+        "index.html": page,
+        "report.html": page,
+        "report.json": b"patchloom run report",
+    }
     found = {name: root.read(name) for name in marks}
     for name, mark in marks.items():
         if mark not in (found[name] or mark):

@@ -21,6 +21,7 @@ from patchloom.load.sampling import Sampling
 from patchloom.load.visit import Addressed
 from patchloom.load.weights import weights_of
 from patchloom.normalization import Normalization
+from patchloom.public_names import PublicNames
 from patchloom.randomness import digest, digest_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Patches"]
 
 
-class Patches(ABC):
+class Patches(PublicNames, ABC):
     """Patches of a store, of sources read live, or of several of these together.
 
     A subclass says what it holds and how it is read; loaders are the same for all of them. It

@@ -51,6 +51,7 @@ from patchloom.planning.saved_cells import cells_of_bytes, cells_to_bytes
 from patchloom.planning.split_config import SplitConfig
 from patchloom.planning.splits import Splits
 from patchloom.planning.strategies import patching_of
+from patchloom.public_names import PublicNames
 from patchloom.randomness import digest, digest_of
 from patchloom.scores import Score, parse_scores
 
@@ -72,7 +73,7 @@ _MIXING = "patchloom.planning.mixing"
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(PublicNames):
     """What to take: a promise that can be read, saved, compared and priced.
 
     Rows are numbered from 0 in the order in which they are written. Memory grows with

@@ -23,6 +23,7 @@ from patchloom.planning.incidence import Cut, Patches, touches
 from patchloom.planning.lenses import around, is_context
 from patchloom.planning.plans import Plan
 from patchloom.planning.runs import GATHER, fetch_bytes
+from patchloom.retrying import asked_again
 from patchloom.run.allocating import keep_pages
 from patchloom.run.blocks import BlockCache, Meter, Supplied
 from patchloom.run.centers import goes_by_class
@@ -30,9 +31,10 @@ from patchloom.run.contents import Contents
 from patchloom.run.gaps import Losses, lost_rows
 from patchloom.run.manifest_rows import rows_of_manifest
 from patchloom.run.nearby import Nearby
-from patchloom.run.reports import TaskReport
 from patchloom.run.sharing import Share, Visit, legs_from_here, visit_to
+from patchloom.run.task_report import TaskReport
 from patchloom.run.union import counted
+from patchloom.run.worksite import Worksite, most_resident
 from patchloom.store.manifest import manifest_bytes
 from patchloom.store.pending import check_pending
 from patchloom.store.schema import (
@@ -185,7 +187,7 @@ def write_run(
     WriteError
         If the target refuses an object.
     """
-    begun = time.perf_counter()
+    begun, began, tries = time.perf_counter(), time.time(), asked_again()
     # Blosc's own threads write blocks in the order in which they finish: bytes would differ
     # from run to run. Dask's threads are the parallelism here.
     numcodecs.blosc.use_threads = False
@@ -211,6 +213,7 @@ def write_run(
         cost = ", ".join(f"{job.first_shard + number}" for number in waiting)
         raise WriteError(f"{error} ({n_rows:,} patches of output shards {cost} wait)") from error
     n_patches = sum(_n_rows(plan, number) for number in shards)
+    site = Worksite.here()
     return TaskReport(
         **run.counts,
         n_patches=n_patches - sum(rows.num_rows for rows in lost),
@@ -221,6 +224,11 @@ def write_run(
         gaps=tuple(gaps),
         skipped=tuple(rows for rows in lost if rows.num_rows),
         seconds=time.perf_counter() - begun,
+        began=began,
+        where=site.process,
+        thread=site.thread,
+        retried=asked_again() - tries,
+        resident=most_resident(),
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from patchloom.public_names import PublicNames
 from patchloom.table import as_bytes, html_table
 
 __all__ = ["ExportReport"]
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(PublicNames):
     """What an export holds, and what this call has done for it."""
 
     url: str

@@ -25,7 +25,7 @@ from patchloom.randomness import digest_of
 from patchloom.run.executing import execute
 from patchloom.run.export_report import ExportReport
 from patchloom.run.graph import Graph, Key
-from patchloom.run.reports import TaskReport
+from patchloom.run.task_report import TaskReport
 from patchloom.store.additions import n_shards_of, rows_of_shard
 from patchloom.store.exports.contents import Contents, Held, Part
 from patchloom.store.exports.format import Body, Format, Objects

@@ -17,6 +17,7 @@ from patchloom.planning.lenses import around
 from patchloom.planning.plans import Plan
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.cutting import ArrayKey, Job, write_run
+from patchloom.run.faults import noting
 from patchloom.run.showing import Look, show_run
 
 __all__ = ["Graph", "Key", "light", "run_graph", "survey_graph"]
@@ -108,7 +109,7 @@ def run_graph(
             mine = _numbers(wanted[bounds[task] : bounds[task + 1]])
             # What is not asked for is not gone through.
             ids, blocks = _supplies(plan, plan.tour(mine), lazies, counted) if lazies else _NOTHING
-            made[key] = (_write, write, plan_key, job_key, mine, ids, blocks)
+            made[key] = (_write, write, plan_key, job_key, mine, ids, name, blocks)
         return made
 
     given = HighLevelGraph.from_collections(name, {}, dependencies=list(lazies.values()))
@@ -157,9 +158,16 @@ def _score(plan: Plan, work: _Wrapped, ids: Any, blocks: list[Any]) -> Any:
 
 
 def _write(
-    write: Callable[..., Any], plan: Plan, job: Job, shards: Sequence[int], ids: Any, blocks: Any
+    write: Callable[..., Any],
+    plan: Plan,
+    job: Job,
+    shards: Sequence[int],
+    ids: Any,
+    name: str,
+    blocks: Any,
 ) -> Any:
-    return write(plan, job, shards, _supplied(ids, blocks))
+    with noting(name):
+        return write(plan, job, shards, _supplied(ids, blocks))
 
 
 @dataclass(frozen=True)

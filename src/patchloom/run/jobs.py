@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from patchloom.config import Job
+import yaml
+
+from patchloom.config import SECRET, Job, shown_values
 from patchloom.errors import PatchloomError
 from patchloom.image import Image
 from patchloom.location import Location
@@ -17,7 +19,7 @@ from patchloom.run.measuring import Measuring
 from patchloom.run.reports import RunReport
 from patchloom.sources.opening import open_images
 
-__all__ = ["foreseen_of", "images_of", "materialize_job", "output_options", "plan_of"]
+__all__ = ["foreseen_of", "images_of", "materialize_job", "output_options", "plan_of", "shown_job"]
 
 
 def images_of(job: Job) -> list[Image]:
@@ -130,3 +132,21 @@ def materialize_job(
         codec=job.codec,
         verify=verify,
     )
+
+
+def shown_job(job: Job) -> str:
+    """A job as YAML without what is by default, and without secrets: fit for a report.
+
+    >>> grid = {"name": "sequential", "patch_size": [64, 64]}
+    >>> options = {"secret": "hunter2"}
+    >>> job = Job(images="s3://k:p@b/a", patching=grid, output="o", storage_options=options)
+    >>> "hunter2" in shown_job(job), "s3://b/a" in shown_job(job)
+    (False, True)
+    """
+    told = job.model_dump(mode="json", exclude_unset=True, exclude={*SECRET})
+    # That there were some is no secret.
+    told |= {
+        name: dict.fromkeys(getattr(job, name), "...") for name in SECRET if getattr(job, name)
+    }
+    text: str = yaml.safe_dump(shown_values(told), sort_keys=False, allow_unicode=True)
+    return text

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
-__all__ = ["document", "many", "named", "table", "tiles", "times"]
+__all__ = ["bars", "document", "many", "named", "pair", "table", "tiles", "times"]
 
 
 def document(title: str, parts: Sequence[str]) -> str:
@@ -51,6 +51,28 @@ def table(caption: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ())
         f'<table aria-label="{escape(caption)}"{" class=numbers" if head else ""}>'
         f"{f'<thead><tr>{top}</tr></thead>' if head else ''}<tbody>{body}</tbody></table></div>"
     )
+
+
+def bars(heading: str, caption: str, counts: Mapping[str, int]) -> str:
+    """A section with a bar for each count, and its share of all."""
+    total, most = max(1, sum(counts.values())), max(1, *counts.values())
+    rows = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th><td class="bar">'
+        f'<i style="width:{100 * n / most:.1f}%"></i></td><td>{n:,}</td>'
+        f"<td>{n / total:.1%}</td></tr>"
+        for name, n in counts.items()
+    )
+    return (
+        f"<section><h2>{escape(heading)}</h2><p>{escape(caption)}</p>"
+        f'<div class="scroll" tabindex="0"><table class="bars" aria-label="{escape(caption)}">'
+        f"<tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def pair(*sections: str) -> str:
+    """Sections side by side, where there is more than one; empty ones are left out."""
+    some = [section for section in sections if section]
+    return f'<div class="pair">{"".join(some)}</div>' if len(some) > 1 else "".join(some)
 
 
 def _cell(text: str) -> str:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,12 @@ from patchloom.run.appending import image_documents, stages_of
 from patchloom.run.centers import goes_by_class
 from patchloom.run.gaps import by_reason, joined_losses
 from patchloom.run.measuring import Measuring, told_job
-from patchloom.run.reports import RunReport
+from patchloom.run.provenance import scheduler_name, versions
+from patchloom.run.reports import Made, RunReport
 from patchloom.run.scaling import Scaling
 from patchloom.run.settings import Settings
 from patchloom.run.surveying import channel_names
+from patchloom.run.timeline import Timeline
 from patchloom.run.verifying import verify as check
 from patchloom.run.writing import Outcome, Work, documents
 from patchloom.store.patch_store import open_patches, read_attributes
@@ -198,7 +201,15 @@ def materialize(
             break
         outcome, written = work.append(stage, written, found)
         outcomes.append(outcome)
-    return _report(outcomes, target, begun, written is not None, scaling.roles)
+    return _report(
+        outcomes,
+        target,
+        plan,
+        (begun, started),
+        complete=written is not None,
+        scaling=scaling,
+        on_error=on_error,
+    )
 
 
 def checked(
@@ -389,35 +400,67 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[st
 def _report(
     outcomes: Sequence[Outcome],
     target: Location,
-    begun: float,
+    plan: Plan,
+    begun: tuple[float, float],
+    *,
     complete: bool,
-    normalized: Collection[str],
+    scaling: Scaling,
+    on_error: str,
 ) -> RunReport:
+    """What was done since a call began, by a clock that runs evenly and in seconds since 1970."""
     surveys = [outcome.survey for outcome in outcomes]
     plans = [outcome.stage.plan for outcome in outcomes]
     lost = [table for outcome in outcomes for table in outcome.lost]
+    tasks = [task for outcome in outcomes for task in outcome.results]
     report = RunReport.of(
-        [task for outcome in outcomes for task in outcome.results],
+        tasks,
         url=target.shown,
         chunks_needed=sum(_needed(o.stage.plan, o.read_for) for o in outcomes),
         survey_reads=sum(survey.chunks for survey in surveys),
         seconds=0.0,
         projected_memory=max(
-            p.peak_memory(normalized=normalized, remote=not target.is_local) for p in plans
+            p.peak_memory(normalized=scaling.roles, remote=not target.is_local) for p in plans
         ),
         complete=complete,
         already_done=sum(len(outcome.done) for outcome in outcomes),
         skipped=by_reason(joined_losses(lost), plans[0].rows_per_shard) if lost else (),
         shuffle=_mixing(plans, target, written=complete and any(o.results for o in outcomes)),
+        started=datetime.fromtimestamp(begun[1], UTC).isoformat(timespec="seconds"),
+        scheduler=scheduler_name(),
+        faults=tuple(fault for outcome in outcomes for fault in outcome.faults),
+        versions=versions(),
+        made=Made(plan, target, on_error),
     )
+    seconds = time.perf_counter() - begun[0]
     report = replace(
         report,
         bytes_read=report.bytes_read + sum(survey.nbytes for survey in surveys),
         requests=report.requests + sum(survey.requests for survey in surveys),
-        seconds=time.perf_counter() - begun,
+        seconds=seconds,
+        phases=_phases(outcomes, begun[1], seconds),
+        timeline=Timeline.of(tasks, begun[1], seconds) if tasks else None,
     )
     _save(report, target)
     return report
+
+
+def _phases(
+    outcomes: Sequence[Outcome], begun: float, seconds: float
+) -> tuple[dict[str, Any], ...]:
+    """What a call was at: what goes before writing, writing, what comes after."""
+    at, found = 0.0, []
+    for outcome in outcomes:
+        if outcome.span is None:
+            continue
+        start, end = (moment - begun for moment in outcome.span)
+        before = "preparing" if not outcome.survey.chunks else "passes before, and preparing"
+        found += [(before, at, start), ("writing", start, end)]
+        at = end
+    found.append(("finishing" if found else "looking at what is there", at, seconds))
+    return tuple(
+        {"name": name, "start": round(start, 4), "seconds": round(max(0.0, end - start), 4)}
+        for name, start, end in found
+    )
 
 
 def _mixing(plans: Sequence[Plan], target: Location, *, written: bool) -> dict[str, Any] | None:
@@ -460,7 +503,7 @@ def _save(report: RunReport, target: Location) -> None:
     beside = target.beside(".report")
     try:
         number = len([n for n in beside.list() if n.endswith(".json")]) + 1
-        text = json.dumps(report.to_dict(), indent=1)
+        text = json.dumps(report.to_document(), indent=1)
         beside.write(f"run-{number:04d}.json", text.encode())
     except (OSError, WriteError):
         # The store is whole; a report that finds no room is no reason to fail.

@@ -10,6 +10,13 @@ import numpy as np
 
 from patchloom.errors import StoreError
 from patchloom.planning.plans import Plan
+from patchloom.run.contact_sheet import (
+    limits_by_image,
+    limits_of,
+    middle,
+    picture,
+    split_ends,
+)
 from patchloom.run.drawing import (
     coverage_legend,
     field_drawing,
@@ -18,7 +25,7 @@ from patchloom.run.drawing import (
 )
 from patchloom.run.histograms import drawn_channels, histograms_section
 from patchloom.run.markup import document, many, named, table, tiles, times
-from patchloom.run.pictures import blend, data_uri, grey_levels, label_colours
+from patchloom.run.pictures import blend, grey_levels, label_colours
 from patchloom.run.scene import Scene, decodes_patch_by_patch, scene_of
 from patchloom.run.stats_rows import exactness, over_what, rows_of, told
 from patchloom.run.wording import as_bytes, worded
@@ -197,14 +204,14 @@ def _patch_section(store: PatchStore, scene: Scene) -> str:
             f"{name[6:]} {value}" for name, value in told.items() if name.startswith("start_")
         )
         covered = f"coverage {told['coverage']:.2f}"
-        limits = _limits_of(store, str(told["image_id"]), store[row])
-        pictures = _img(
-            blend(_middle(store[row]), *_split(limits)),
+        limits = limits_of(store, str(told["image_id"]), store[row])
+        pictures = picture(
+            blend(middle(store[row]), *split_ends(limits)),
             f"Patch {row} of {told['image_id']} at {starts}, {covered}",
         )
         if store.labels is not None:
-            labels = _middle(np.asarray(store.labels[row]))[0]
-            pictures += _img(label_colours(labels), f"Labels of patch {row}")
+            labels = middle(np.asarray(store.labels[row]))[0]
+            pictures += picture(label_colours(labels), f"Labels of patch {row}")
         cards.append(
             f'<li><div class="pictures">{pictures}</div><p><b>row {row}</b> {starts}<br>{covered}'
             f'<br><code title="patch_id">{told["patch_id"]}</code></p></li>'
@@ -222,8 +229,11 @@ def _figures_section(plan: Plan, reports: Sequence[Mapping[str, Any]]) -> str:
     first = len(reports) - len(last) + 1
     head = ["", *(f"run {first + k}" for k in range(len(last)))] if len(last) > 1 else []
     columns = [worded({k: v for k, v in report.items() if k != "url"}) for report in last]
+    texts = [{key: text for key, _, text in column} for column in columns]
+    # Reports of older versions tell less.
     runs = [
-        [named(key, label), *(c[k][2] for c in columns)] for k, (key, label, _) in _first(columns)
+        [named(key, label), *(text.get(key, "-") for text in texts)]
+        for key, label, _ in (columns[-1] if columns else ())
     ]
     planned = [[named(key, label), value] for key, label, value in worded(plan.figures())]
     return (
@@ -232,10 +242,6 @@ def _figures_section(plan: Plan, reports: Sequence[Mapping[str, Any]]) -> str:
         "</section><section><h2>The run</h2>"
         f"{table('What happened, counted on the workers', runs, head)}</section></div>"
     )
-
-
-def _first(columns: Sequence[list[tuple[str, str, str]]]) -> list[tuple[int, tuple[str, str, str]]]:
-    return list(enumerate(columns[0])) if columns else []
 
 
 def _statistics_section(store: PatchStore) -> str:
@@ -282,37 +288,5 @@ def _next_section(store: PatchStore, job: str) -> str:
 def _limits(store: PatchStore, scene: Scene) -> Limits:
     """Grey levels to stretch the image between: the store's percentiles, else its own."""
     if len(store) and store.statistics.sizes["quantile"]:
-        return _ends(store, scene.image.id)
+        return limits_by_image(store, scene.image.id)
     return [grey_levels(channel) for channel in scene.pixels]
-
-
-def _limits_of(store: PatchStore, image: str, pixels: np.ndarray[Any, Any]) -> Limits:
-    normalize = store.attributes["job"]["normalize"]
-    if normalize is None:
-        known = store.statistics.sizes["quantile"]
-        return _ends(store, image) if known else [grey_levels(channel) for channel in pixels]
-    # Stored pixels were scaled already.
-    ends = (-2.0, 4.0) if normalize == "mean-std" else (0.0, 1.0)
-    return [ends] * len(pixels)
-
-
-def _ends(store: PatchStore, image: str) -> Limits:
-    table = store.statistics["percentile"].sel(image=image)
-    low, high = table.min("quantile").values.tolist(), table.max("quantile").values.tolist()
-    return list(zip(low, high, strict=True))
-
-
-def _split(limits: Limits) -> tuple[list[float], list[float]]:
-    return [low for low, _ in limits], [high for _, high in limits]
-
-
-def _middle(patch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The plane in the middle of a patch: [c, y, x] from [c, (z, y,) x]."""
-    if patch.ndim == 4:
-        return patch[:, patch.shape[1] // 2]
-    return patch[:, None] if patch.ndim == 2 else patch
-
-
-def _img(pixels: np.ndarray[Any, Any], alt: str) -> str:
-    height, width = pixels.shape[:2]
-    return f'<img src="{data_uri(pixels)}" width="{width}" height="{height}" alt="{escape(alt)}">'

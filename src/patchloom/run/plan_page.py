@@ -16,7 +16,7 @@ from patchloom.location import Location
 from patchloom.planning.plans import Plan
 from patchloom.planning.views import PlaneView, plane_view
 from patchloom.run.drawing import histogram_drawing
-from patchloom.run.markup import document, many, named, table, tiles, times
+from patchloom.run.markup import bars, document, many, named, pair, table, tiles, times
 from patchloom.run.pricing import price
 from patchloom.run.thumbnails import (
     BUDGET,
@@ -108,9 +108,9 @@ def plan_page(
         _head(heading, plan),
         _tiles(plan, counts, figures),
         _images(plan, looks, counts),
-        _pair(_coverage(plan, looks), _reasons(plan)),
+        pair(_coverage(plan, looks), _reasons(plan)),
         _classes(plan, counts),
-        _pair(_cost(figures if cost is None else cost, given=cost is not None), _settings(plan)),
+        pair(_cost(figures if cost is None else cost, given=cost is not None), _settings(plan)),
         "</main>",
         f"<footer>Plan fingerprint <code>{escape(plan.fingerprint)}</code>. At most "
         f"{as_bytes(BUDGET)} of each image were fetched for this page, which refers to nothing "
@@ -466,31 +466,10 @@ def _classes(plan: Plan, counts: _Counts) -> str:
             if counts.counted == plan.n_patches
             else f"By split, of the first {counts.counted:,} patches"
         )
-        parts.append(_bars("Splits", told, dict(zip(plan.split_names, sums, strict=True))))
+        parts.append(bars("Splits", told, dict(zip(plan.split_names, sums, strict=True))))
     if plan.class_counts:
-        parts.append(_bars("Classes", "Kept patches by class", plan.class_counts))
-    return _pair(*parts)
-
-
-def _pair(*sections: str) -> str:
-    """Sections side by side, where there is more than one."""
-    some = [section for section in sections if section]
-    return f'<div class="pair">{"".join(some)}</div>' if len(some) > 1 else "".join(some)
-
-
-def _bars(heading: str, caption: str, counts: Mapping[str, int]) -> str:
-    total, most = max(1, sum(counts.values())), max(1, *counts.values())
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td class="bar">'
-        f'<i style="width:{100 * n / most:.1f}%"></i></td><td>{n:,}</td>'
-        f"<td>{n / total:.1%}</td></tr>"
-        for name, n in counts.items()
-    )
-    return (
-        f'<section><h2>{heading}</h2><p>{escape(caption)}</p><div class="scroll" tabindex="0">'
-        f'<table class="bars" aria-label="{escape(caption)}"><tbody>{rows}</tbody></table></div>'
-        "</section>"
-    )
+        parts.append(bars("Classes", "Kept patches by class", plan.class_counts))
+    return pair(*parts)
 
 
 def _cost(figures: Mapping[str, object], given: bool) -> str:

@@ -9,8 +9,8 @@ import time
 from typing import Any
 
 from patchloom.image import Reads
-from patchloom.run.reports import TaskReport
 from patchloom.run.settings import Settings
+from patchloom.run.task_report import TaskReport
 
 __all__ = ["Progress"]
 

@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
+from patchloom.public_names import PublicNames
+from patchloom.run.faults import Fault
+from patchloom.run.task_report import TaskReport
+from patchloom.run.timeline import Timeline
+from patchloom.run.timeline_drawing import lanes_glance
+from patchloom.run.wording import LONG, worded
 from patchloom.table import html_table
 
-__all__ = ["RunReport", "TaskReport"]
+if TYPE_CHECKING:
+    from patchloom.location import Location
+    from patchloom.planning.plans import Plan
+
+__all__ = ["Made", "RunReport"]
+
+_PAGE = "patchloom.run.run_page"
+_GLANCE = (
+    "url",
+    "n_patches",
+    "n_shards",
+    "already_done",
+    "n_tasks",
+    "read_amplification",
+    "bytes_read",
+    "bytes_written",
+    "seconds",
+    "peak_memory",
+    "projected_memory",
+    "complete",
+    "skipped",
+    "faults",
+    "shuffle",
+)
+"""Figures that a notebook shows."""
 
 
 @dataclass(frozen=True)
-class TaskReport:
-    """What one task did; made on the worker."""
+class Made:
+    """What a run worked on: a report of this process knows it, a saved one does not."""
 
-    n_patches: int = 0
-    n_shards: int = 0
-    chunk_reads: int = 0
-    """Decodes of the images' chunks."""
-    chunks_owned: int = 0
-    """Chunks of the images that belong to its shards (design 007); over all tasks each once."""
-    role_reads: int = 0
-    """Decodes of chunks of labels and targets."""
-    bytes_read: int = 0
-    requests: int = 0
-    bytes_written: int = 0
-    seconds: float = 0.0
-    peak_memory: int = 0
-    """Most bytes of pixels and encoded patches held at once."""
-    passed: tuple[int, ...] = ()
-    """Shards that it found committed: by an execution that was lost, or by another client."""
-    codec_paths: dict[str, int] = field(default_factory=dict)
-    """Decodes by who decoded: see `Reads.codecs`."""
-    gaps: tuple[int, ...] = ()
-    """Shards that lack patches, or in their statistics blocks, that could not be read."""
-    skipped: tuple[Any, ...] = ()
-    """Tables of the rows that are missing, with reasons."""
-
-    @property
-    def n_passed(self) -> int:
-        """How many shards it found committed."""
-        return len(self.passed)
+    plan: Plan
+    target: Location
+    on_error: str = "raise"
 
 
 @dataclass(frozen=True)
-class RunReport:
+class RunReport(PublicNames):
     """What a run did, summed over its tasks.
 
     Counts are of this run alone: a run that finds everything done reads and writes nothing.
@@ -91,6 +99,24 @@ class RunReport:
     shuffle: dict[str, Any] | None = None
     """How fair a sample batches of 64 are, where the order is shuffled: `Plan.mixing`, and of
     plans that know classes those of `PatchStore.mixing`."""
+    started: str = ""
+    """When the run began, in UTC (ISO 8601)."""
+    scheduler: str = ""
+    """Which of Dask's schedulers it went by: synchronous, threads, processes or distributed."""
+    requests_again: int = 0
+    """Requests of its tasks to stores that failed for a while and were made again."""
+    resident_memory: int = 0
+    """Most bytes that a process of its tasks has held since it began, whatever for."""
+    faults: tuple[Fault, ...] = ()
+    """Tasks that failed and workers that were lost on a cluster, and were made good."""
+    phases: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    """What the run was at: ``name``, ``start`` and ``seconds``, both in seconds."""
+    timeline: Timeline | None = field(default=None, repr=False)
+    """Which task worked where and when; None if there was none."""
+    versions: dict[str, str] = field(default_factory=dict, repr=False)
+    """Of Python and of the packages that pixels passed through."""
+    made: Made | None = field(default=None, repr=False, compare=False)
+    """What it worked on."""
 
     @property
     def read_amplification(self) -> float:
@@ -113,6 +139,8 @@ class RunReport:
                 "bytes_written",
             )
         }
+        known["requests_again"] = sum(task.retried for task in tasks)
+        known["resident_memory"] = max((task.resident for task in tasks), default=0)
         paths: Counter[str] = Counter()
         for task in tasks:
             paths.update(task.codec_paths)
@@ -121,8 +149,82 @@ class RunReport:
         return cls(**totals, peak_memory=peak, n_tasks=len(tasks), **known)
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, JSON-ready."""
-        return {**asdict(self), "read_amplification": self.read_amplification}
+        """All figures, JSON-ready; `to_json` tells more."""
+        return {k: v for k, v in self.to_document().items() if k not in LONG}
+
+    def to_document(self) -> dict[str, Any]:
+        """All that the run recorded, JSON-ready."""
+        known = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "made"}
+        return {**known, "read_amplification": self.read_amplification}
+
+    def to_json(self, path: str | os.PathLike[str] | None = None, **options: Any) -> str:
+        """What a page of the run tells, as JSON: figures, timeline, counts, provenance.
+
+        Parameters
+        ----------
+        path
+            Path or any fsspec URL to write it to; None only returns it.
+        options
+            As of `to_html`.
+        """
+        text: str = importlib.import_module(_PAGE).run_json(self, path, **options)
+        return text
+
+    def to_html(self, path: str | os.PathLike[str] | None = None, **options: Any) -> str:
+        """One self-contained page about the run: asked, done, when and where, how, and what came.
+
+        Reads a dozen patches, the manifest (of a large store a part of it) and the summaries of
+        grey levels from the store.
+
+        Parameters
+        ----------
+        path
+            Path or any fsspec URL to write it to, what stands there is replaced; None only
+            returns it.
+        title
+            Its heading.
+        job
+            Name of the job file, if there is one.
+        command
+            What to type to do it again, if not ``patchloom run JOB``.
+        storage_options
+            For the path.
+
+        Returns
+        -------
+        str
+            HTML without scripts that refers to nothing outside itself.
+
+        Raises
+        ------
+        WriteError
+            If the target refuses.
+
+        Examples
+        --------
+        >>> import numpy as np, patchloom
+        >>> images = patchloom.open_images(np.ones((64, 64), "uint8"))
+        >>> plan = patchloom.plan(images, {"name": "sequential", "patch_size": [32, 32]})
+        >>> report = patchloom.materialize(plan, "memory://told.zarr", progress=False)
+        >>> report.to_html("memory://told.html").startswith("<!doctype html>")
+        True
+        """
+        page: str = importlib.import_module(_PAGE).write_run_page(self, path, **options)
+        return page
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write the page of the run, ``.html``, and beside it the same as ``.json``.
+
+        Parameters
+        ----------
+        path
+            Path or any fsspec URL of the page.
+        options
+            As of `to_html`.
+        """
+        name = os.fspath(path)
+        self.to_html(name, **options)
+        self.to_json(f"{name.removesuffix('.html')}.json", **options)
 
     def __str__(self) -> str:
         return (
@@ -140,7 +242,24 @@ class RunReport:
         return f", batches mixed {self.shuffle['joint']['relative']:.1%} of a full shuffle"
 
     def _repr_html_(self) -> str:
-        return html_table("Run", self.to_dict())
+        told = self.to_dict()
+        rows = {label: text for _, label, text in worded({key: told[key] for key in _GLANCE})}
+        drawn = "" if self.timeline is None else lanes_glance(self.timeline)
+        return (
+            '<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start">'
+            f"{html_table('Run', rows)}{drawn}</div>"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as mappings, all the way down."""
+    if isinstance(value, Timeline | Fault):
+        return asdict(value)
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
 
 
 def _n(count: int, noun: str, plural: str = "s") -> str:

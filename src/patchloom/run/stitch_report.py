@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from patchloom.run.reports import TaskReport
+from patchloom.public_names import PublicNames
+from patchloom.run.task_report import TaskReport
 from patchloom.table import as_bytes, html_table
 
 __all__ = ["StitchReport", "StitchedTask"]
@@ -21,7 +22,7 @@ class StitchedTask(TaskReport):
 
 
 @dataclass(frozen=True)
-class StitchReport:
+class StitchReport(PublicNames):
     """What images hold that were stitched, and what this call has done for it."""
 
     urls: tuple[str, ...]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from patchloom.public_names import PublicNames
 from patchloom.store.checking import Damage
 from patchloom.table import html_table
 
@@ -16,7 +17,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(PublicNames):
     """What a check of a store found."""
 
     url: str

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patchloom.table import as_bytes
 
-__all__ = ["as_bytes", "worded"]
+__all__ = ["LONG", "as_bytes", "worded"]
 
 _LABELS = {
     "url": "store",
@@ -45,6 +46,11 @@ _LABELS = {
     "n_windows": "windows",
     "shuffle": "mixed",
     "fingerprint": "fingerprint",
+    "started": "began",
+    "scheduler": "scheduler",
+    "requests_again": "requests tried again",
+    "resident_memory": "most memory of a process",
+    "faults": "faults that were made good",
 }
 _BYTES = {
     "window_bytes",
@@ -54,7 +60,10 @@ _BYTES = {
     "peak_memory",
     "projected_memory",
     "memory",
+    "resident_memory",
 }
+LONG = ("phases", "timeline", "versions")
+"""Of a report, what is no figure."""
 _REASONS = 3
 """Reasons for skipping patches that are told in words; the table of the store has all."""
 
@@ -81,7 +90,7 @@ def worded(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (key, _LABELS.get(key, key.replace("_", " ")), _text(key, value))
         for key, value in figures.items()
         # Orders that are not shuffled tell nothing of it.
-        if key != "shuffle" or value is not None
+        if key not in LONG and (key != "shuffle" or value is not None)
     ]
 
 
@@ -98,6 +107,8 @@ def _text(key: str, value: Any) -> str:
         return _mixed(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{n:,} of {name}" for name, n in value.items()) or "none"
+    if key == "faults":
+        return _faults(value) if value else "none"
     if key == "skipped":
         return _skipped(value) if value else "none"
     if isinstance(value, bool):
@@ -120,6 +131,11 @@ def _mixed(told: Mapping[str, Any]) -> str:
     kinds = ("image", "region", "class")
     parts = [f"{kind} {told[kind]['relative']:.1%}" for kind in kinds if kind in told]
     return f"{', '.join(parts)} of a full shuffle; {told['groups_per_shard']:.0f} groups a shard"
+
+
+def _faults(told: Sequence[Mapping[str, Any]]) -> str:
+    kinds = Counter(str(one["kind"]) for one in told)
+    return ", ".join(f"{n:,} x {kind}" for kind, n in kinds.items())
 
 
 def _skipped(told: Sequence[Mapping[str, Any]]) -> str:

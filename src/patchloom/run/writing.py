@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +20,14 @@ from patchloom.planning.plans import Plan
 from patchloom.run.appending import Stage, appended, leftovers, pending, told_of
 from patchloom.run.cutting import Job
 from patchloom.run.executing import execute
+from patchloom.run.faults import Fault, faults_since
 from patchloom.run.gaps import joined_losses
 from patchloom.run.graph import run_graph
 from patchloom.run.measuring import Measuring
-from patchloom.run.reports import TaskReport
 from patchloom.run.scaling import Scaling, record, recorded
 from patchloom.run.standing import Standing, record_sizes
 from patchloom.run.surveying import channel_names
+from patchloom.run.task_report import TaskReport
 from patchloom.sources.lazily import reading_since
 from patchloom.store.additions import n_rows_of, n_shards_of
 from patchloom.store.manifest import skipped_bytes
@@ -62,6 +64,10 @@ class Outcome:
     results: tuple[TaskReport, ...]
     apart: bool = False
     """Whether the summaries of its shards do not add up to that."""
+    span: tuple[float, float] | None = None
+    """When its tasks were begun and done, in seconds since 1970; None if there were none."""
+    faults: tuple[Fault, ...] = ()
+    """What went wrong meanwhile."""
 
     @property
     def written(self) -> list[int]:
@@ -273,13 +279,18 @@ class Work:
         )
         missing = [shard for shard in range(plan.n_shards) if shard not in done]
         watched = plan.with_images([reading_since(image, self.since) for image in plan.images])
+        graph, begun = run_graph(watched, job, missing, uuid.uuid4().hex), time.time()
         results = execute(
-            run_graph(watched, job, missing, uuid.uuid4().hex),
+            graph,
             progress=self.progress,
             label="materialize",
             n_patches=_n_rows(plan, missing),
         )
-        return Outcome(stage, done, survey, surveyed, tuple(results))
+        if not results:
+            return Outcome(stage, done, survey, surveyed, ())
+        span = begun, time.time()
+        faults = faults_since(graph.keys[0][0], begun)
+        return Outcome(stage, done, survey, surveyed, tuple(results), span=span, faults=faults)
 
     def _settle(self, outcomes: Sequence[Outcome], n_shards: int) -> tuple[Mapping[str, int], int]:
         """Write down what is there and what was lost; a listing, and the whole shards in it."""

@@ -31,6 +31,7 @@ from patchloom.store.statistics_view import from_document
 from patchloom.store.summed import store_summaries
 from patchloom.summaries.asked import check_percentiles, quantiles_of
 from patchloom.summaries.table import Cell, Statistics, Subject
+from patchloom.table import html_table
 
 if TYPE_CHECKING:
     import xarray
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from patchloom.arrays.array_view import ArrayView
 
 __all__ = ["PatchStore", "open_patches", "read_attributes"]
+
+_NAMED = 3
+"""Images that a notebook names."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -703,6 +707,25 @@ class PatchStore(Patches):
         return FsspecStore.from_url(
             self._location.url, storage_options=dict(self._location.options), read_only=True
         )
+
+    def _repr_html_(self) -> str:
+        told, shape = self.attributes, list(map(str, self.attributes["patch_shape"]))
+        images = [str(image["id"]) for image in told["images"][:_NAMED]]
+        more = len(told["images"]) - len(images)
+        job: Mapping[str, Any] = told["job"]
+        rows = {
+            "url": self.url,
+            "patches": f"{told['n_patches']:,}",
+            "complete": "yes" if self.complete else "no: run its job again to finish it",
+            "patch": f"{' x '.join(shape)} ({told['axes']})",
+            "patches a shard": f"{told['rows_per_shard']:,}",
+            "arrays": ", ".join(self.arrays_held),
+            "channels": ", ".join(self.channels),
+            "images": ", ".join(images) + (f" and {more:,} more" if more else ""),
+            "normalised": job.get("normalize") or "no",
+            "fingerprint": self.fingerprint,
+        }
+        return html_table("Patch store", rows)
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"

@@ -17,6 +17,7 @@ from pyarrow import csv
 from patchloom.counted import channels_of, glance
 from patchloom.errors import ConfigError, IdentityError, StoreError
 from patchloom.location import Location
+from patchloom.public_names import PublicNames
 from patchloom.summaries import Summary, quantiles
 from patchloom.summaries.asked import (
     check_low_high,
@@ -47,7 +48,7 @@ _PAGE = "patchloom.run.stats_page"
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
+class Statistics(PublicNames):
     """Summaries of images and channels; with planes or labels, of each of these apart.
 
     ``a + b`` are the statistics of the pixels of both: of other images, or of other pixels of the
