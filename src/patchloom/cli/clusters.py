@@ -209,7 +209,7 @@ def _made(kind: str, workers: Workers | None, options: Mapping[str, Any]) -> Any
         _check_local(given)
         if workers is not None:
             given.setdefault("n_workers", max(workers.least, 1))
-        # Any free port: Dask serves its page, or without bokeh its state alone, on 8787 if not told.
+        # Any free port: Dask takes 8787 if not told, with or without bokeh.
         given.setdefault("dashboard_address", ":0")
         if given.get("processes", True):
             own = given.get("preload") or dask.config.get("distributed.worker.preload", [])
