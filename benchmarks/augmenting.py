@@ -1,4 +1,4 @@
-"""Measure how many patches are augmented a second: ``python -m benchmarks.augmenting``.
+"""Measure how many patches are augmented a second: ``python -m benchmarks augmenting``.
 
 One thread; patches of 256 x 256 pixels in batches of 64; the least time of several batches.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import environment
 from patchloom.load.augment import Augment, interpolation
 
 N = 64
@@ -32,11 +34,13 @@ def rate(call: Callable[[int], Any], times: int) -> float:
     return N / min(found)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.augmenting", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks augmenting", description=__doc__)
     parser.add_argument("--times", type=int, default=5, help="batches that are timed")
-    times = parser.parse_args().times
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    options = parser.parse_args(argv)
+    rates: dict[str, float] = {}
     pixels = np.random.default_rng(0).integers(0, 2**16, (N, 1, 256, 256), "uint16")
     floats = pixels.astype("float32")
     both = {"images": floats, "labels": (pixels % 5).astype("uint8")}
@@ -48,7 +52,8 @@ def main() -> None:
             found = augment(batch, np.arange(N), seed=0, epoch=epoch)
             return found["images"].astype(dtype) if dtype else found
 
-        print(f"{name:44} {rate(call, times):8.0f}")
+        rates[name] = rate(call, options.times)
+        print(f"{name:44} {rates[name]:8.0f}", flush=True)
 
     say("flips and turns, uint16", TURNS, {"images": pixels})
     say("flips and turns, uint16 to float32", TURNS, {"images": pixels}, "float32")
@@ -59,7 +64,6 @@ def main() -> None:
         say(f"affine, float32, by {by}", AFFINE, {"images": floats})
         say(f"affine and warp, float32, by {by}", WARP, {"images": floats})
         say(f"affine and warp, with uint8 labels, by {by}", WARP, both)
-
-
-if __name__ == "__main__":
-    main()
+    if options.output is not None:
+        environment.save(options.output, "augmenting", argv, patches_a_second=rates)
+    return 0

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import environment
+from benchmarks import environment, records
 from benchmarks.floor import run_cut as cut_floor
 from benchmarks.job import plan_of
 from benchmarks.job import run_cut as cut_ours
@@ -35,8 +34,6 @@ class CutRecord:
         Medians of the processor seconds.
     runs
         Each run: side, wall and processor seconds, and the cores that others kept busy.
-    versions, machine, command
-        What it was measured with and on, and how to measure it again.
     """
 
     workload: str
@@ -48,16 +45,17 @@ class CutRecord:
     ours_cpu_s: float
     floor_cpu_s: float
     runs: list[dict[str, Any]]
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    command: str
 
 
 def compare_cuts(
-    workloads: Sequence[Workload], cache: Path, n_pairs: int, output: Path | None, command: str
+    workloads: Sequence[Workload],
+    cache: Path,
+    n_pairs: int,
+    output: Path | None,
+    argv: Sequence[str],
 ) -> None:
     """Cut by both sides in alternating pairs, after comparing every pixel once."""
-    records = []
+    found: list[CutRecord] = []
     for workload in workloads:
         sources = workload.dataset.write(cache)
         n_patches = _check_equal(workload, sources)
@@ -82,11 +80,8 @@ def compare_cuts(
             ours_cpu_s=ours_cpu,
             floor_cpu_s=floor_cpu,
             runs=runs,
-            versions=environment.versions(),
-            machine=environment.machine(),
-            command=command,
         )
-        records.append(record)
+        found.append(record)
         print(
             f"{record.workload:20} {n_patches:7} patches  ours {ours_s:.3f} s  "
             f"floor {floor_s:.3f} s  ratio {record.ratio:.2f} "
@@ -94,8 +89,27 @@ def compare_cuts(
             flush=True,
         )
         if output is not None:
-            text = json.dumps([asdict(record) for record in records], indent=2, default=str)
-            output.write_text(text + "\n")
+            results = [result for r in found for result in _results(r)]
+            records.save(output, "whole", argv, results, runs=[asdict(r) for r in found])
+
+
+def _results(record: CutRecord) -> Iterator[records.Result]:
+    """Ours and the floor's."""
+    shared: dict[str, Any] = {
+        "workload": record.workload,
+        "what": "cut",
+        "done": record.n_patches,
+        "of": record.n_patches,
+        "equal": True,
+    }
+    yield records.Result(
+        **shared,
+        side=records.OURS,
+        seconds=record.ours_s,
+        over_floor=record.ratio,
+        spread=record.spread,
+    )
+    yield records.Result(**shared, side=records.FLOOR, seconds=record.floor_s)
 
 
 def _floor(workload: Workload, sources: Sources) -> Any:

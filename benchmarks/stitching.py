@@ -1,6 +1,6 @@
 """Stitching: predictions of tiles put together, beside reading them once and writing the image.
 
-``python -m benchmarks.stitching --side 8192``: the floor reads every tile of the predictions with
+``python -m benchmarks stitching --side 8192``: the floor reads every tile of the predictions with
 zarr-python and writes the image, which it holds already, in one assignment: the least that any
 program does. It has no blending and no resume.
 """
@@ -13,7 +13,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,24 @@ from benchmarks import environment
 TILE, OVERLAP, CHUNK = 256, 64, 512
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Measure in alternating rounds; print medians and ratios as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks stitching", description=__doc__)
     parser.add_argument("--side", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scheduler", default="threads")
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    given = parser.parse_args(argv)
     with (
         tempfile.TemporaryDirectory() as scratch,
         dask.config.set(scheduler=given.scheduler, num_workers=given.workers),
     ):
-        print(json.dumps(_measured(Path(scratch), given.side, given.rounds), indent=1))
+        figures = _measured(Path(scratch), given.side, given.rounds)
+    print(json.dumps(figures, indent=1))
+    if given.output is not None:
+        environment.save(given.output, "stitching", argv, figures=figures)
+    return 0
 
 
 def _measured(folder: Path, side: int, n_rounds: int) -> dict[str, Any]:
@@ -124,7 +129,3 @@ def _written(out: Path, pixels: Any) -> None:
         out, shape=pixels.shape, dtype=pixels.dtype, chunks=(CHUNK, CHUNK), compressors=_codec()
     )
     array[...] = pixels
-
-
-if __name__ == "__main__":
-    main()
