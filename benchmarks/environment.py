@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -79,6 +81,20 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def resident_bytes() -> int:
+    """Return the bytes of this process in memory, or the most so far where that is all known."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Return the most bytes of this process that were in memory so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Neighbours:

@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
             plans.append(plan)
             document["graphs"].append(record)
             print(_told(record), flush=True)
-    document["runs"] = _simulate(_fine(plans[-1]), options)
+    document["runs"] = simulate(fine(plans[-1]), options.tasks, options.workers, options.sleep)
     document["share"] = _share(plans[0], options)
     print(_told(document["share"]), flush=True)
     document |= {
@@ -160,7 +160,7 @@ def _graph(case: Case, folder: Path, repeats: int) -> tuple[Plan, dict[str, Any]
     }
 
 
-def _fine(plan: Plan) -> Plan:
+def fine(plan: Plan) -> Plan:
     """The plan with each leg as a task of its own: more tasks than plans have by themselves."""
     runs = plan.runs
     memory = np.full(len(runs.legs) - 1, runs.peak_memory)
@@ -205,14 +205,33 @@ class _Live(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
         self.most = max(self.most, len(scheduler.tasks))
 
 
-def _simulate(plan: Plan, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Runs of more and more tasks on many workers in this process."""
+def simulate(
+    plan: Plan, counts: Sequence[int], n_workers: int, sleep: float
+) -> list[dict[str, Any]]:
+    """Run the first tasks of a plan on many workers in this process; each only sleeps.
+
+    Parameters
+    ----------
+    plan
+        Of which so many tasks are taken.
+    counts
+        Tasks of each run.
+    n_workers
+        Of one thread each.
+    sleep
+        Seconds of a task.
+
+    Returns
+    -------
+    list of dict
+        What each run took, and the most tasks that the scheduler knew at a time.
+    """
     records = []
     with (
         # So many workers in one process would watch one another all the time.
         dask.config.set(ALONE),
         LocalCluster(
-            n_workers=options.workers,
+            n_workers=n_workers,
             threads_per_worker=1,
             processes=False,
             memory_limit=0,
@@ -221,10 +240,10 @@ def _simulate(plan: Plan, options: argparse.Namespace) -> list[dict[str, Any]]:
         ) as cluster,
         Client(cluster),
     ):
-        for n in options.tasks:
+        for n in counts:
             live = _Live()
             cluster.scheduler.add_plugin(live)
-            records.append({**_run(plan, n, options.sleep), "live": live.most})
+            records.append({**_run(plan, n, sleep), "live": live.most})
             cluster.scheduler.remove_plugin(live.name)
             print(_told(records[-1]), flush=True)
     return records
