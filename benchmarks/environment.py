@@ -46,9 +46,26 @@ def save(path: Path, benchmark: str, argv: Sequence[str], **figures: Any) -> Non
         **figures,
         "versions": versions(),
         "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks", benchmark, *argv]),
+        "command": command(benchmark, argv),
     }
     path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def command(benchmark: str, argv: Sequence[str]) -> str:
+    """Return the command that runs a benchmark, with no folder of this machine in it.
+
+    Parameters
+    ----------
+    benchmark, argv
+        What followed ``python -m benchmarks``.
+
+    Examples
+    --------
+    >>> command("live", ["--cache", "/home/me/cache", "--memory", "1 GiB"])
+    "python -m benchmarks live --cache cache --memory '1 GiB'"
+    """
+    shown = [Path(word).name if Path(word).is_absolute() else word for word in argv]
+    return shlex.join(["python", "-m", "benchmarks", benchmark, *shown])
 
 
 def versions() -> dict[str, str]:

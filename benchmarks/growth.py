@@ -103,8 +103,7 @@ def _empty(
     chunks: tuple[int, ...],
     config: Mapping[str, Any],
     folder: Path,
-    *,
-    repeats: int = 3,
+    **settings: Any,
 ) -> POINT:
     """A plan of an image without a chunk written, and its graph."""
     import zarr
@@ -113,13 +112,14 @@ def _empty(
 
     zarr.create_array(folder / "empty.zarr", shape=shape, chunks=chunks, dtype="uint16")
     images = patchloom.open_images(folder / "empty.zarr")
-    plan, found = planned(lambda: patchloom.plan(images, config, seed=1), repeats)
+    plan, found = planned(lambda: patchloom.plan(images, config, seed=1, **settings), 3)
     return found | graphed(plan)
 
 
 def _many_patches(size: int, cache: Path, out: Path) -> POINT:
     config = {"name": "random", "patch_size": [32] * 3, "n_patches": size}
-    return _empty((16_384,) * 3, (128,) * 3, config, out)
+    # Where few patches lie in each chunk a shard's worth of them touches more than 1 GiB of chunks.
+    return _empty((16_384,) * 3, (128,) * 3, config, out, memory="4 GiB")
 
 
 def _many_chunks(size: int, cache: Path, out: Path) -> POINT:
@@ -312,25 +312,36 @@ def main(argv: Sequence[str]) -> int:
             for size in sizes:
                 FACTORS[name].draw(size, cache)
         for name in () if options.draw else names:
-            factor = FACTORS[name]
-            sizes = factor.sizes[: 3 if options.quick else None]
-            points = [{"size": n} | _ask(name, n, cache, Path(temporary)) for n in sizes]
-            told = {"factor": name, "name": factor.name, "unit": factor.unit}
-            series.append(told | {"points": points, "slopes": slopes(points)})
+            series.append(_measure(name, options.quick, cache, Path(temporary)))
             print(_told(series[-1]), flush=True)
-    if options.output is not None:
-        kept = _kept(options.output, names) + series
-        kept.sort(key=lambda one: [*FACTORS].index(one["factor"]))
-        records.save(
-            options.output, "growth", argv, [], series=kept, others_cores=neighbours.load()
-        )
+            if options.output is not None:
+                _save(options.output, argv, series, neighbours.load())
     return 0
 
 
-def _kept(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Series of other factors, measured before into the same file."""
-    found = records.load(path).figures["series"] if path.exists() else []
-    return [one for one in found if one["factor"] not in names]
+def _measure(name: str, is_quick: bool, cache: Path, scratch: Path) -> dict[str, Any]:
+    """One factor at all of its sizes; of those that fail, why."""
+    factor = FACTORS[name]
+    points, failed = list[POINT](), {}
+    for size in factor.sizes[: 3 if is_quick else None]:
+        found = _ask(name, size, cache, scratch)
+        if isinstance(found, str):
+            failed[f"{size}"] = found
+        else:
+            points.append({"size": size} | found)
+    told = {"factor": name, "name": factor.name, "unit": factor.unit, "failed": failed}
+    return told | {"points": points, "slopes": slopes(points) if points else {}}
+
+
+def _save(
+    path: Path, argv: Sequence[str], series: Sequence[dict[str, Any]], others: float | None
+) -> None:
+    """Write what is known so far, beside the factors that were measured before."""
+    measured = [one["factor"] for one in series]
+    before = records.load(path).figures["series"] if path.exists() else []
+    kept = [*(one for one in before if one["factor"] not in measured), *series]
+    kept.sort(key=lambda one: [*FACTORS].index(one["factor"]))
+    records.save(path, "growth", argv, [], series=kept, others_cores=others)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -345,12 +356,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _ask(name: str, size: int, cache: Path, scratch: Path) -> POINT:
-    """What one size takes, in a process of its own."""
+def _ask(name: str, size: int, cache: Path, scratch: Path) -> POINT | str:
+    """What one size takes, in a process of its own, or the last line of its error."""
     out = Path(tempfile.mkdtemp(dir=scratch))
     command = [sys.executable, "-m", "benchmarks.growth", name, str(size), str(cache), str(out)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     shutil.rmtree(out)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     found: POINT = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -513,8 +526,12 @@ def ran(plan: Any, folder: Path, repeats: int, threads: int = 2) -> POINT:
 
 
 def _told(series: Mapping[str, Any]) -> str:
+    lines = [f"{series['name']}: {series['unit']}"]
+    lines += [f"  {size}: {reason}" for size, reason in series["failed"].items()]
+    if not series["points"]:
+        return "\n".join(lines)
     names = [name for name in series["points"][0] if name != "size"]
-    lines = [f"{series['name']}: {series['unit']}", "  ".join(("size".rjust(13), *names, ""))]
+    lines += ["  ".join(("size".rjust(13), *names, ""))]
     for point in series["points"]:
         cells = (f"{point[name]:.4g}".rjust(len(name)) for name in names)
         lines.append("  ".join((f"{point['size']:13,}", *cells)))

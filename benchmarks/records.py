@@ -25,7 +25,7 @@ class Result:
     what
         What was done: ``cut``, ``cut+write``, ``load``, ``live``, ``plan`` or another word.
     side
-        ``patchloom``, ``floor``, or the name of a peer.
+        ``patchloom``, ``floor``, or the name of a peer; after a comma, in which way.
     version
         Of a peer.
     done, of
@@ -86,9 +86,23 @@ class Result:
         return f"{self.side}, {self.what} of {self.workload}"
 
     @property
+    def is_ours(self) -> bool:
+        """Whether patchloom did it, in one way or another (``patchloom, window``)."""
+        return self._maker == OURS
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether the floor did it, by one reader or another (``floor, tensorstore``)."""
+        return self._maker == FLOOR
+
+    @property
     def is_peer(self) -> bool:
         """Whether another library did it."""
-        return self.side not in (OURS, FLOOR)
+        return not (self.is_ours or self.is_floor)
+
+    @property
+    def _maker(self) -> str:
+        return self.side.partition(",")[0]
 
     @property
     def is_stopped(self) -> bool:

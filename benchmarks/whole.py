@@ -155,9 +155,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _floor(
+def floor_of(
     workload: Workload, sources: Sources, rows_per_shard: int
 ) -> Callable[[Path], FloorReport]:
+    """The floor of a workload, which takes the folder of its output.
+
+    Parameters
+    ----------
+    workload, sources
+        The patches asked, and where the image lies.
+    rows_per_shard
+        Patches a shard, as our plan has them.
+    """
+
     def run(out: Path) -> FloorReport:
         return run_floor(
             sources.image,
@@ -180,7 +190,7 @@ def _time_floor(workloads: Sequence[Workload], cache: Path, out: Path, n_runs: i
         pixels = 2 * (workload.dataset.shape[0] if workload.dataset.axes[0] == "c" else 1)
         for size in workload.patch_size:
             pixels *= size
-        side = _Side("floor", _floor(workload, sources, max(1, 2**24 // pixels)))
+        side = _Side("floor", floor_of(workload, sources, max(1, 2**24 // pixels)))
         side.time(out / "floor", time.process_time)
         side.seconds.clear()
         side.phases.clear()
@@ -263,7 +273,7 @@ def _measure(
     from benchmarks.verification import check_equal
 
     first = run_job(workload, sources, out / "ours")
-    floor = _floor(workload, sources, first.rows_per_shard)
+    floor = floor_of(workload, sources, first.rows_per_shard)
     floor(out / "floor")
     equal = check_equal(out / "ours", out / "floor")
     shutil.rmtree(out / "ours")
