@@ -17,6 +17,7 @@ MODULES = {
     "page": "page",
     "guard": "guard",
     WHOLE: "whole",
+    "peers": "comparing",
     "strategies": "strategies",
     "planning": "planning",
     "growth": "growth",

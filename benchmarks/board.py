@@ -15,7 +15,9 @@ from benchmarks.growth import steep
 from benchmarks.records import Record, Result
 from benchmarks.tables import Document, plain, table
 
-ORDER = ("job", "cut", "cut+write", "load", "live")
+DECODE = "decode"
+"""What floors and readers do beside cutting: no job that anybody asks for."""
+ORDER = ("job", "cut", "cut+write", "load", "live", DECODE)
 """In which things done are shown; others follow."""
 NAMES = {"job": "whole job", "cut+write": "cut and write"}
 """What the page calls them."""
@@ -67,7 +69,7 @@ class Work:
 
     @property
     def median_peer(self) -> float | None:
-        """Median peer over ours; of those stopped what they had needed at their pace."""
+        """Median peer over ours; of those stopped the least that they would need."""
         found = [r.over_ours for r in self.peers if r.over_ours is not None]
         return statistics.median(found) if found else None
 
@@ -151,7 +153,7 @@ def summary(board: Board) -> str:
     """Ours beside the floor and the best peer, for each workload."""
     rows = []
     for work in board.works:
-        if work.ours is None:
+        if work.ours is None or work.what == DECODE:
             continue
         best, target = next(iter(work.peers), None), goal(work)
         rows.append(
@@ -226,7 +228,7 @@ def _ratios(name: str, most: float, works: Sequence[Work]) -> list[str]:
 
 
 def _ahead(board: Board) -> list[str]:
-    some = [work for work in board.works if work.peers]
+    some = [work for work in board.works if work.peers and work.what != DECODE]
     behind = [
         f"{named(work.what)} of {work.workload}: {peer.side} takes {peer.over_ours:.2f} of ours"
         for work in some
@@ -378,6 +380,18 @@ def series_of(board: Board, factor: str) -> Mapping[str, Any] | None:
             found: Mapping[str, Any] = series
             return found
     return None
+
+
+def suite(board: Board) -> str:
+    """What became of each benchmark when all were run, and on what."""
+    runs = board.documents.get("all", {}).get("runs", ())
+    rows = [[run["name"], run["outcome"], f"{run['seconds'] / 60:.1f}"] for run in runs]
+    if not rows:
+        return "Not all were run in one go yet: each record says what it was measured with."
+    missing = ", ".join(board.documents["all"]["missing"]) or "none"
+    total = sum(run["seconds"] for run in runs) / 3600
+    after = f"{total:.1f} hours in all; environments that were missing: {missing}."
+    return f"{table(['record', 'outcome', 'minutes'], rows, n_words=2)}\n\n{after}"
 
 
 def source(board: Board, name: str) -> str:

@@ -103,7 +103,11 @@ def rendered(folder: Path) -> dict[Path, str]:
 
 def _table(found: Board, name: str, files: Mapping[Path, str]) -> str:
     kind, _, argument = name.partition(": ")
-    wide: dict[str, Callable[[Board], str]] = {"targets": board.targets, "summary": board.summary}
+    wide: dict[str, Callable[[Board], str]] = {
+        "targets": board.targets,
+        "summary": board.summary,
+        "suite": board.suite,
+    }
     deep: dict[str, Callable[[Board, str], str]] = {
         "sides": board.sides,
         "growth": board.growth,
@@ -120,7 +124,8 @@ def _table(found: Board, name: str, files: Mapping[Path, str]) -> str:
     if kind not in TABLES:
         raise ValueError(f"{PAGE} asks for the table {name!r}, which is none of {[*TABLES]}")
     record, show = TABLES[kind]
-    return show(found.documents[record]) if record in found.documents else "Not measured."
+    document = found.documents.get(record, {"reason": "no record"})
+    return f"Not measured: {document['reason']}." if "reason" in document else show(document)
 
 
 def _title(svg: str) -> str:
@@ -156,27 +161,22 @@ def _over_floor(works: Sequence[Work]) -> str:
 def _seconds(what: str, works: Sequence[Work]) -> str:
     groups, said = [], []
     for work in works:
-        some = sorted((r for r in work.results if r.seconds), key=_projected)
+        some = sorted((r for r in work.results if r.seconds), key=lambda r: r.seconds or 0.0)
         groups.append((work.workload, [_bar(r) for r in some]))
         best = work.peers[0]
         said.append(f"{work.workload}: {best.side} takes {plain(best.over_ours)} times ours")
     title = f"Seconds of each side: {named(what)}"
-    text = f"The best peer by workload. {'; '.join(said)}. Dashed bars were stopped and projected."
+    text = f"The best peer by workload. {'; '.join(said)}. Dashed bars were stopped before the end."
     return plots.bars(title, text, groups, "seconds, on a logarithmic axis")
-
-
-def _projected(result: Result) -> float:
-    """Seconds for all patches at the pace of those that were made."""
-    return (result.seconds or 0.0) * result.of / max(1, result.done)
 
 
 def _bar(result: Result) -> Bar:
     colour = COLOURS[0] if result.is_ours else COLOURS[5] if result.is_floor else COLOURS[1]
-    value = _projected(result)
-    says = f"{plain(value)} s"
+    seconds = result.seconds or 0.0
+    says = f"{plain(seconds)} s"
     if result.is_stopped:
-        says = f"{result.done:,} of {result.of:,}, then {says}"
-    return Bar(result.side, value, says, colour, result.is_stopped)
+        says = f"> {plain(seconds)} s: {result.done:,} of {result.of:,}"
+    return Bar(result.side, seconds, says, colour, result.is_stopped)
 
 
 def _grown(found: Board, factor: str) -> str | None:

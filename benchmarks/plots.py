@@ -14,7 +14,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8a4f7d", "#7a6a00", "#3a3a3a")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "1 4")
 """Told apart without colours."""
 WIDTH, ROW = 720, 17
-_LEFT, _RIGHT, _TOP = 190, 130, 44
+_RIGHT, _TOP = 150, 44
+_LETTER = 6.2
+"""Width of a letter, on average."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ def bars(
     """
     values = [bar.value for _, group in groups for bar in group] + [at for at, _ in marks]
     ticks = _ticks(min(values), max(values))
+    left = 24 + _LETTER * max(len(bar.name) for _, group in groups for bar in group)
     bottom = _TOP + sum(ROW * (len(group) + 1.6) for _, group in groups)
-    x = _scale(ticks, _LEFT, WIDTH - _RIGHT)
+    x = _scale(ticks, left, WIDTH - _RIGHT)
     parts = [*_axis(ticks, x, _TOP, bottom, unit)]
     y = float(_TOP)
     for name, group in groups:
@@ -91,7 +94,7 @@ def bars(
             if bar.is_open:
                 look += f' fill-opacity="0.25" stroke="{bar.colour}" stroke-dasharray="4 3"'
             parts.append(f'<rect {box} width="{width:.1f}" {look}/>')
-            parts.append(_text(_LEFT - 8, y + ROW - 7, bar.name, anchor="end"))
+            parts.append(_text(left - 8, y + ROW - 7, bar.name, anchor="end"))
             parts.append(_text(x(ticks[0]) + width + 6, y + ROW - 7, bar.says))
             y += ROW
         y += 0.4 * ROW

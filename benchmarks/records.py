@@ -36,7 +36,8 @@ class Result:
     spread
         Least and greatest ratio within one pair: of ours over the floor, of a peer over ours.
     over_floor, over_ours
-        Ratios of wall seconds for the same number of patches; above 1 this side is the slower.
+        Ratios of wall seconds; above 1 this side is the slower.  Of a side that was stopped they
+        are the least that the ratios can be.
     equal
         Whether the outcome was compared with the floor's (or ours) and found equal; or a sentence
         that says what was compared, or differs by its meaning; ``None`` where nothing was.
