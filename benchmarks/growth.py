@@ -34,8 +34,8 @@ POINT = dict[str, float]
 MIB = 2**20
 TIMED, COUNTED = 1.10, 1.05
 """Slopes up to these are called proportional: of times and memory, and of counts."""
-BRIEF = 0.05
-"""Seconds under which a time says nothing of growth: it is mostly what every call costs."""
+LEAST = {"_s": 0.05, "_mib": 1.0}
+"""Seconds and MiB under which a quantity says nothing of growth: it is what every call costs."""
 FLAT = Dataset("growth", "yx", (2048, 2048), (512, 512), 12.0, 64, 16.0)
 DEEP = Dataset("growth", "zyx", (128, 256, 256), (64, 128, 128), 5.0, 28, 4.0)
 """Images that are repeated side by side: 8 and 16 MiB."""
@@ -163,6 +163,7 @@ def _images(size: int, cache: Path, out: Path) -> POINT:
     import patchloom
 
     names = _small(size, cache)
+    patchloom.open_images(names[:1])  # loads what is imported late
     begun = time.perf_counter()
     images = patchloom.open_images(names)
     found = {"open_s": time.perf_counter() - begun}
@@ -385,7 +386,7 @@ def slopes(points: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float |
     -------
     dict
         Of each quantity ``all`` and ``end``: the slopes of lines through the logarithms, ``None``
-        where a quantity is nothing, or a time too short to say anything.
+        where a quantity is nothing, or too little to say anything.
 
     Examples
     --------
@@ -398,7 +399,7 @@ def slopes(points: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float |
 
 
 def _slope(name: str, points: Sequence[Mapping[str, float]]) -> float | None:
-    least = BRIEF if name.endswith("_s") else 0
+    least = max((low for end, low in LEAST.items() if name.endswith(end)), default=0.0)
     some = [(point["size"], point[name]) for point in points if point[name] > least]
     if len(some) < 2:
         return None

@@ -14,13 +14,14 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
+import numpy.typing as npt
 from fsspec.implementations.memory import MemoryFileSystem
 
 from benchmarks import environment
@@ -82,7 +83,7 @@ class Case:
     settings
         Further ones of the plan.
     masked
-        Whether a mask that keeps every other block of 128 pixels lies over it.
+        Whether a mask that keeps a third of all blocks of 128 pixels lies over it.
     """
 
     name: str
@@ -105,7 +106,7 @@ class Case:
             self._write(url)
         more: dict[str, Any] = {"mask": self._mask()} if self.masked else {}
         images = patchloom.open_images(urls, axes=self.axes, **more)
-        chosen = {"min_coverage": 0.5} if self.masked else {}
+        chosen: dict[str, Any] = {"min_coverage": 0.5} if self.masked else {}
         return patchloom.plan(images, self.config, seed=1, **chosen, **self.settings)
 
     def _write(self, url: str) -> None:
@@ -126,9 +127,10 @@ class Case:
             pixels[..., :10] = np.nan
         array[...] = pixels
 
-    def _mask(self) -> np.ndarray[Any, Any]:
+    def _mask(self) -> npt.NDArray[np.bool_]:
         side = [n // 128 for n, axis in zip(self.shape, self.axes, strict=True) if axis != "c"]
-        return np.indices(side).sum(0) % 3 == 0
+        found: npt.NDArray[np.bool_] = np.indices(side).sum(0) % 3 == 0
+        return found
 
 
 GRID = {"name": "sequential", "patch_size": [192, 192], "overlaps": [32, 32]}
@@ -331,7 +333,10 @@ def ratio(name: str, cache: Path, out: Path, n_pairs: int = 5) -> float:
         rows = run_job(workload, sources, out).rows_per_shard
         shutil.rmtree(out)
         floor = floor_of(workload, sources, rows)
-        sides = {"ours": lambda: run_job(workload, sources, out), "floor": lambda: floor(out)}
+        sides: dict[str, Callable[[], Any]] = {
+            "ours": lambda: run_job(workload, sources, out),
+            "floor": lambda: floor(out),
+        }
         for _ in range(n_pairs):
             for side, run in sides.items():
                 gc.collect()

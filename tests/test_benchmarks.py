@@ -57,7 +57,7 @@ def test_all_runs_what_the_page_shows() -> None:
     text = (ROOT / page.PAGE).read_text(encoding="utf-8")
     made = {figure.name for figure in suite.FIGURES}
     assert len(made) == len(suite.FIGURES)
-    assert {record for record, _ in page.TABLES.values()} <= made | {"strategies-quiet"}
+    assert {record for record, _ in tables.TABLES.values()} <= made | {"strategies-quiet"}
     assert set(re.findall(r"<!-- table: source: ([\w-]+) -->", text)) <= made
     assert set(re.findall(r"<!-- table: growth: ([^\n]+?) -->", text)) == FACTORS.keys()
     assert {figure.benchmark for figure in suite.FIGURES} <= MODULES.keys()
