@@ -23,8 +23,8 @@ NAMES = {"job": "whole job", "cut+write": "cut and write"}
 """What the page calls them."""
 CLUSTER = ", two processes"
 """End of the names of workloads that ran on a cluster."""
-COUNTS = ("decodes", "requests", "bytes_read", "tasks", "copies", "peak_mib")
-"""Which counts the page shows first."""
+COUNTS = ("decodes", "needed", "requests", "bytes_read", "bytes_written", "tasks", "shards")
+"""In which order the page shows counts; others follow."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Work:
     what: str
     workload: str
     results: tuple[Result, ...]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it ran in one process."""
+        return not self.workload.endswith(CLUSTER)
 
     @property
     def ours(self) -> Result | None:
@@ -113,7 +118,7 @@ class Board:
             documents[path.stem] = json.loads(path.read_text())
             if isinstance(documents[path.stem], dict) and "results" in documents[path.stem]:
                 found += _works(path.stem, records.load(path))
-        found.sort(key=lambda work: (_place(work.what), work.what))
+        found.sort(key=lambda work: (_place(work.what), work.what, not work.is_local))
         return cls(documents, tuple(found))
 
     def of(self, *whats: str) -> list[Work]:
@@ -145,7 +150,7 @@ def named(what: str) -> str:
 def goal(work: Work) -> float | None:
     """Ours over the floor, at most, as it is asked."""
     if work.what == "job":
-        return 1.25 if work.workload.endswith(CLUSTER) else 1.15
+        return 1.15 if work.is_local else 1.25
     return 1.2 if work.what == "cut" else None
 
 
@@ -203,8 +208,8 @@ def targets(board: Board) -> str:
     """What the project asks of itself, and what was measured."""
     jobs = board.of("job")
     rows = [
-        _ratios("whole job / floor, two threads", 1.15, [w for w in jobs if _is_local(w)]),
-        _ratios("whole job / floor, two processes", 1.25, [w for w in jobs if not _is_local(w)]),
+        _ratios("whole job / floor, two threads", 1.15, [w for w in jobs if w.is_local]),
+        _ratios("whole job / floor, two processes", 1.25, [w for w in jobs if not w.is_local]),
         _ratios("cut alone / floor", 1.2, board.of("cut")),
         _ahead(board),
         _medians("median peer / ours, cut", 5, board.of("cut")),
@@ -214,10 +219,6 @@ def targets(board: Board) -> str:
         _growth(board),
     ]
     return table(["figure", "target", "measured"], rows, n_words=3)
-
-
-def _is_local(work: Work) -> bool:
-    return not work.workload.endswith(CLUSTER)
 
 
 def _ratios(name: str, most: float, works: Sequence[Work]) -> list[str]:
@@ -296,8 +297,9 @@ def sides(board: Board, what: str) -> str:
             r.version or "",
             f"{r.done:,}" if r.done == r.of else f"{r.done:,} of {r.of:,}",
             plain(r.seconds),
+            "" if r.over_floor is None else _least(r) + plain(r.over_floor),
             "" if r.over_ours is None else _least(r) + plain(r.over_ours),
-            _spread(r) if r.is_peer else "",
+            _spread(r),
             _compared(r.equal),
             _counts(r.counts),
             r.reason or "",
@@ -307,9 +309,13 @@ def sides(board: Board, what: str) -> str:
     ]
     if not rows:
         return "Not measured."
-    head = ("workload", "side", "version", "patches", "s", "by ours", "spread")
-    found = table([*head, "patches compared", "counts", "why not"], rows, n_words=3)
-    return found.replace("|--:|--:|--:|\n", "|---|---|---|\n", 1)
+    words = ("workload", "side", "version")
+    numbers = ("patches", "s", "/ floor", "/ ours", "spread")
+    head = (*words, *numbers, "patches compared", "counts", "why not")
+    filled = [k for k in range(len(head)) if k < 2 or any(row[k] for row in rows)]
+    cells = [[row[k] for k in filled] for row in rows]
+    n_words, n_last = (sum(k in some for k in filled) for some in (range(3), range(8, 11)))
+    return table([head[k] for k in filled], cells, n_words, n_last)
 
 
 def _compared(equal: bool | str | None) -> str:
@@ -328,13 +334,17 @@ def _rank(result: Result) -> tuple[int, float]:
 def _counts(counts: Mapping[str, float]) -> str:
     names = sorted(counts, key=lambda name: COUNTS.index(name) if name in COUNTS else len(COUNTS))
     said = []
-    for name in names[: len(COUNTS)]:
+    for name in names:
         if name.startswith("bytes"):
             said.append(f"{plain(counts[name] / 2**20)} MiB {name.removeprefix('bytes_')}")
         elif name.endswith("_mib"):
             said.append(f"{name.removesuffix('_mib')} {plain(counts[name])} MiB")
+        elif name == "cpu":
+            said.append(f"{plain(counts[name])} CPU s")
         else:
-            said.append(f"{plain(counts[name], 4)} {name.replace('_', ' ')}")
+            is_whole = float(counts[name]).is_integer()
+            value = f"{counts[name]:,.0f}" if is_whole else plain(counts[name])
+            said.append(f"{value} {name.replace('_', ' ')}")
     return ", ".join(said)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 Document = Mapping[str, Any]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], n_words: int = 1) -> str:
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], n_words: int = 1, n_last: int = 0
+) -> str:
     """Join cells to a table of Markdown.
 
     Parameters
@@ -18,8 +20,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], n_words: int = 1) 
         Names of the columns.
     rows
         Cells of each row.
-    n_words
-        So many first columns hold words and stand left; the others hold numbers.
+    n_words, n_last
+        So many first and last columns hold words and stand left; the others hold numbers.
 
     Returns
     -------
@@ -33,7 +35,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], n_words: int = 1) 
     |---|--:|
     | w2 | 1.06 |
     """
-    rule = "|".join("---" if k < n_words else "--:" for k in range(len(head)))
+    numbers = range(n_words, len(head) - n_last)
+    rule = "|".join("--:" if k in numbers else "---" for k in range(len(head)))
     return "\n".join([_row(head), f"|{rule}|", *(_row(row) for row in rows)])
 
 

@@ -119,7 +119,7 @@ def test_the_board_takes_the_fastest_floor_and_the_median_peer(tmp_path: Path) -
     assert "**missed**: cut of w2: zarr takes 0.80 of ours" in said
     assert "| median peer / ours, cut | 5 at least | w2 4.00, **missed** (3 peers) |" in said
     shown = board.sides(found, "cut")
-    assert "| torchio | | 3 of 9 | 120 | at least 120 |" in shown
+    assert "| torchio | 3 of 9 | 120 | | at least 120 |" in shown
     assert "cannot \\| read Zarr |" in shown
 
 
