@@ -21,7 +21,17 @@ from pathlib import Path
 from benchmarks import environment, page, records
 
 DONE = "done"
-ENVIRONMENTS = ("careamics", "zarrdataset", "tensorstore", "xbatcher", "monai", "torchio", "torch")
+ENVIRONMENTS = (
+    "careamics",
+    "zarrdataset",
+    "tensorstore",
+    "xbatcher",
+    "monai",
+    "torchio",
+    "litdata",
+    "mosaicml-streaming",
+    "insitubatch",
+)
 """Folders that ``--environments`` has: each peer's own, with the libraries that it needs."""
 
 
@@ -92,8 +102,8 @@ FIGURES = (
         12,
         peers="folder",
     ),
-    Figure("loading", "loading", "", "--patches 1024 --rounds 1", 8, keeps=False),
-    Figure("live", "live", "", "--scale 0.125 --pairs 1", 8),
+    Figure("loading", "loading", "", "--patches 1024 --rounds 1 --seconds 10", 10, peers="folder"),
+    Figure("live", "live", "", "--scale 0.125 --pairs 1 --seconds 10", 10, peers="folder"),
     Figure(
         "strategies",
         "strategies",
