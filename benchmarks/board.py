@@ -342,10 +342,13 @@ def _counts(counts: Mapping[str, float]) -> str:
         elif name == "cpu":
             said.append(f"{plain(counts[name])} CPU s")
         else:
-            is_whole = float(counts[name]).is_integer()
-            value = f"{counts[name]:,.0f}" if is_whole else plain(counts[name])
-            said.append(f"{value} {name.replace('_', ' ')}")
+            said.append(f"{_number(counts[name])} {name.replace('_', ' ')}")
     return ", ".join(said)
+
+
+def _number(value: float) -> str:
+    """A count as it is, anything else as one reads it."""
+    return f"{value:,.0f}" if float(value).is_integer() else plain(value)
 
 
 COLUMNS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
