@@ -11,15 +11,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import courses, environment
+from benchmarks import courses, epochs
 from benchmarks.floor import run_cut
 from benchmarks.job import plan_of
+from benchmarks.records import FLOOR, OURS, Result
 from benchmarks.workloads import LARGE, WORKLOADS, Sources, Workload
 
 ORDERS = ("none", "window", "exact")
@@ -32,6 +33,8 @@ SEVERAL = 4
 """Images that are mixed."""
 FEWER = (1, 2)
 """Windows besides the one by default."""
+GRID, GRID_SIDE, GRID_STRIDE = 64, 192, 160
+"""Patches along each axis of the image that peers read, too; pixels of one, and how far apart."""
 _FLAT, _DEEP = ([192] * 2, [32] * 2), ([64] * 3, [16] * 3)
 TOLD = (
     ("64 GiB, 3 channels, chunks 1 x 512 x 512", (3, 98_304, 98_304), (1, 512, 512), "cyx", *_FLAT),
@@ -55,6 +58,8 @@ class LiveRecord:
         Patches of the epoch, blocks that they lie in, and how many of these are mixed together.
     seconds, floor, ratio
         Medians of the wall seconds of the epoch and of the floor, and their ratio.
+    spread
+        Least and greatest ratio within one round.
     first
         Seconds to the first batch.
     estimate, amplification
@@ -72,10 +77,39 @@ class LiveRecord:
     seconds: float
     floor: float
     ratio: float
+    spread: tuple[float, float]
     first: float
     estimate: float
     amplification: float
     peak: int
+
+    def results(self) -> list[Result]:
+        """As they are saved: the floor's, of which large workloads have none, and ours."""
+        name = f"{self.workload}, {self.order}, {self.memory / 2**20:.0f} MiB"
+        same: dict[str, Any] = {"workload": name, "what": "live", "of": self.n_patches}
+        same |= {"done": self.n_patches, "equal": "sums of all pixels"}
+        has_floor = self.floor == self.floor
+        counts = {
+            "patches_per_s": self.n_patches / self.seconds,
+            "first_batch_s": self.first,
+            "decodes_told": self.estimate,
+            "decodes_per_chunk": self.amplification,
+            "held_mib": self.peak / 2**20,
+            "blocks": self.n_blocks,
+            "window": self.window,
+        }
+        ours = Result(
+            **{**same, "equal": same["equal"] if has_floor else None},
+            side=OURS,
+            seconds=self.seconds,
+            spread=self.spread if has_floor else None,
+            over_floor=self.ratio if has_floor else None,
+            counts=counts,
+        )
+        if not has_floor:
+            return [ours]
+        over = self.floor / self.seconds
+        return [Result(**same, side=FLOOR, seconds=self.floor, over_ours=over), ours]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Options; those of the process by default.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks live", description=__doc__)
-    parser.add_argument("--workload", action="append", choices=[*WORKLOADS, *LARGE])
+    parser.add_argument("--workload", action="append", choices=[*WORKLOADS, *LARGE, "grid"])
     parser.add_argument("--order", action="append", choices=ORDERS)
     parser.add_argument("--told", action="store_true", help="only what is told before reading")
     parser.add_argument("--mixing", action="store_true", help="only how well batches are mixed")
@@ -95,8 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--memory", action="append", help="such as '256 MiB'; several times")
+    parser.add_argument("--seconds", type=float, default=120.0, help="after which one is stopped")
+    parser.add_argument("--environments", type=Path, help="folder of the peers', by name")
+    parser.add_argument("--peer", action="append", choices=epochs.PEERS, help="may be repeated")
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="JSON file, to which results are added")
     options = parser.parse_args(argv)
     if options.told:
         tell(options.memory or ["256 MiB", "1 GiB", "4 GiB"])
@@ -107,23 +144,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.mixing:
         tell_mixing(options.memory or ["1 GiB"])
         return 0
-    names = options.workload or ["w1-misaligned", "w2"]
+    names = options.workload or ["w1-misaligned", "w2", "grid"]
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
-        records = []
-        print(_HEADER, flush=True)
         for name in names:
-            workload = {**WORKLOADS, **LARGE}[name]
-            scaled = workload if name in LARGE else workload.scaled(options.scale)
-            for memory in options.memory or ["1 GiB", "128 MiB"]:
-                orders = options.order or ORDERS
-                for record in compare(scaled, cache, memory, options.pairs, orders):
-                    records.append(record)
-                    print(_row(record), flush=True)
-    if options.output is not None:
-        rows = [asdict(record) for record in records]
-        environment.save(options.output, "live", argv or (), records=rows)
+            if name == "grid":
+                found = among_peers(Path(folder), cache, options)
+            else:
+                found = among_orders(name, cache, options)
+            if options.output is not None:
+                epochs.add(options.output, "live", argv or (), found)
     return 0
+
+
+def among_orders(name: str, cache: Path, options: argparse.Namespace) -> list[Result]:
+    """Epochs of a workload in each order and with each memory, beside the floor of cutting."""
+    workload = {**WORKLOADS, **LARGE}[name]
+    scaled = workload if name in LARGE else workload.scaled(options.scale)
+    found: list[Result] = []
+    print(_HEADER, flush=True)
+    for memory in options.memory or ["1 GiB", "128 MiB"]:
+        for record in compare(scaled, cache, memory, options.pairs, options.order or ORDERS):
+            found += record.results()
+            print(_row(record), flush=True)
+    return found
+
+
+def among_peers(scratch: Path, cache: Path, options: argparse.Namespace) -> list[Result]:
+    """An epoch of one image's overlapping patches, by windows, beside the peers that can do it."""
+    n = max(2, round(GRID * options.scale))
+    asked = epochs.draw(cache, "grid", n, n, GRID_SIDE, GRID_STRIDE, batch=BATCH)
+    print(epochs.HEADER, flush=True)
+    with epochs.sides(scratch, options.environments, options.peer or epochs.PEERS) as sides:
+        found = epochs.compare(asked, "live", sides, rounds=options.pairs, seconds=options.seconds)
+    print(*map(epochs.row, found), sep="\n", flush=True)
+    return found
 
 
 def compare(
@@ -154,11 +209,13 @@ def compare(
             times[order].append(_epoch(live, order))
             if expected not in (None, times[order][-1][1]):
                 raise ValueError(f"{workload.name}, {order}: other pixels than the floor's")
-    floor = statistics.median(seconds for seconds, _ in times["floor"])
+    floors = [seconds for seconds, _ in times["floor"]]
+    floor = statistics.median(floors)
     found = []
     for order in orders:
         seconds = statistics.median(one[0] for one in times[order])
         told = times[order][-1][3]
+        ratios = [one[0] / base for one, base in zip(times[order], floors, strict=True)]
         found.append(
             LiveRecord(
                 workload=workload.name,
@@ -170,6 +227,7 @@ def compare(
                 seconds=seconds,
                 floor=floor,
                 ratio=seconds / floor,
+                spread=(min(ratios), max(ratios)),
                 first=statistics.median(one[2] for one in times[order]),
                 estimate=live.read_amplification,
                 amplification=told["read_amplification"],

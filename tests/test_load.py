@@ -214,9 +214,9 @@ def test_single_patches_are_made_within_the_memory(
     pieces = []
     make = Course.make
 
-    def counted(self: Course, epoch: int, batching: Any, steps: range) -> list[Any]:
-        pieces.append(len(steps))
-        return make(self, epoch, batching, steps)
+    def counted(self: Course, epoch: int, places: Any) -> list[Any]:
+        pieces.append(len(places))
+        return make(self, epoch, places)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Course, "make", counted)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,11 @@ _PATCHES = (
 _ORDER = "make the loader with the same shuffle=, seed=, window=, streams= and order="
 _TOLD = {"n": _PATCHES, "patches": _PATCHES, "seed": _ORDER, "rule": _ORDER, "order": _ORDER}
 """The way out, by what differs."""
+_ASKED = 4096
+"""Visits whose positions are asked for at once, at least a batch."""
+
+Places = tuple[Ints, Ints]
+"""Visits of a step, and their positions: int64[k] each."""
 
 
 def default_threads() -> int:
@@ -75,17 +81,29 @@ class Course:
         threads = self.threads if threads is None else threads
         return replace(self, rank=rank, world=world, threads=threads)
 
-    def make(self, epoch: int, batching: Batching, steps: Sequence[int]) -> list[Any]:
-        """What is handed out in some steps of an epoch."""
-        visits = [batching.batch(step) for step in steps]
-        if self.batch_size is None:
-            return self.recipe.make_each(*self._addressed(epoch, np.concatenate(visits)))
-        return [self.recipe.make(*self._addressed(epoch, some)) for some in visits]
+    def places(self, epoch: int, batching: Batching, steps: range) -> Iterator[Places]:
+        """What some steps of an epoch visit, step by step: visits and their positions.
 
-    def _addressed(self, epoch: int, visits: Ints) -> tuple[Ints, int, Ints]:
-        """Positions, epoch and turns of some visits."""
+        The order is asked for those of many steps at once: a call of it costs as much as the
+        answer of some hundred visits.
+        """
+        each = max(1, _ASKED // batching.batch_size)
+        for k in range(0, len(steps), each):
+            visits = [batching.batch(step) for step in steps[k : k + each]]
+            found = self.order.at(epoch, np.concatenate(visits))
+            bounds = np.cumsum([len(some) for some in visits])[:-1]
+            yield from zip(visits, np.split(found, bounds), strict=True)
+
+    def make(self, epoch: int, places: Sequence[Places]) -> list[Any]:
+        """What is handed out in some steps of an epoch."""
         once = not getattr(self.order, "replacement", True)
-        return self.order.at(epoch, visits), epoch, np.zeros_like(visits) if once else visits
+        if self.batch_size is None:
+            visits, positions = (np.concatenate(some) for some in zip(*places, strict=True))
+            places = [(visits, positions)]
+        turns = [np.zeros_like(visits) if once else visits for visits, _ in places]
+        made = self.recipe.make if self.batch_size is not None else self.recipe.make_each
+        found = [made(at, epoch, t) for (_, at), t in zip(places, turns, strict=True)]
+        return found if self.batch_size is not None else found[0]
 
     def run(self, epoch: int, batching: Batching, steps: range) -> Iterator[Any]:
         """What is handed out in some steps of an epoch, in their order.
@@ -95,21 +113,21 @@ class Course:
         Exception
             What went wrong with a batch, when it is its turn; the threads are gone then.
         """
-        rest, each, ahead = steps, 1, 1
+        rest, each, ahead = self.places(epoch, batching, steps), 1, 1
         if not self.threads:
-            while rest:
-                part, rest = rest[:each], rest[each:]
-                found = self.make(epoch, batching, part)
+            while part := [*islice(rest, each)]:
+                found = self.make(epoch, part)
                 each = self.together(found)
                 yield from found
             return
         pool = ThreadPoolExecutor(self.threads, "patchloom-load")
         made: deque[Future[list[Any]]] = deque()
         try:
-            while rest or made:
-                while rest and len(made) <= ahead:
-                    part, rest = rest[:each], rest[each:]
-                    made.append(pool.submit(self.make, epoch, batching, part))
+            while True:
+                while len(made) <= ahead and (part := [*islice(rest, each)]):
+                    made.append(pool.submit(self.make, epoch, part))
+                if not made:
+                    return
                 found = made.popleft().result()
                 each, ahead = self.together(found), self.ahead(found)
                 yield from found

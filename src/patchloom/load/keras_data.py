@@ -67,7 +67,8 @@ class KerasBatches(keras.utils.PyDataset):  # type: ignore[misc]
         return made
 
     def _make(self, epoch: int, index: int) -> Any:
-        [batch] = self._course.make(epoch, self._course.batching(), [index])
+        places = self._course.places(epoch, self._course.batching(), range(index, index + 1))
+        [batch] = self._course.make(epoch, [*places])
         made = tuple(self._part(batch, part) for part in self._parts)
         return made if len(made) > 1 else made[0]
 

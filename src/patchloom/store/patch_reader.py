@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from fsspec.implementations.local import LocalFileSystem
 
-from patchloom.answers import Answer, ask
+from patchloom.answers import ask
 from patchloom.errors import AccessError, StoreError
 from patchloom.location import Location
 from patchloom.retrying import RETRYING
@@ -26,7 +26,7 @@ __all__ = ["HELD", "PatchReader"]
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
 Index = npt.NDArray[np.uint64]
-Bytes = bytes | memoryview
+Bytes = npt.NDArray[np.uint8]
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -87,7 +87,7 @@ class PatchReader:
         self._files = _Recent[str, "_File"](lambda: max(_FEWEST_FILES, _FILES // len(_OPEN)))
         if self._local:
             _OPEN.add(self)
-        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._held: OrderedDict[str, Bytes] = OrderedDict()
         self._coming: dict[str, int] = {}
         self._pool: ThreadPoolExecutor | None = None
         self.n_requests = 0
@@ -111,19 +111,21 @@ class PatchReader:
     def _read(self, spec: ArraySpec, rows: Ints) -> Pixels:
         out: Pixels = np.empty((len(rows), *spec.patch_shape), spec.dtype)
         shards, slots = np.divmod(rows, spec.rows_per_shard)
-        names = {shard: shard_name(spec, shard) for shard in np.unique(shards).tolist()}
-        indices = self._indices_of(spec, [*names.values()])
-        pieces: list[tuple[str, int, int, int]] = []
-        for shard, name in names.items():
-            places = np.flatnonzero(shards == shard)
-            spans = indices[name][slots[places]]
-            if (spans[:, 0] == ABSENT).any():
-                row = int(rows[places[spans[:, 0] == ABSENT][0]])
-                raise self._broken(spec, row, "it is not stored")
-            for place, (begin, length) in zip(places.tolist(), spans.tolist(), strict=True):
-                pieces.append((name, begin, begin + length, place))
+        distinct, which = np.unique(shards, return_inverse=True)
+        names = [shard_name(spec, shard) for shard in distinct.tolist()]
+        indices = self._indices_of(spec, names)
+        spans = np.empty((len(rows), 2), np.uint64)
+        for k, name in enumerate(names):
+            mine = which == k
+            spans[mine] = indices[name][slots[mine]]
+        absent = spans[:, 0] == ABSENT
+        if absent.any():
+            raise self._broken(spec, int(rows[absent][0]), "it is not stored")
+        begin, length = spans.T.astype(np.int64)
+        places = np.lexsort((begin, which))
+        pieces = which[places], begin[places], (begin + length)[places]
         decode = self._decode[spec.name]
-        for data, _, _, place in self._fetched(pieces, indices):
+        for place, data in zip(places.tolist(), self._fetched(indices, *pieces), strict=True):
             try:
                 decode(data, out[place])
             except Exception as error:  # each codec has errors of its own
@@ -137,7 +139,7 @@ class PatchReader:
         )
 
     def _indices_of(self, spec: ArraySpec, names: list[str]) -> dict[str, Index]:
-        """Where the rows of some shards lie; one request each, together."""
+        """Where the rows of some shards lie, in their order; one request each, together."""
         known = {name: self._indices.get(name) for name in names}
         found = {name: index for name, index in known.items() if index is not None}
         new = [name for name in names if name not in found]
@@ -151,38 +153,47 @@ class PatchReader:
                     f"a shard ends with its index, but that of {name} of "
                     f"{self._location.shown!r} is broken ({error}); {_WAY}"
                 ) from None
-        return found
+        return {name: found[name] for name in names}
 
     def _fetched(
-        self, pieces: list[tuple[str, int, int, int]], indices: Mapping[str, Index]
-    ) -> list[tuple[Bytes, str, int, int]]:
-        """The bytes of pieces (object, first byte, last byte + 1, ...), in any order."""
+        self, indices: Mapping[str, Index], which: Ints, begin: Ints, end: Ints
+    ) -> Iterator[Bytes]:
+        """The bytes of pieces of some objects, which ascend by object and first byte.
+
+        Parameters
+        ----------
+        indices
+            Of each object, by name.
+        which, begin, end
+            Of each piece the number of its object, its first byte, and its last byte + 1: int64[n].
+        """
+        names = [*indices]
         with self._lock:
-            held = {name: self._held[name] for name in {p[0] for p in pieces} & {*self._held}}
-            for name in held:
-                self._held.move_to_end(name)
-        found: list[tuple[Bytes, str, int, int]] = [
-            (memoryview(held[name])[begin:end], name, begin, place)
-            for name, begin, end, place in pieces
-            if name in held
-        ]
-        ranges: list[tuple[str, int, int]] = []
-        members: list[list[tuple[str, int, int, int]]] = []
-        for piece in sorted(piece for piece in pieces if piece[0] not in held):
-            name, begin, end, _ = piece
-            if ranges and ranges[-1][0] == name and begin - ranges[-1][2] <= _GAP:
-                ranges[-1] = (name, ranges[-1][1], max(end, ranges[-1][2]))
-                members[-1].append(piece)
-            else:
-                ranges.append((name, begin, end))
-                members.append([piece])
-        touched = {name for name, _, _ in ranges}
-        if len(ranges) > len(touched):
-            self._hold({name: _end_of(indices[name]) for name in sorted(touched)})
-        for (_, first, _), data, some in zip(ranges, self._get(ranges), members, strict=True):
-            view = memoryview(data)
-            found += [(view[a - first : b - first], name, a, place) for name, a, b, place in some]
-        return found
+            held = {k: self._held[name] for k, name in enumerate(names) if name in self._held}
+            for k in held:
+                self._held.move_to_end(names[k])
+        # Of each object that is held its bytes; then those of each range that is fetched.
+        sources = [*held.values()]
+        source, first = np.zeros_like(which), np.zeros_like(begin)
+        for at, k in enumerate(held):
+            source[which == k] = at
+        loose = np.flatnonzero(~np.isin(which, [*held]))
+        if len(loose):
+            of, low, high = which[loose], begin[loose], end[loose]
+            apart = (np.diff(of) > 0) | (low[1:] - high[:-1] > _GAP)
+            cuts = np.append(0, np.flatnonzero(apart) + 1)
+            owners, stops = of[cuts].tolist(), np.maximum.reduceat(high, cuts)
+            touched = sorted({*owners})
+            if len(owners) > len(touched):
+                self._hold({names[k]: _end_of(indices[names[k]]) for k in touched})
+            ranges = zip(owners, low[cuts].tolist(), stops.tolist(), strict=True)
+            number = np.cumsum(np.append(False, apart))
+            source[loose], first[loose] = len(sources) + number, low[cuts][number]
+            sources += self._get([(names[k], a, b) for k, a, b in ranges])
+        for k, a, b in zip(
+            source.tolist(), (begin - first).tolist(), (end - first).tolist(), strict=True
+        ):
+            yield sources[k][a:b]
 
     def _hold(self, ends: dict[str, int]) -> None:
         """Begin to fetch whole objects, of so many bytes, as far as they fit the memory."""
@@ -212,7 +223,7 @@ class PatchReader:
         with self._lock:
             self._coming.pop(name)
             if data is not None:
-                self._held[name] = bytes(data)
+                self._held[name] = data
                 self._make_room()
 
     def _make_room(self) -> None:
@@ -225,7 +236,7 @@ class PatchReader:
         """Ranges of objects that exist, fetched together."""
         if not ranges:
             return []
-        found: Sequence[Answer | bytes | Exception | None]
+        found: Sequence[Any]
         if self._local:
             found = [self._caught(*one) for one in ranges]
         else:
@@ -244,12 +255,12 @@ class PatchReader:
                     f"a store has the shards that its manifest tells of, but {name} of "
                     f"{self._location.shown!r} is gone; {_WAY}"
                 )
-            data.append(answer.data if isinstance(answer, Answer) else answer)
+            data.append(answer if self._local else np.frombuffer(answer.data, np.uint8))
         self.n_requests += len(ranges)
         self.nbytes += sum(map(len, data))
         return data
 
-    def _caught(self, name: str, start: int, stop: int | None) -> bytes | Exception | None:
+    def _caught(self, name: str, start: int, stop: int | None) -> Bytes | Exception | None:
         try:
             file = self._files.get(name)
             if file is None:
@@ -275,17 +286,15 @@ class _File:
         self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._size = os.fstat(self._handle).st_size
 
-    def read(self, start: int, stop: int | None) -> bytes:
+    def read(self, start: int, stop: int | None) -> Bytes:
         """Bytes from `start`, which may count from the end, up to `stop`."""
         start = max(0, self._size + start) if start < 0 else start
-        parts, want = [], (self._size if stop is None else stop) - start
-        while want > 0:
-            part = os.pread(self._handle, want, start)
-            if not part:
-                break
-            parts.append(part)
-            start, want = start + len(part), want - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        # Memory of NumPy's, which for a whole shard is a few large pages, not thousands.
+        data = np.empty(max(0, (self._size if stop is None else stop) - start), np.uint8)
+        n = 0
+        while n < len(data) and (got := os.preadv(self._handle, [data[n:]], start + n)):
+            n += got
+        return data[:n]
 
     def __del__(self) -> None:
         if (handle := getattr(self, "_handle", None)) is not None:

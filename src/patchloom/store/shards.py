@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -59,26 +60,35 @@ def decoder(spec: ArraySpec) -> Callable[[bytes], npt.NDArray[Any]]:
     return decode
 
 
-def decoder_into(spec: ArraySpec) -> Callable[[Bytes, npt.NDArray[Any]], None]:
+def decoder_into(
+    spec: ArraySpec,
+) -> Callable[[npt.NDArray[np.uint8], npt.NDArray[Any]], None]:
     """A function from the bytes of one patch, its checksum included, into memory of its size."""
     config, stored = spec.codec.config, spec.dtype.newbyteorder("<")
     decode = decoder(spec)
     direct = stored.isnative and config is not None and config["id"] == "blosc"
+    plain = stored.isnative and config is None
+    word = struct.Struct("<I").unpack_from
 
-    def decode_into(data: Bytes, place: npt.NDArray[Any]) -> None:
+    def decode_into(data: npt.NDArray[np.uint8], place: npt.NDArray[Any]) -> None:
         # Blosc fills less than all of the memory without a word: its header tells how much.
-        if not direct or int.from_bytes(data[4:8], "little") != place.nbytes:
-            place[...] = decode(bytes(data))
+        n = len(data) - 4
+        told = n if plain else word(data, 4)[0] if direct and n >= 8 else None
+        if told != place.nbytes:
+            place[...] = decode(data.tobytes())
             return
-        body = bytes(data[:-4])
-        if google_crc32c.value(body) != int.from_bytes(data[-4:], "little"):
+        body = data[:n]
+        if google_crc32c.value(body) != word(data, n)[0]:
             raise ValueError("its checksum does not match")
-        blosc.decompress(body, place)
+        if plain:
+            place.reshape(-1).view(np.uint8)[:] = body
+        else:
+            blosc.decompress(body, place)
 
     return decode_into
 
 
-def index_of(tail: Bytes, rows_per_shard: int) -> npt.NDArray[np.uint64]:
+def index_of(tail: Bytes | npt.NDArray[np.uint8], rows_per_shard: int) -> npt.NDArray[np.uint64]:
     """Offset and length of each row of a shard: uint64[rows_per_shard, 2].
 
     Parameters
