@@ -39,6 +39,7 @@ OTHERS = (
     "statistics",
     "loading",
     "live",
+    "peers",
 )
 """Benchmarks with options of their own."""
 
