@@ -373,6 +373,7 @@ def _row(result: Result) -> str:
     return (
         f"{result.workload:22} {result.what:10} {result.side:13} "
         f"{result.done:6} of {result.of:6} {figure(result.seconds, '8.3f'):>8} s "
+        f"{figure(result.counts.get('cpu'), '7.3f'):>7} cpu "
         f"{figure(result.over_floor, '7.2f'):>7} {figure(result.over_ours, '7.2f'):>7}  "
         f"{result.reason or equal}"
     )
