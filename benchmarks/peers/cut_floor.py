@@ -38,12 +38,11 @@ class _Away(Source):
 
 @dataclass
 class _Taken:
-    """Patches handed out as soon as they are whole; their memory goes round."""
+    """Patches handed out as soon as they are whole, each in memory of its own."""
 
     job: Job
     taker: Take
     numbers: list[int]
-    free: list[Any] = field(default_factory=list)
     begun: dict[int, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -51,17 +50,11 @@ class _Taken:
         with self.lock:
             patch = self.begun.get(row)
             if patch is None:
-                patch = self.free.pop() if self.free else self._new()
-                self.begun[row] = patch
+                patch = self.begun[row] = np.empty(self.job.patch_shape, self.job.dtype)
             return patch
 
     def end(self, row: int) -> None:
-        patch = self.begun.pop(row)
-        self.taker(self.numbers[row], patch)
-        self.free.append(patch)
-
-    def _new(self) -> Any:
-        return np.empty(self.job.patch_shape, self.job.dtype)
+        self.taker(self.numbers[row], self.begun.pop(row))
 
 
 @dataclass(frozen=True)
