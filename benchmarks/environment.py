@@ -40,12 +40,13 @@ def save(path: Path, benchmark: str, argv: Sequence[str], **figures: Any) -> Non
         What was measured, by name.
     """
     document = {
+        "benchmark": benchmark,
         **figures,
         "versions": versions(),
         "machine": machine(),
         "command": shlex.join(["python", "-m", "benchmarks", benchmark, *argv]),
     }
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:
