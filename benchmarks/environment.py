@@ -46,7 +46,7 @@ def save(path: Path, benchmark: str, argv: Sequence[str], **figures: Any) -> Non
         "machine": machine(),
         "command": shlex.join(["python", "-m", "benchmarks", benchmark, *argv]),
     }
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -76,7 +76,7 @@ class Result:
     def __post_init__(self) -> None:
         if not 0 <= self.done <= self.of:
             raise ValueError(
-                f"{self._name}: what is done is part of what was asked, got {self.done} of {self.of}"
+                f"{self._name}: done is a part of what was asked, got {self.done} of {self.of}"
             )
         if self.seconds is None and not self.reason:
             raise ValueError(f"{self._name}: a result without seconds says why in `reason`")
