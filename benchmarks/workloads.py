@@ -415,13 +415,14 @@ class Crowd:
         return Sources(image=names[0], mask=None, more=tuple(names[1:]))
 
     def _name(self, k: int) -> str:
-        return f"{k:05}.zarr/image.zarr"
+        return f"{k:05}/{k:05}.zarr"
 
     def _write_one(self, folder: Path, k: int) -> None:
         path = folder / self._name(k)
         if k >= self.n_drawn:
-            drawn = path.parents[1] / self._name(k % self.n_drawn)
-            shutil.copytree(drawn.parent, path.parent, copy_function=_link)
+            drawn = folder / self._name(k % self.n_drawn)
+            shutil.copytree(drawn, path, copy_function=_link)
+            _link(str(drawn.parent / "zarr.json"), str(path.parent / "zarr.json"))
             return
         zarr.create_group(path.parent)
         replace(self.image, seed=self.image.seed + k)._write_image(path)
