@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,6 @@ PROGRAMS = Path(__file__).parent / "peers"
 ALL = {**WORKLOADS, **SCENES, HUGE.name: HUGE}
 WHATS = ("decode", "cut", "cut+write")
 """What can be asked: every needed chunk decoded, patches in memory, patches written."""
-SLOW = 6.0
-"""A side whose first run took longer is run once."""
 WARM = -1
 """Round of the run before all others, which is only timed of sides that are run once."""
 GRACE = 30.0
@@ -88,6 +86,7 @@ class Side:
     environment: Mapping[str, str] = field(default_factory=dict)
     version: str | None = None
     _process: subprocess.Popen[str] | None = None
+    _reader: threading.Thread | None = None
     _lines: queue.Queue[str] = field(default_factory=queue.Queue)
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,10 +113,15 @@ class Side:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None and self._reader is not None:
+            process.kill()
+            process.wait()
+            self._reader.join()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
     def _running(self) -> subprocess.Popen[str] | None:
         if self._process is None:
@@ -131,9 +135,10 @@ class Side:
                 env=_environment(self.interpreter) | dict(self.environment),
             )
             self._lines = queue.Queue()
-            threading.Thread(
+            self._reader = threading.Thread(
                 target=_read, args=(self._process.stdout, self._lines), daemon=True
-            ).start()
+            )
+            self._reader.start()
             told = self._line(120)
             if told is None:
                 self.close()
@@ -176,6 +181,7 @@ class _Runs:
     """One side's runs of one workload."""
 
     side: Side
+    once: float
     equal: bool | str | None = None
     reason: str | None = None
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -190,7 +196,7 @@ class _Runs:
         """Whether there is nothing more to be had from it."""
         if self.reason:
             return True
-        return any(a.get("stopped") or a["seconds"] > SLOW for a in self.answers.values())
+        return any(a.get("stopped") or a["seconds"] > self.once for a in self.answers.values())
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,8 @@ class Comparison:
         Runs of each side, in turns.
     seconds
         After which a run is stopped.
+    once
+        A side whose first run took longer is run once.
     scratch
         Folder for what is written.
     requests
@@ -211,6 +219,7 @@ class Comparison:
 
     rounds: int
     seconds: float
+    once: float
     scratch: Path
     requests: Callable[[], int] | None = None
 
@@ -220,7 +229,7 @@ class Comparison:
         """Check every side, run all of them in turns, and say what came out."""
         job = self.scratch / "job.json"
         job.write_text(json.dumps(asked.job))
-        runs = [_Runs(side) for side in sides]
+        runs = [_Runs(side, self.once) for side in sides]
         if what == "cut":
             for run in runs:
                 self._check(asked, job, run)
@@ -434,7 +443,9 @@ def main(argv: Sequence[str]) -> int:
                 sides, absent = stack.enter_context(
                     _started(names, options.environments, environment)
                 )
-                comparison = Comparison(options.rounds, options.seconds, scratch, requests)
+                comparison = Comparison(
+                    options.rounds, options.seconds, options.once, scratch, requests
+                )
                 for key, question in asked_here.items():
                     for what in options.what or ("cut", "cut+write"):
                         if suffix and what == "cut+write":
@@ -565,6 +576,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=5, help="runs of each side, in turns")
     parser.add_argument("--seconds", type=float, default=120.0, help="after which a run is stopped")
+    parser.add_argument(
+        "--once", type=float, default=6.0, help="sides whose run takes longer are run once"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks images, or their number")
     parser.add_argument(
         "--latency",
