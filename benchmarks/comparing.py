@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from benchmarks import records
+from benchmarks import environment, records
 from benchmarks.asking import Asked, ask
 from benchmarks.peers.patches import whole_seal
 from benchmarks.records import FLOOR, OURS, Result
@@ -285,13 +285,17 @@ class Comparison:
     def _run(self, asked: Asked, job: Path, what: str, run: _Runs, k: int) -> None:
         if self.requests:
             self.requests()
+        neighbours = environment.Neighbours(lambda: 0.0)
         answer = self._ask(job, what, run, 1, whole=False)
+        busy = neighbours.load()
         try:
             if "cannot" in answer:
                 run.reason = answer["cannot"]
                 return
             if self.requests:
                 answer["counts"]["requests"] = self.requests()
+            if busy is not None and "cpu" in answer:
+                answer["others"] = max(0.0, busy - answer["cpu"] / answer["seconds"])
             run.answers[k] = answer
             if answer.get("stopped") or what == "decode":
                 return
@@ -340,7 +344,11 @@ def _result(name: str, what: str, asked: Asked, run: _Runs, runs: Sequence[_Runs
         return base
     by_name = {r.side.name: r.seconds for r in runs}
     last = list(run.answers.values())[-1]
-    counts = {"cpu": last["cpu"]} if "cpu" in last else {}
+    counts = {
+        name: statistics.median(found)
+        for name in ("cpu", "others")
+        if (found := [a[name] for a in run.answers.values() if name in a])
+    }
     base = replace(base, counts={**counts, **last["counts"]})
     if not run.seconds:
         # A bound, not a measurement: it would have taken longer than it was let.
