@@ -438,7 +438,9 @@ def main(argv: Sequence[str]) -> int:
     names = list(dict.fromkeys([FLOOR, OURS, *(options.peer or PEERS)]))
     results = list(records.load(options.output).results) if _is_file(options.output) else []
     with ExitStack() as stack:
-        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="patchloom-peers-")))
+        temporary = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="patchloom-peers-"))
+        )
         cache = options.cache or temporary / "cache"
         scratch = Path(tempfile.mkdtemp(prefix="peers-", dir=options.scratch or temporary))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
@@ -507,9 +509,7 @@ def _merged(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
 Place = tuple[dict[str, Asked], str, Mapping[str, str], "Callable[[], int] | None"]
 
 
-def _places(
-    options: argparse.Namespace, asked: dict[str, Asked], temporary: Path
-) -> Iterator[Any]:
+def _places(options: argparse.Namespace, asked: dict[str, Asked], temporary: Path) -> Iterator[Any]:
     """The local disk, or an S3 server at each latency."""
     if not options.latency:
 
@@ -519,8 +519,9 @@ def _places(
 
         yield here()
         return
-    from benchmarks.latency import distant
     from tests.servers.s3 import serve_s3
+
+    from benchmarks.latency import distant
 
     with serve_s3(None) as server:
         bucket = server.fresh_bucket()
@@ -565,9 +566,7 @@ def _uploaded(asked: Asked, bucket: str, server: Any) -> Asked:
 
 def _put(fs: Any, folder: Path, url: str) -> None:
     """Upload a folder, its links followed."""
-    files = [
-        Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names
-    ]
+    files = [Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names]
     fs.put([str(f) for f in files], [f"{url}/{f.relative_to(folder)}" for f in files])
 
 

@@ -155,7 +155,7 @@ def run_floor(
     )
 
 
-def runcut_once(
+def run_cut(
     image: Path,
     mask: Path | None,
     *,

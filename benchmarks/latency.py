@@ -33,7 +33,8 @@ class Distant:
 
     def requests(self) -> int:
         """How many came in since this was last asked."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return int(json.loads(self.process.stdout.readline()))

@@ -225,8 +225,8 @@ class Dataset:
         shape = "x".join(map(str, self.shape))
         fingerprint = f"{self.name}-{shape}-seed{self.seed}-v{GENERATION}"
         final = cache / fingerprint
-        sources = Sources(image=final / "image.zarr", mask=final / "mask.zarr")
-        names = sources.image.name, sources.mask.name
+        names = "image.zarr", "mask.zarr"
+        sources = Sources(image=final / names[0], mask=final / names[1])
         if final.exists():
             return sources
         cache.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,9 @@ class Slide(Dataset):
     def chunk(self, index: tuple[int, ...]) -> npt.NDArray[Any]:
         """Draw one chunk of all three colours, cut at the image's border; see :class:`Dataset`."""
         start = [i * c for i, c in zip(index, self.chunks, strict=True)][1:]
-        shape = [min(c, n - s) for s, c, n in zip(start, self.chunks[1:], self.shape[1:])]
+        shape = [
+            min(c, n - s) for s, c, n in zip(start, self.chunks[1:], self.shape[1:], strict=True)
+        ]
         nuclei = np.zeros(shape, dtype=np.float32)
         self._add_blobs(nuclei, 0, start)
         cells = [(s + np.arange(n)) // self.mask_factor for s, n in zip(start, shape, strict=True)]
@@ -346,13 +348,16 @@ class Slide(Dataset):
 @dataclass(frozen=True)
 class Scene(Dataset):
     """A satellite's scene: float32 reflectances in steps of 1e-4, NaN beside the swath and under
-    clouds."""
+    clouds.
+    """
 
     def chunk(self, index: tuple[int, ...]) -> npt.NDArray[Any]:
         """Draw one chunk of one band, cut at the image's border; see :class:`Dataset`."""
         grey = super().chunk(index).astype(np.float32)
         start = [i * c for i, c in zip(index, self.chunks, strict=True)]
-        y, x = np.ogrid[tuple(slice(s, s + n) for s, n in zip(start[1:], grey.shape[1:]))]
+        y, x = np.ogrid[
+            tuple(slice(s, s + n) for s, n in zip(start[1:], grey.shape[1:], strict=True))
+        ]
         cells = [np.ravel(along) // self.mask_factor for along in (y, x)]
         clouds = _mask_of(self)[np.ix_(*cells)]
         grey *= np.float32(1e-4)
@@ -388,6 +393,11 @@ class Crowd:
     def axes(self) -> str:
         """Of each image."""
         return self.image.axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each image."""
+        return self.image.shape
 
     @property
     def dtype(self) -> str:
@@ -485,7 +495,8 @@ class Workload:
 
     def scaled(self, scale: float) -> Workload:
         """Return the same patches on a smaller image (see :meth:`Dataset.scaled`), and of random
-        ones fewer."""
+        ones fewer.
+        """
         n = None if self.n_random is None else max(2, round(scale**2 * self.n_random))
         return replace(self, dataset=self.dataset.scaled(scale), n_random=n)
 
@@ -578,20 +589,18 @@ SCENES = {
 
 LARGE = {
     f"{small}-large": replace(
-        WORKLOADS[small], name=f"{small}-large", dataset=WORKLOADS[small].dataset.repeated(*times)
+        WORKLOADS[small], name=f"{small}-large", dataset=dataset.repeated(name, times)
     )
-    for small, times in (
-        ("w1-aligned", ("w1-7x7", (1, 7, 7))),
-        ("w1-misaligned", ("w1-6x6", (1, 6, 6))),
-        ("w2", ("w2-5x4", (1, 5, 4))),
+    for small, dataset, name, times in (
+        ("w1-aligned", W1, "w1-7x7", (1, 7, 7)),
+        ("w1-misaligned", W1, "w1-6x6", (1, 6, 6)),
+        ("w2", W2, "w2-5x4", (1, 5, 4)),
     )
 }
 """Large ones: 8 GB of patches each, which take the floor twenty seconds and more."""
 
 
-HUGE = replace(
-    WORKLOADS["w1-misaligned"], name="w1-huge", dataset=W1.repeated("w1-8x8", (1, 8, 8))
-)
+HUGE = replace(WORKLOADS["w1-misaligned"], name="w1-huge", dataset=W1.repeated("w1-8x8", (1, 8, 8)))
 """An image of 26 GB."""
 
 

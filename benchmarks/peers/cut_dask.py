@@ -24,7 +24,7 @@ def cut(job: Job, wanted: Any, take: Take) -> None:
         return number
 
     with dask.config.set(scheduler="threads", num_workers=job.threads):
-        for some in windows(list(zip(wanted.tolist(), corners)), TOGETHER):
+        for some in windows(list(zip(wanted.tolist(), corners, strict=True)), TOGETHER):
             tasks = []
             for number, (image, *corner) in some:
                 if image not in arrays:
@@ -41,13 +41,13 @@ def cut_windows(job: Job, wanted: Any, take: Take) -> None:
     if len(job.arrays) > 1:
         raise CannotError("a view is of one array")
     space = tuple(i for i, axis in enumerate(job.axes) if axis != "c")
-    stride = [n - o for n, o in zip(job.patch_size, job.overlaps)]
+    stride = [n - o for n, o in zip(job.patch_size, job.overlaps, strict=True)]
     corners = job.corners[wanted]
-    numbers = dict(zip(map(job.at, corners[:, 1:] // stride), wanted.tolist()))
+    numbers = dict(zip(map(job.at, corners[:, 1:] // stride), wanted.tolist(), strict=True))
     array = da.from_zarr(open_array(job.arrays[0], job.storage_options))
     view = sliding_window_view(array, tuple(job.patch_size), axis=space)
     steps = [slice(None)] * view.ndim
-    for axis, step in zip(space, stride):
+    for axis, step in zip(space, stride, strict=True):
         steps[axis] = slice(None, None, step)
     view = view[tuple(steps)]
     if job.axes[0] == "c":

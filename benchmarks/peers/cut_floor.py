@@ -99,7 +99,9 @@ def _away(job: Job) -> Callable[[int], Source]:
     fs = fsspec.filesystem("s3", **job.storage_options)
     opened = zarr.open_array(url, mode="r", storage_options=job.storage_options)
     given = Source.of(opened, Path("."), job.axes)
-    source = _Away(given.path, given.shape, given.chunks, given.dtype, given.with_channel, given.key)
+    source = _Away(
+        given.path, given.shape, given.chunks, given.dtype, given.with_channel, given.key
+    )
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def fetch(key: str) -> bytes:

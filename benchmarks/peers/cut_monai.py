@@ -17,15 +17,17 @@ def cut(job: Job, wanted: Any, take: Take) -> None:
         here = corners[:, 0] == image
         numbers, listed = wanted[here].tolist(), corners[here, 1:]
         if job.overlaps is None:
-            for number, corner in zip(numbers, listed.tolist()):
-                end = [a + n for a, n in zip(corner, job.patch_size)]
+            for number, corner in zip(numbers, listed.tolist(), strict=True):
+                end = [a + n for a, n in zip(corner, job.patch_size, strict=True)]
                 take(number, np.asarray(SpatialCrop(roi_start=corner, roi_end=end)(pixels)))
             continue
-        share = 0.0, *(o / n for o, n in zip(job.overlaps, job.patch_size))
+        share = 0.0, *(o / n for o, n in zip(job.overlaps, job.patch_size, strict=True))
         made = GridPatch(patch_size=tuple(job.patch_size), overlap=share)(pixels)
-        place = dict(zip(map(job.at, np.asarray(made.meta["location"]).T), range(len(made))))
+        place = dict(
+            zip(map(job.at, np.asarray(made.meta["location"]).T), range(len(made)), strict=True)
+        )
         patches = made.numpy() if hasattr(made, "numpy") else np.asarray(made)
-        for number, corner in zip(numbers, listed):
+        for number, corner in zip(numbers, listed, strict=True):
             take(number, patches[place[job.at(corner)]])
 
 

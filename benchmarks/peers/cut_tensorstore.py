@@ -55,7 +55,7 @@ def _kvstore(job: Job, url: str) -> dict[str, Any]:
 def _patches(job: Job, wanted: Any) -> Iterator[tuple[int, Any]]:
     image = _open(job)
     under_way: deque[tuple[int, Any]] = deque()
-    for number, (k, *corner) in zip(wanted.tolist(), job.corners[wanted].tolist()):
+    for number, (k, *corner) in zip(wanted.tolist(), job.corners[wanted].tolist(), strict=True):
         under_way.append((number, image(k)[job.box(corner)].read()))
         if len(under_way) == AHEAD:
             first, future = under_way.popleft()
@@ -107,7 +107,8 @@ def decode(job: Job) -> int:
     for k, *index in np.load(job.chunks_file).tolist():
         array = image(k)
         box = tuple(
-            slice(s.start, min(s.stop, size)) for s, size in zip(job.chunk_box(index), array.shape)
+            slice(s.start, min(s.stop, size))
+            for s, size in zip(job.chunk_box(index), array.shape, strict=True)
         )
         under_way.append(array[box].read())
         if len(under_way) == AHEAD:

@@ -46,7 +46,7 @@ def cut(job: Job, wanted: Any, take: Take) -> None:
         sampler(0)
         two_threads(job, wanted, one)
         return
-    for number, corner in zip(wanted.tolist(), job.corners[wanted].tolist()):
+    for number, corner in zip(wanted.tolist(), job.corners[wanted].tolist(), strict=True):
         one(number, corner)
 
 

@@ -31,7 +31,7 @@ def _open(job: Job, image: int) -> Any:
 def cut(job: Job, wanted: Any, take: Take) -> None:
     if job.overlaps is None:
         raise CannotError("batches lie on a grid")
-    stride = [n - o for n, o in zip(job.patch_size, job.overlaps)]
+    stride = [n - o for n, o in zip(job.patch_size, job.overlaps, strict=True)]
     space = [axis for axis in job.axes if axis != "c"]
     made: dict[int, tuple[Any, tuple[int, ...]]] = {}
 
@@ -39,11 +39,13 @@ def cut(job: Job, wanted: Any, take: Take) -> None:
         if image not in made:
             batches = BatchGenerator(
                 _open(job, image),
-                input_dims=dict(zip(space, job.patch_size)),
-                input_overlap={a: o for a, o in zip(space, job.overlaps or ()) if o},
+                input_dims=dict(zip(space, job.patch_size, strict=True)),
+                input_overlap={a: o for a, o in zip(space, job.overlaps or (), strict=True) if o},
             )
             shape = job.shapes[image][len(job.axes) - len(space) :]
-            counts = [(n - p) // s + 1 for n, p, s in zip(shape, job.patch_size, stride)]
+            counts = [
+                (n - p) // s + 1 for n, p, s in zip(shape, job.patch_size, stride, strict=True)
+            ]
             if len(batches) != math.prod(counts):
                 raise ValueError(f"{len(batches)} batches, {counts} were expected")
             made[image] = batches, tuple(counts)
@@ -51,7 +53,7 @@ def cut(job: Job, wanted: Any, take: Take) -> None:
 
     def one(number: int, corner: Sequence[int]) -> None:
         batches, counts = generator(corner[0])
-        at = tuple(a // s for a, s in zip(corner[1:], stride))
+        at = tuple(a // s for a, s in zip(corner[1:], stride, strict=True))
         found = batches[int(np.ravel_multi_index(at, counts))]
         take(number, found.values.reshape(job.patch_shape))
 

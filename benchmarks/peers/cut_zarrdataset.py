@@ -10,11 +10,11 @@ import zarrdataset
 from patches import Job, Take, serve
 
 
-class _Listed(zarrdataset.PatchSampler):
+class _Listed(zarrdataset.PatchSampler):  # type: ignore[misc]
     """A sampler of its own kind: the listed corners that lie in the chunk at hand."""
 
     def __init__(self, corners: Any, size: dict[str, int], axes: str) -> None:
-        super().__init__(size, stride={axis: 1 for axis in axes}, spatial_axes=axes)
+        super().__init__(size, stride=dict.fromkeys(axes, 1), spatial_axes=axes)
         self._corners = corners
 
     def _compute_valid_toplefts(self, chunk_tlbr: Any, mask: Any, patch_size: Any, **_: Any) -> Any:
@@ -28,11 +28,11 @@ def cut(job: Job, wanted: Any, take: Take) -> None:
     corners = job.corners[wanted]
     axes = job.axes.upper()
     space = axes.replace("C", "")
-    size = dict(zip(space, job.patch_size))
+    size = dict(zip(space, job.patch_size, strict=True))
     for image in np.unique(corners[:, 0]).tolist():
         here = corners[:, 0] == image
         numbers: dict[tuple[int, ...], list[int]] = {}
-        for number, corner in zip(wanted[here].tolist(), corners[here, 1:]):
+        for number, corner in zip(wanted[here].tolist(), corners[here, 1:], strict=True):
             numbers.setdefault(job.at(corner), []).append(number)
         source: Any = job.twins[image]
         if job.storage_options:
@@ -41,7 +41,7 @@ def cut(job: Job, wanted: Any, take: Take) -> None:
         sampler = _Listed(corners[here, 1:], size, space)
         dataset = zarrdataset.ZarrDataset([specs], patch_sampler=sampler, return_positions=True)
         for positions, pixels in dataset:
-            first = [int(p[0]) for p, axis in zip(positions, axes) if axis != "C"]
+            first = [int(p[0]) for p, axis in zip(positions, axes, strict=True) if axis != "C"]
             take(numbers[job.at(first)].pop(), pixels.reshape(job.patch_shape))
 
 

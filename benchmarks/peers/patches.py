@@ -97,12 +97,12 @@ class Job:
 
     def box(self, corner: Sequence[int]) -> tuple[slice, ...]:
         """Slices of an array that are the patch at a corner (without the image)."""
-        space = tuple(slice(a, a + n) for a, n in zip(corner, self.patch_size))
+        space = tuple(slice(a, a + n) for a, n in zip(corner, self.patch_size, strict=True))
         return (slice(None), *space) if self.axes[0] == "c" else space
 
     def chunk_box(self, index: Sequence[int]) -> tuple[slice, ...]:
         """Slices of an array that are a chunk."""
-        return tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, self.chunks))
+        return tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, self.chunks, strict=True))
 
     def at(self, corner: Sequence[int]) -> tuple[int, ...]:
         """A first corner as a key to find patches by."""
@@ -229,7 +229,9 @@ def serve(
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = _answer(request, Job(**json.loads(Path(request["job"]).read_text())), cut, write, decode)
+            answer = _answer(
+                request, Job(**json.loads(Path(request["job"]).read_text())), cut, write, decode
+            )
         except CannotError as error:
             answer = {"cannot": str(error)}
         except BaseException as error:
