@@ -125,16 +125,18 @@ def run_floor(
         Counts and times.
     """
     clock = [time.perf_counter()]
-    source = _Source.open(image, axes)
+    source = Source.open(image, axes)
+    if source.dtype not in (np.dtype("u1"), np.dtype("<u2")):
+        raise ValueError(f"the floor counts uint8 and uint16; {image} is {source.dtype}")
     starts, coverage = select(mask, source.shape[1:], patch_size, overlaps, min_coverage)
     clock.append(time.perf_counter())
     patch_shape = (source.shape[0], *patch_size)
-    group = _create(out, len(starts), patch_shape, source.dtype, axes, rows_per_shard)
-    shards = _Shards(out / "images", len(starts), patch_shape, source.dtype, rows_per_shard)
+    group = create(out, len(starts), patch_shape, source.dtype, axes, rows_per_shard)
+    shards = Shards(out / "images", len(starts), patch_shape, source.dtype, rows_per_shard)
     with ThreadPoolExecutor(n_threads) as pool:
-        cut = _cut(source, starts, patch_size, pool, shards)
+        cut = cut_once(source, starts, patch_size, pool, shards)
     clock.append(time.perf_counter())
-    _finish(out, group, cut.histograms, starts, coverage, axes, percentiles)
+    finish(out, group, cut.histograms, starts, coverage, axes, percentiles)
     clock.append(time.perf_counter())
     names = ("select", "cut and encode", "finish")
     return FloorReport(
@@ -171,11 +173,11 @@ def run_cut(
         Wall seconds, first corner of each patch, and all pixels.
     """
     begun = time.perf_counter()
-    source = _Source.open(image, axes)
+    source = Source.open(image, axes)
     starts, _ = select(mask, source.shape[1:], patch_size, overlaps, min_coverage)
     with ThreadPoolExecutor(n_threads) as pool:
         patches = _All(np.empty((len(starts), source.shape[0], *patch_size), source.dtype))
-        _cut(source, starts, patch_size, pool, patches, count=False)
+        cut_once(source, starts, patch_size, pool, patches, count=False)
     return time.perf_counter() - begun, starts, patches.patches
 
 
@@ -229,7 +231,7 @@ def select(
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """An array whose chunk files are read and decoded by hand; its channels come first."""
 
     path: Path
@@ -240,16 +242,18 @@ class _Source:
     key: Callable[[tuple[int, ...]], str]
 
     @classmethod
-    def open(cls, path: Path, axes: str) -> _Source:
+    def open(cls, path: Path, axes: str) -> Source:
         """Read the metadata and refuse what the floor does not know."""
-        array: zarr.Array[Any] = zarr.open_array(store=path, mode="r", zarr_format=3)
+        return cls.of(zarr.open_array(store=path, mode="r", zarr_format=3), path, axes)
+
+    @classmethod
+    def of(cls, array: zarr.Array[Any], path: Path, axes: str) -> Source:
+        """The same of an array that is open."""
         metadata = array.metadata
         if not isinstance(metadata, ArrayV3Metadata):
             raise TypeError(f"the floor reads Zarr v3; {path} is older")
         if [type(codec) for codec in metadata.codecs] != [BytesCodec, BloscCodec]:
             raise ValueError(f"the floor reads the codecs bytes, blosc; {path}: {metadata.codecs}")
-        if array.dtype not in (np.dtype("u1"), np.dtype("<u2")):
-            raise ValueError(f"the floor reads uint8 and uint16; {path} is {array.dtype}")
         with_channel = axes.startswith("c")
         return cls(
             path=path,
@@ -260,7 +264,7 @@ class _Source:
             key=metadata.encode_chunk_key,
         )
 
-    def decode(self, at: tuple[int, ...], scratch: _Scratch) -> int:
+    def decode(self, at: tuple[int, ...], scratch: Scratch) -> int:
         """Read and decode the chunk `at` (channel first) and return the bytes it took."""
         path = self.path / self.key(at if self.with_channel else at[1:])
         with path.open("rb", buffering=0) as file:
@@ -269,13 +273,13 @@ class _Source:
         return n_bytes
 
 
-class _Scratch(threading.local):
+class Scratch(threading.local):
     """One thread's buffers, used for every chunk it decodes, and its share of the counts."""
 
-    def __init__(self, source: _Source, totals: list[npt.NDArray[np.int64]]) -> None:
+    def __init__(self, source: Source, totals: list[npt.NDArray[np.int64]]) -> None:
         self.chunk = np.empty(source.chunks, dtype=source.dtype)
         self.encoded = memoryview(bytearray(self.chunk.nbytes + numcodecs.blosc.MAX_OVERHEAD))
-        n_levels = np.iinfo(source.dtype).max + 1
+        n_levels = np.iinfo(source.dtype).max + 1 if source.dtype.kind == "u" else 0
         self.total = np.zeros((source.shape[0], n_levels), dtype=np.int64)
         totals.append(self.total)
 
@@ -314,8 +318,8 @@ class _All:
         """Nothing is left to do."""
 
 
-def _cut(
-    source: _Source,
+def cut_once(
+    source: Source,
     starts: npt.NDArray[np.int64],
     patch_size: Sequence[int],
     pool: ThreadPoolExecutor,
@@ -335,7 +339,7 @@ def _cut(
     left = np.prod(last - first + 1, axis=1).tolist()
     lock = threading.Lock()
     totals: list[npt.NDArray[np.int64]] = []
-    scratch = _Scratch(source, totals)
+    scratch = Scratch(source, totals)
 
     def cut_cell(cell: tuple[int, ...]) -> tuple[int, int]:
         """Cut the chunks of all channels over one cell of the spatial grid."""
@@ -452,7 +456,7 @@ def _checksum(data: bytes) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
-class _Shards:
+class Shards:
     """Patches that are encoded as they become whole; their memory goes round."""
 
     def __init__(
@@ -504,7 +508,7 @@ class _Shards:
             self.bytes_written += written
 
 
-def _create(
+def create(
     out: Path,
     n_patches: int,
     patch_shape: Sequence[int],
@@ -527,22 +531,23 @@ def _create(
     return group
 
 
-def _finish(
+def finish(
     out: Path,
     group: zarr.Group,
-    histograms: npt.NDArray[np.int64],
+    histograms: npt.NDArray[np.int64] | None,
     starts: npt.NDArray[np.int64],
     coverage: npt.NDArray[np.float64],
     axes: str,
     percentiles: Sequence[float],
 ) -> None:
     """Write what is known only now: statistics and the manifest."""
-    group.attrs.update(
-        {
-            "count": histograms.sum(axis=1).tolist(),
-            "percentiles": _percentiles(histograms, percentiles),
-        }
-    )
+    if histograms is not None:
+        group.attrs.update(
+            {
+                "count": histograms.sum(axis=1).tolist(),
+                "percentiles": _percentiles(histograms, percentiles),
+            }
+        )
     columns: dict[str, npt.NDArray[Any]] = {
         "row": np.arange(len(starts)),
         "image": np.zeros(len(starts), dtype=np.int32),

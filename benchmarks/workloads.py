@@ -1,4 +1,4 @@
-"""The workloads: seeded, microscopy-like images, their masks, and the patches asked of them.
+"""The workloads: seeded images like those of the field, their masks, and the patches asked of them.
 
 An image is Gaussian blobs on an even background under camera noise, so that it compresses about
 twofold, as real microscopy does, and not as pure noise or a flat field would.  It is a pure
@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ AMPLITUDES = (100.0, 1000.0)
 """Smallest and largest peak of a blob above the background."""
 REACH = 3.0
 """A blob is cut off this many widths from its centre."""
+STAINS = ((0.65, 0.07), (0.70, 0.99), (0.29, 0.11))
+"""How strongly haematoxylin and eosin absorb red, green and blue."""
 GENERATION = 1
 """Changes whenever the pixels of an equal :class:`Dataset` would; part of the cache's names."""
 
@@ -58,6 +61,8 @@ class Dataset:
         Share of the cells that are set.
     seed
         Seeds everything drawn.
+    dtype
+        Of the pixels.
     base
         Where the pixels come from if the image is one that was repeated: chunk ``i`` along an
         axis is chunk ``i % n`` of the base, which has ``n``.
@@ -73,6 +78,7 @@ class Dataset:
     mask_factor: int = 16
     mask_fraction: float = 0.4
     seed: int = 7
+    dtype: str = "uint16"
     base: Dataset | None = None
 
     @property
@@ -127,7 +133,7 @@ class Dataset:
         times = tuple(n // m for n, m in zip(self.shape, self.base.shape, strict=True))
         return self.base.scaled(scale).repeated(self.name, times)
 
-    def chunk(self, index: tuple[int, ...]) -> npt.NDArray[np.uint16]:
+    def chunk(self, index: tuple[int, ...]) -> npt.NDArray[Any]:
         """Draw one storage chunk, cut at the image's border.
 
         Parameters
@@ -219,17 +225,18 @@ class Dataset:
         shape = "x".join(map(str, self.shape))
         fingerprint = f"{self.name}-{shape}-seed{self.seed}-v{GENERATION}"
         final = cache / fingerprint
-        sources = Sources(image=final / "image.zarr", mask=final / "mask.zarr")
+        names = "image.zarr", "mask.zarr"
+        sources = Sources(image=final / names[0], mask=final / names[1])
         if final.exists():
             return sources
         cache.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=cache))
         try:
             if self.base is None:
-                self._write_image(draft / sources.image.name)
+                self._write_image(draft / names[0])
             else:
-                self._link_image(draft / sources.image.name, self.base.write(cache).image)
-            self._write_mask(draft / sources.mask.name)
+                self._link_image(draft / names[0], self.base.write(cache).image)
+            self._write_mask(draft / names[1])
             draft.rename(final)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
@@ -241,7 +248,7 @@ class Dataset:
             store=path,
             shape=self.shape,
             chunks=self.chunks,
-            dtype="uint16",
+            dtype=self.dtype,
             compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
             dimension_names=tuple(self.axes),
             fill_value=0,
@@ -279,11 +286,175 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Slide(Dataset):
+    """A stained section as a scanner stores it: 8-bit RGB in a pyramid (OME-Zarr 0.5).
+
+    Nuclei absorb as haematoxylin does, and what lies under the mask as eosin does; the rest is
+    bare glass.
+    """
+
+    n_levels: int = 3
+    """Levels of the pyramid, each a quarter as wide as the one before."""
+
+    def chunk(self, index: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Draw one chunk of all three colours, cut at the image's border; see :class:`Dataset`."""
+        start = [i * c for i, c in zip(index, self.chunks, strict=True)][1:]
+        shape = [
+            min(c, n - s) for s, c, n in zip(start, self.chunks[1:], self.shape[1:], strict=True)
+        ]
+        nuclei = np.zeros(shape, dtype=np.float32)
+        self._add_blobs(nuclei, 0, start)
+        cells = [(s + np.arange(n)) // self.mask_factor for s, n in zip(start, shape, strict=True)]
+        tissue = _mask_of(self)[np.ix_(*cells)].astype(np.float32)
+        rng = np.random.default_rng([self.seed, 0, *index])
+        fibres = 0.6 + 0.15 * rng.standard_normal([-(-n // 4) for n in shape], dtype=np.float32)
+        fibres = fibres.repeat(4, 0).repeat(4, 1)[: shape[0], : shape[1]]
+        pixels = np.empty((3, *shape), dtype=np.uint8)
+        for k, (haematoxylin, eosin) in enumerate(STAINS):
+            density = tissue * (haematoxylin * nuclei / 600 + eosin * fibres)
+            light = 242 * np.exp(-density)
+            light += np.float32(1.5) * rng.standard_normal(shape, dtype=np.float32)
+            pixels[k] = np.clip(np.rint(light), 0, 255)
+        return pixels
+
+    def _write_image(self, path: Path) -> None:
+        """Write the pyramid: each level is every fourth pixel of the one before, averaged."""
+        path.mkdir(parents=True)
+        super()._write_image(path / "0")
+        levels, below = [], zarr.open_array(path / "0", mode="r")
+        for level in range(self.n_levels):
+            scale = [1.0, 4.0**level, 4.0**level]
+            transformations = [{"type": "scale", "scale": scale}]
+            levels.append({"path": str(level), "coordinateTransformations": transformations})
+            if level:
+                below = self._reduce(below, path / str(level))
+        axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}]
+        axes += [{"name": axis, "type": "space"} for axis in "yx"]
+        multiscales = [{"name": self.name, "axes": axes, "datasets": levels}]
+        ome = {"version": "0.5", "multiscales": multiscales}
+        zarr.create_group(path, attributes={"ome": ome}, overwrite=False)
+
+    def _reduce(self, below: zarr.Array[Any], path: Path) -> zarr.Array[Any]:
+        shape = (below.shape[0], *(n // 4 for n in below.shape[1:]))
+        smaller = replace(self, shape=shape)._create_image(path)
+        for low in range(0, shape[1], 512):
+            high = min(shape[1], low + 512)
+            rows = np.asarray(below[:, 4 * low : 4 * high, : 4 * shape[2]], dtype=np.float32)
+            parts = rows.reshape(shape[0], high - low, 4, shape[2], 4)
+            smaller[:, low:high] = np.rint(parts.mean(axis=(2, 4))).astype(np.uint8)
+        return smaller
+
+
+@dataclass(frozen=True)
+class Scene(Dataset):
+    """A satellite's scene: float32 reflectances in steps of 1e-4, NaN beside the swath and under
+    clouds.
+    """
+
+    def chunk(self, index: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Draw one chunk of one band, cut at the image's border; see :class:`Dataset`."""
+        grey = super().chunk(index).astype(np.float32)
+        start = [i * c for i, c in zip(index, self.chunks, strict=True)]
+        y, x = np.ogrid[
+            tuple(slice(s, s + n) for s, n in zip(start[1:], grey.shape[1:], strict=True))
+        ]
+        cells = [np.ravel(along) // self.mask_factor for along in (y, x)]
+        clouds = _mask_of(self)[np.ix_(*cells)]
+        grey *= np.float32(1e-4)
+        swath = (x + y // 4 > self.shape[2] // 6) & (clouds == 0)
+        grey[:, ~swath] = np.nan
+        return grey
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Many small images, each a Zarr array in a group of its own.
+
+    Some are drawn, and the others are hard links to them.
+
+    Parameters
+    ----------
+    name
+        First part of the folder's name in the cache.
+    n_images
+        How many.
+    image
+        What one of them is like; its seed is that of the first.
+    n_drawn
+        How many differ.
+    """
+
+    name: str
+    n_images: int
+    image: Dataset
+    n_drawn: int = 64
+
+    @property
+    def axes(self) -> str:
+        """Of each image."""
+        return self.image.axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each image."""
+        return self.image.shape
+
+    @property
+    def dtype(self) -> str:
+        """Of each image."""
+        return self.image.dtype
+
+    def scaled(self, scale: float) -> Crowd:
+        """Return fewer images of the same size, at least two."""
+        return replace(self, n_images=max(2, round(scale * self.n_images)))
+
+    def write(self, cache: Path) -> Sources:
+        """Write all images below `cache`, unless they are there."""
+        final = cache / f"{self.name}-{self.n_images}-seed{self.image.seed}-v{GENERATION}"
+        if not final.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=cache))
+            try:
+                for k in range(self.n_images):
+                    self._write_one(draft, k)
+                draft.rename(final)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        names = [final / self._name(k) for k in range(self.n_images)]
+        return Sources(image=names[0], mask=None, more=tuple(names[1:]))
+
+    def _name(self, k: int) -> str:
+        return f"{k:05}/{k:05}.zarr"
+
+    def _write_one(self, folder: Path, k: int) -> None:
+        path = folder / self._name(k)
+        if k >= self.n_drawn:
+            drawn = folder / self._name(k % self.n_drawn)
+            shutil.copytree(drawn, path, copy_function=_link)
+            _link(str(drawn.parent / "zarr.json"), str(path.parent / "zarr.json"))
+            return
+        zarr.create_group(path.parent)
+        replace(self.image, seed=self.image.seed + k)._write_image(path)
+
+
+@dataclass(frozen=True)
 class Sources:
-    """Where a data set lies on disk."""
+    """Where a data set lies on disk: an image, perhaps its mask, perhaps more images."""
 
     image: Path
-    mask: Path
+    mask: Path | None
+    more: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """All images, as patchloom opens them."""
+        return (self.image, *self.more)
+
+    @property
+    def arrays(self) -> tuple[Path, ...]:
+        """All images as Zarr arrays: of a pyramid its first level."""
+        return tuple(p / "0" if (p / "0").exists() else p for p in self.images)
 
 
 @dataclass(frozen=True)
@@ -300,17 +471,34 @@ class Workload:
         Along the spatial axes, in pixels; patches lie `patch_size - overlaps` apart.
     min_coverage
         A patch is kept when at least this share of its pixels lies under the mask.
+    masked
+        Whether the mask is asked at all.
+    n_random
+        So many patches anywhere in place of a grid.
     """
 
     name: str
-    dataset: Dataset
+    dataset: Dataset | Crowd
     patch_size: tuple[int, ...]
     overlaps: tuple[int, ...]
     min_coverage: float = 0.5
+    masked: bool = True
+    n_random: int | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """How patches lie, as `patchloom.plan` is told."""
+        size = list(self.patch_size)
+        if self.n_random is not None:
+            return {"name": "random", "patch_size": size, "n_patches": self.n_random}
+        return {"name": "sequential", "patch_size": size, "overlaps": list(self.overlaps)}
 
     def scaled(self, scale: float) -> Workload:
-        """Return the same patches on a smaller image (see :meth:`Dataset.scaled`)."""
-        return replace(self, dataset=self.dataset.scaled(scale))
+        """Return the same patches on a smaller image (see :meth:`Dataset.scaled`), and of random
+        ones fewer.
+        """
+        n = None if self.n_random is None else max(2, round(scale**2 * self.n_random))
+        return replace(self, dataset=self.dataset.scaled(scale), n_random=n)
 
 
 W1 = Dataset(
@@ -335,6 +523,49 @@ W2 = Dataset(
 )
 """A volume: one channel, 0.5 GB."""
 
+SLIDE = Slide(
+    name="slide",
+    axes="cyx",
+    shape=(3, 16384, 12288),
+    chunks=(3, 512, 512),
+    blob_width=6.0,
+    blob_spacing=40,
+    mask_width=12.0,
+    mask_factor=32,
+    mask_fraction=0.3,
+    dtype="uint8",
+)
+"""A stained section, 0.6 GB."""
+
+SCENE = Scene(
+    name="scene",
+    axes="cyx",
+    shape=(4, 5490, 5490),
+    chunks=(1, 512, 512),
+    blob_width=40.0,
+    blob_spacing=128,
+    mask_width=12.0,
+    mask_factor=16,
+    mask_fraction=0.15,
+    dtype="float32",
+)
+"""Four bands of a satellite's tile, 0.5 GB; the last chunk of an axis is a ragged one."""
+
+CROWD = Crowd(
+    name="crowd",
+    n_images=10_000,
+    image=Dataset(
+        name="small",
+        axes="yx",
+        shape=(512, 512),
+        chunks=(256, 256),
+        blob_width=8.0,
+        blob_spacing=48,
+        mask_width=4.0,
+    ),
+)
+"""Many small images, 5 GB."""
+
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -345,17 +576,44 @@ WORKLOADS = {
 }
 """The small workloads by name: a second each."""
 
+SCENES = {
+    workload.name: workload
+    for workload in (
+        Workload("random", W1, (256, 256), (0, 0), masked=False, n_random=20_000),
+        Workload("slide", SLIDE, (224, 224), (0, 0)),
+        Workload("scene", SCENE, (256, 256), (0, 0), masked=False),
+        Workload("crowd", CROWD, (256, 256), (0, 0), masked=False),
+    )
+}
+"""What else peers are compared on, by name."""
+
 LARGE = {
     f"{small}-large": replace(
-        WORKLOADS[small], name=f"{small}-large", dataset=WORKLOADS[small].dataset.repeated(*times)
+        WORKLOADS[small], name=f"{small}-large", dataset=dataset.repeated(name, times)
     )
-    for small, times in (
-        ("w1-aligned", ("w1-7x7", (1, 7, 7))),
-        ("w1-misaligned", ("w1-6x6", (1, 6, 6))),
-        ("w2", ("w2-5x4", (1, 5, 4))),
+    for small, dataset, name, times in (
+        ("w1-aligned", W1, "w1-7x7", (1, 7, 7)),
+        ("w1-misaligned", W1, "w1-6x6", (1, 6, 6)),
+        ("w2", W2, "w2-5x4", (1, 5, 4)),
     )
 }
 """Large ones: 8 GB of patches each, which take the floor twenty seconds and more."""
+
+
+HUGE = replace(WORKLOADS["w1-misaligned"], name="w1-huge", dataset=W1.repeated("w1-8x8", (1, 8, 8)))
+"""An image of 26 GB."""
+
+
+@lru_cache(maxsize=4)
+def _mask_of(dataset: Dataset) -> npt.NDArray[np.uint8]:
+    return dataset.mask()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:  # no links here, or too many to one file
+        shutil.copyfile(source, target)
 
 
 def link_chunks(array: zarr.Array[Any], path: Path, base: Path) -> None:
@@ -373,7 +631,4 @@ def link_chunks(array: zarr.Array[Any], path: Path, base: Path) -> None:
         of = tuple(i % n for i, n in zip(index, drawn.cdata_shape, strict=True))
         to = path / array.metadata.encode_chunk_key(index)
         to.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            to.hardlink_to(base / drawn.metadata.encode_chunk_key(of))
-        except OSError:  # no links here, or too many to one file
-            shutil.copyfile(base / drawn.metadata.encode_chunk_key(of), to)
+        _link(str(base / drawn.metadata.encode_chunk_key(of)), str(to))

@@ -1,1 +1,12 @@
-"""Small programs, each run by the interpreter of one library: JSON in, JSON out."""
+"""Programs that run in the environments of peers, one file each, and the comparison with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``python -m benchmarks peers``."""
+    from benchmarks.comparing import main as compare
+
+    return compare(argv)

@@ -139,6 +139,8 @@ def open_nodes(root: Location, paths: Sequence[str], like: int = 3) -> list[Node
     found: list[Node | None] = [None] * len(paths)
     for version in (3, 2) if like == 3 else (2, 3):
         left = [k for k, node in enumerate(found) if node is None]
+        if not left:
+            break
         make = _nodes_v3 if version == 3 else _nodes_v2
         for k, node in zip(left, make(root, [paths[k] for k in left]), strict=True):
             found[k] = node
