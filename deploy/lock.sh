@@ -3,7 +3,7 @@
 #
 #   deploy/lock.sh
 #
-# It needs uv (https://docs.astral.sh/uv). Make deploy/sbom.cdx.json anew afterwards (deploy/sbom.py), and commit both.
+# It needs uv (https://docs.astral.sh/uv). Make deploy/sbom.cdx.json anew afterwards (deploy/sbom.sh), and commit both.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -252,6 +252,7 @@ def test_inspect_knows_what_stands_there(job: Path, tmp_path: Path) -> None:
     image = call("inspect", tmp_path / "a.zarr")
     assert "128 x 128" in image.stdout
     assert "32 x 32 (16)" in image.stdout
+    assert "channels?" not in image.stdout
     [document] = json.loads(call("inspect", tmp_path / "a.zarr", "--json").stdout)
     assert document["chunks"] == [32, 32]
 

@@ -367,3 +367,40 @@ def test_the_page_of_the_command_line_is_whole() -> None:
     statuses = [getattr(endings, name) for name in endings.__all__ if name.isupper()]
     assert all(f"| {status} |" in text for status in (0, *statuses))
     assert all(f"`{kind}`" in text for kind in KINDS)
+
+
+def test_channels_that_look_like_a_stack_are_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain file does not say what its pages are; whoever knows is told what to type."""
+    tifffile = pytest.importorskip("tifffile")
+    monkeypatch.chdir(tmp_path)
+    Path("wells").mkdir()
+    tifffile.imwrite("wells/a.tif", np.zeros((2, 128, 128), np.uint16))
+    assert "say in the job: axes: CYX" in call("inspect", "wells").stdout
+    text = call("init", "wells").stdout
+    assert "# axes: CYX  # if its 2 planes are channels" in text
+    Path("job.yaml").write_text(text.replace("# axes: CYX", "axes: CYX"))
+    told = call(
+        "plan", "job.yaml", "--set", "patching.patch_size=[64,64]", "--set", "patching.overlaps=0"
+    )
+    assert told.exit_code == 0, told.output
+    tifffile.imwrite(
+        "wells/a.tif",
+        np.zeros((2, 128, 128), np.uint16),
+        imagej=True,
+        resolution=(2, 2),
+        metadata={"axes": "ZYX", "spacing": 2.0, "unit": "um"},
+    )
+    assert "axes: CYX" not in call("init", "wells").stdout
+
+
+def test_what_costs_nothing_is_not_priced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Money, epochs and prices of a small job are told to whoever asks."""
+    monkeypatch.chdir(folder)
+    Path("job.yaml").write_text(call("init", "images").stdout)
+    short, whole = call("plan", "job.yaml"), call("plan", "job.yaml", "--verbose")
+    assert short.exit_code == whole.exit_code == 0
+    assert "an epoch live" not in short.stdout
+    assert "Less than 0.01 USD" in short.stdout
+    assert "an epoch live" in whole.stdout

@@ -29,7 +29,7 @@ from patchloom.planning.plans import Plan
 from patchloom.planning.views import plane_view
 from patchloom.run.masks import covered_share
 from patchloom.run.plan_page import plan_page
-from patchloom.run.thumbnails import mask_look, thumbnail
+from patchloom.run.thumbnails import BUDGET, budget_of, mask_look, thumbnail
 from patchloom.run.view_drawing import view_drawing
 from tests.truth import SHIPPED_ROOT
 
@@ -383,6 +383,20 @@ def test_without_a_pyramid_a_part_is_read(tmp_path: Path, shards: Any) -> None:
     assert np.ptp(blocks.all((1, 3)).sum(1)) <= 2
     mean = pixels[0].reshape(512, 2, 512, 2).mean((1, 3))
     np.testing.assert_allclose(look.pixels[0][look.known], mean[look.known])
+
+
+def test_files_on_this_machine_are_read_whole(tmp_path: Path) -> None:
+    """Chunks of plain files are large; nobody pays for reading them."""
+    pixels = noise((1024, 1024))
+    path = tmp_path / "near.zarr"
+    zarr.create_array(path, shape=pixels.shape, chunks=pixels.shape, dtype="u2")[...] = pixels
+    html = plan_page(patchloom.plan(patchloom.open_images(path), GRID))
+    assert "without pixels" not in html
+    assert "chunks of this plane were read" not in html
+    [near] = patchloom.open_images(path)
+    [far] = patchloom.open_images(counted(path, "far"))
+    assert budget_of(far) == budget_of(far, 24) == BUDGET
+    assert budget_of(near) > budget_of(near, 24) > 10 * BUDGET
 
 
 def test_a_huge_chunk_is_left_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchloom.cli.declaring import command
+from patchloom.cli.planes import axes_instead
 from patchloom.cli.tables import times
 from patchloom.errors import ConfigError, NotAnArrayError, PatchloomError
 
@@ -157,6 +158,8 @@ def _lines(
     yield from (f"# {line}" for line in _told(images))
     yield ""
     yield f"images: {_text(url)}"
+    if (other := axes_instead(images)) is not None:
+        yield f"# axes: {other[0]}  # if its {other[1]} are channels; patch_size then without z"
     ways = {
         "mask": "# where patches may lie; masks/{stem}.tif is the mask of each image",
         "labels": "# label images to cut along, such as labels/{stem}.tif",

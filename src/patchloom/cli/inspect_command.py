@@ -12,6 +12,7 @@ from patchloom.cli.declaring import command
 from patchloom.cli.kinds import kind_of
 from patchloom.cli.options import json_option
 from patchloom.cli.plan_figures import show_plan
+from patchloom.cli.planes import axes_instead
 from patchloom.cli.tables import table, times
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def _show_images(images: Sequence[Image], as_json: bool) -> None:
             *([] if image.nodata is None else [("nodata", f"{image.nodata:g}")]),
         ]
         table(f"Image {image.id}, level {image.level}", rows)
+    if (other := axes_instead(images)) is not None:
+        click.echo(f"\nAre the {other[1]} along z channels? Then say in the job: axes: {other[0]}")
 
 
 def _show_store(store: PatchStore, as_json: bool) -> None:

@@ -31,7 +31,7 @@ __all__ = ["plan_command"]
 @click.option(
     "--html",
     metavar="PATH",
-    help="Write a page to look at it; reads less than 1 MB of each image that it shows.",
+    help="Write a page to look at it; reads little of each image that it shows.",
 )
 def plan_command(
     job: str,
@@ -56,4 +56,4 @@ def plan_command(
         planned.save(save, storage_options=loaded.storage_options)
     if html is not None:
         planned.to_html(html, storage_options=loaded.storage_options)
-    show_plan(planned, as_json, loaded, workers=workers, prices=table)
+    show_plan(planned, as_json, loaded, whole=prices is not None, workers=workers, prices=table)

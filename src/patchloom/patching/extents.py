@@ -89,7 +89,8 @@ def per_axis(
         if len(value) != len(axes):
             raise PatchSizeError(
                 f"{name} has one number a spatial axis, got {list(value)} for the axes {axes!r}; "
-                f"give {len(axes)} numbers, one number for all, or one for each axis by name"
+                f"give {len(axes)} numbers, one for all, or one for each axis by name; where "
+                "the image has other axes, say so: axes="
             )
         given = dict(zip(axes, value, strict=True))
     return [int(given.get(axis, rest)) for axis in spatial]

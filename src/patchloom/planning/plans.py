@@ -938,7 +938,8 @@ class Plan(PublicNames):
         """Write one self-contained HTML page to look at this plan.
 
         It shows coarse pixels of at most 24 images with mask, chunk grid, patches and what is
-        left out; coverage, counts, cost and settings. Reads less than 1 MB of each image.
+        left out; coverage, counts, cost and settings. Reads less than 1 MB of each image, and
+        at most 64 MiB where it lies on this machine.
 
         Parameters
         ----------

@@ -19,9 +19,9 @@ from patchloom.run.drawing import histogram_drawing
 from patchloom.run.markup import bars, document, many, named, pair, table, tiles, times
 from patchloom.run.pricing import price
 from patchloom.run.thumbnails import (
-    BUDGET,
     MaskLook,
     Thumbnail,
+    budget_of,
     mask_look,
     thumbnail,
 )
@@ -80,7 +80,7 @@ def plan_page(
 ) -> str:
     """A page with the images, and what the plan takes of them, drawn over coarse pixels.
 
-    Of each image at most `BUDGET` stored bytes are fetched, its mask included.
+    Of each image at most the bytes of `budget_of` are fetched, its mask included.
 
     Parameters
     ----------
@@ -101,7 +101,8 @@ def plan_page(
     shown = range(n) if n <= MOST_IMAGES else (np.arange(MOST_IMAGES) * n // MOST_IMAGES).tolist()
     most = min(2_000, _PATCHES // max(1, len(shown)))
     side = 640 if len(shown) == 1 else 480 if len(shown) <= 6 else 320
-    looks = [_look(plan, index, most, side) for index in shown]
+    budgets = [budget_of(plan.images[index], len(shown)) for index in shown]
+    looks = [_look(plan, *each, most, side) for each in zip(shown, budgets, strict=True)]
     heading = title or "Plan of training patches"
     figures = _figures(plan)
     parts = [
@@ -113,8 +114,8 @@ def plan_page(
         pair(_cost(figures if cost is None else cost, given=cost is not None), _settings(plan)),
         "</main>",
         f"<footer>Plan fingerprint <code>{escape(plan.fingerprint)}</code>. At most "
-        f"{as_bytes(BUDGET)} of each image were fetched for this page, which refers to nothing "
-        "outside itself.</footer>",
+        f"{as_bytes(max(budgets, default=0))} of each image were fetched for this page, which "
+        "refers to nothing outside itself.</footer>",
     ]
     return document(heading, parts)
 
@@ -215,12 +216,12 @@ class _Look:
     """Stored bytes that came back."""
 
 
-def _look(plan: Plan, index: int, most: int, side: int) -> _Look:
+def _look(plan: Plan, index: int, budget: int, most: int, side: int) -> _Look:
     image = plan.images[index]
     view = plane_view(plan, index, most)
     # The mask first: what it leaves goes to the pixels.
-    mask, told_of_mask, spent = mask_look(image, view)
-    pixels, told = thumbnail(image, view, BUDGET - spent, side)
+    mask, told_of_mask, spent = mask_look(image, view, budget // 3)
+    pixels, told = thumbnail(image, view, budget - spent, side)
     share = None
     if mask is not None and mask.is_exact:
         share = mask.share(view.low, view.high, image.layout.space.shape)

@@ -14,17 +14,22 @@ import numpy.typing as npt
 from patchloom.coverage import Alignment, coverage
 from patchloom.errors import PatchloomError
 from patchloom.image import ChunkReader, Image, Role, overlap
+from patchloom.planning.prices import is_far
 from patchloom.planning.views import PlaneView
 from patchloom.run.masks import stored_box
 from patchloom.sources.arrays import ArraySource
 
-__all__ = ["BUDGET", "MaskLook", "Thumbnail", "mask_look", "thumbnail"]
+__all__ = ["BUDGET", "MaskLook", "Thumbnail", "budget_of", "mask_look", "thumbnail"]
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 BUDGET = 960_000
-"""Stored bytes that looking at one image and its mask may fetch."""
+"""Stored bytes that looking at one image and its mask may fetch over a network."""
+_NEAR = 2**26
+"""The same of an image on this machine."""
+_NEAR_TOGETHER = 2**29
+"""The same of all images of a page on this machine."""
 _CHANNELS = 4
 """Channels that are looked at."""
 _ASK = 1_024
@@ -127,6 +132,23 @@ class MaskLook:
             whole = volume[some].astype(area.dtype) * pixel
             found[some] = np.asarray(area * factor[some] / whole, np.float64)
         return found
+
+
+def budget_of(image: Image, shown: int = 1) -> int:
+    """Stored bytes that looking at an image and its mask may fetch.
+
+    Parameters
+    ----------
+    image
+        What is looked at; more may be read of it where it and its mask lie on this machine.
+    shown
+        Images that are looked at for one page.
+    """
+    arrays = [image] if image.mask is None else [image, image.mask.image]
+    places = [getattr(array.source, "location", None) for array in arrays]
+    if any(place is None or is_far(place) for place in places):
+        return BUDGET
+    return max(BUDGET, min(_NEAR, _NEAR_TOGETHER // max(1, shown)))
 
 
 def thumbnail(
