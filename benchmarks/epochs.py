@@ -188,7 +188,7 @@ def _seals(band: npt.NDArray[Any], side: int, stride: int) -> Iterator[tuple[int
     """Of the patches of one row, the seal of all bytes, and that of some values."""
     for x in range(0, band.shape[1] - side + 1, stride):
         patch = np.ascontiguousarray(band[:, x : x + side]).reshape(-1)
-        yield zlib.crc32(patch), zlib.crc32(np.ascontiguousarray(patch[::STEP]))
+        yield zlib.crc32(patch.data), zlib.crc32(np.ascontiguousarray(patch[::STEP]).data)
 
 
 @dataclass

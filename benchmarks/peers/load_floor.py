@@ -16,7 +16,7 @@ from batches import Asked, serve, threaded
 from numcodecs import blosc
 
 
-def _shards(asked: Asked) -> Iterator[Any]:
+def _shards(asked: Asked) -> Any:
     """The patches of shard after shard, out of files that are mapped into memory."""
     names = sorted((Path(asked.store) / "images/c").glob("*/0/0/0"), key=lambda p: int(p.parts[-4]))
     shards = zarr.open_array(f"{asked.store}/images", mode="r").shards
@@ -28,7 +28,7 @@ def _shards(asked: Asked) -> Iterator[Any]:
             index = data[-16 * per_shard - 4 : -4].view("<u8").reshape(-1, 2)
             places = index[index[:, 0] != 2**64 - 1].tolist()
             for k in range(0, len(places), asked.batch):
-                yield memoryview(data), places[k : k + asked.batch]
+                yield data.data, places[k : k + asked.batch]
 
     def decode(part: tuple[Any, Any]) -> Any:
         data, places = part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ def _prepare(asked: Asked) -> None:
 
 
 def _load(shuffle: bool) -> Load:
-    def load(asked: Asked) -> Iterable[Any]:
+    def load(asked: Asked) -> Any:
         dataset = StreamingDataset(asked.own, shuffle=shuffle)
         return StreamingDataLoader(
             dataset,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 class _Empty(ModuleType):
     """Stands in for a torchvision that was built for other hardware than torch, and is not used."""
 
-    __path__ = ()
+    __path__: list[str] = []  # noqa: RUF012
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -42,7 +41,7 @@ def _prepare(asked: Asked) -> None:
 
 
 def _load(shuffle: bool) -> Load:
-    def load(asked: Asked) -> Iterable[Any]:
+    def load(asked: Asked) -> Any:
         dataset = StreamingDataset(local=asked.own, shuffle=shuffle, batch_size=asked.batch)
         return DataLoader(
             dataset,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ def _prepare(asked: Asked) -> None:
             np.save(folder / f"{row}.npy", image)
 
 
-def _near(asked: Asked) -> Iterator[Any]:
+def _near(asked: Asked) -> Any:
     def load(some: Sequence[int]) -> Any:
         return np.stack([np.load(f"{asked.own}/{k}.npy") for k in some])
 
     return threaded(load, mixed(asked.n, asked.batch), asked.threads)
 
 
-def _one_by_one(asked: Asked) -> Iterator[Any]:
+def _one_by_one(asked: Asked) -> Any:
     """As a ``Dataset`` of loose files reads them: each thread one request after another."""
     fs = delay(asked.latency)
 
@@ -47,7 +47,7 @@ def _one_by_one(asked: Asked) -> Iterator[Any]:
     return threaded(load, mixed(asked.n, asked.batch), asked.threads)
 
 
-def _at_once(asked: Asked) -> Iterator[Any]:
+def _at_once(asked: Asked) -> Any:
     """All requests of a batch under way at once, and those of the next ones with them."""
     fs = delay(asked.latency)
 

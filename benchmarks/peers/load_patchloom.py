@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ def _store(shuffle: str, *, distant: bool = False, **options: Any) -> Load:
     return load
 
 
-def _uncompressed(asked: Asked) -> Iterable[Any]:
+def _uncompressed(asked: Asked) -> Any:
     return _store("exact")(replace(asked, store=asked.raw))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def _items(images: Any, n: int) -> Any:
     return BatchGenerator(images, input_dims=sizes)
 
 
-def _sequential(asked: Asked) -> Iterator[Any]:
+def _sequential(asked: Asked) -> Any:
     """A batch is one slice of the store's array."""
     images = _array(asked.store, "images")
     batches = _items(images, asked.batch)
@@ -38,7 +38,7 @@ def _sequential(asked: Asked) -> Iterator[Any]:
     return threaded(make, range(len(batches) + (whole < asked.n)), asked.threads)
 
 
-def _shuffled(asked: Asked) -> Iterator[Any]:
+def _shuffled(asked: Asked) -> Any:
     """One item a patch, 64 items a batch, as a loader over its map-style dataset asks."""
     images = _array(asked.store, "images")
     items = _items(images, 1)
@@ -49,7 +49,7 @@ def _shuffled(asked: Asked) -> Iterator[Any]:
     return threaded(make, mixed(asked.n, asked.batch), asked.threads)
 
 
-def _live(asked: Asked) -> Iterator[Any]:
+def _live(asked: Asked) -> Any:
     """One item a patch of the image."""
     image = _array(asked.source, "0")
     overlap = asked.side - asked.stride

@@ -292,7 +292,7 @@ class _File:
         # Memory of NumPy's, which for a whole shard is a few large pages, not thousands.
         data = np.empty(max(0, (self._size if stop is None else stop) - start), np.uint8)
         n = 0
-        while n < len(data) and (got := os.preadv(self._handle, [data[n:]], start + n)):
+        while n < len(data) and (got := os.preadv(self._handle, [data[n:].data], start + n)):
             n += got
         return data[:n]
 

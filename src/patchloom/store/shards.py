@@ -68,7 +68,7 @@ def decoder_into(
     decode = decoder(spec)
     direct = stored.isnative and config is not None and config["id"] == "blosc"
     plain = stored.isnative and config is None
-    word = struct.Struct("<I").unpack_from
+    word: Callable[[Any, int], tuple[int]] = struct.Struct("<I").unpack_from
 
     def decode_into(data: npt.NDArray[np.uint8], place: npt.NDArray[Any]) -> None:
         # Blosc fills less than all of the memory without a word: its header tells how much.
