@@ -417,3 +417,11 @@ def contrast(one: str, other: str) -> float:
 
     high, low = sorted((light(one), light(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_what_images_were_opened_with_is_named() -> None:
+    """What the page cannot write out in its calls is left to fill in."""
+    image = patchloom.open_images(np.ones((64, 64), "f4"), sample=[{"kind": "a"}], nodata=0.0)
+    plan = patchloom.plan(image, {"name": "sequential", "patch_size": [32, 32]})
+    report = patchloom.materialize(plan, "memory://opened-with.zarr", progress=False)
+    assert "sample=..., nodata=...)" in json.loads(report.to_json())["again"]["run"]
