@@ -120,6 +120,7 @@ def test_a_cluster_goes_with_its_command(
         (("--cluster", "local", "--workers", "4..2"), ["'4..2'"]),
         (("--cluster", "local", "--cluster-option", "n_worker=2"), ["did you mean 'n_workers'?"]),
         (("--cluster", "local", "--cluster-option", "n"), ["NAME=VALUE"]),
+        (("--cluster", "local", "--cluster-option", "n=2021-13-45"), ["NAME=VALUE in YAML"]),
         (("--cluster", "nothing.Cluster"), ["pip install nothing"]),
         (("--cluster-option", "a=1"), ["add --cluster"]),
         (("--scheduler", "synchronous", "--workers", "1..2"), ["leave it out"]),
@@ -135,6 +136,13 @@ def test_mistakes_are_said_before_work(
     assert told.exit_code == 2, told.output
     assert all(word in told.stderr for word in words), told.stderr
     assert not (job.parent / "patches.zarr").exists()
+
+
+def test_what_may_be_a_credential_is_not_repeated(job: Path) -> None:
+    """Where the sign between name and value was forgotten."""
+    told = call("run", job, "--cluster", "local", "--cluster-option", "password:s3cr3t")
+    assert told.exit_code == 2
+    assert "s3cr3t" not in told.output
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import patchloom
 from patchloom.cli import main
 from patchloom.config import MODELINE, load_job
 from patchloom.errors import AccessError, PatchloomError
+from patchloom.location import Location
 from tests.test_cli import SOURCE, call, spawn
 
 BIG = {"name": "sequential", "patch_size": [32, 32], "overlaps": [16, 16]}
@@ -324,6 +325,37 @@ def test_what_a_begun_job_suggests_is_right(folder: Path, monkeypatch: pytest.Mo
         if key.partition(":")[0] in patchloom.config.Job.model_fields:
             Path("job.yaml").write_text(text + key + "\n")
             load_job("job.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", ["my \N{WINKING FACE} images", "a\u2028images: b", "a\nimages: b", "2021-13-45"]
+)
+def test_a_job_begins_with_a_folder_of_any_name(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comments stay comments, and YAML gives the name back."""
+    monkeypatch.chdir(folder)
+    (folder / "images").rename(name)
+    told = call("init", name)
+    assert told.exit_code == 0, told.output
+    Path("job.yaml").write_text(told.stdout, "utf-8", newline="")
+    assert load_job("job.yaml").images == name
+    assert load_job("job.yaml").output == f"{name}-patches.zarr"
+
+
+def test_a_job_may_stand_at_a_url(job: Path) -> None:
+    """Which no message shows whole."""
+    url = "memory://user:s3cr3t@jobs/a.yaml"
+    told = call("plan", url)
+    assert told.exit_code == 2
+    assert "nothing stands at 'memory://jobs/a.yaml'" in told.stderr
+    Location(url).write("", job.read_bytes())
+    told = call("plan", "-v", url, "--json")
+    assert told.exit_code == 0, told.output
+    for command in ("doctor", "run"):
+        told_too = call(command, url, "-v")
+        assert told_too.exit_code == 0, told_too.output
+        assert "s3cr3t" not in told.stderr + told_too.output
 
 
 def test_masks_that_do_not_fit_are_told_not_taken(

@@ -95,6 +95,13 @@ def test_what_will_not_do_is_said_with_the_way_out(job: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX paths")
+def test_memory_that_is_none_fails(job: Path) -> None:
+    """As any other mistake of a job."""
+    status, told = examined(job, "--set", "memory=plenty")
+    assert status == 1
+    assert "'512 MiB'" in of(told, "job", "fail")[0]
+
+
 def test_an_output_that_cannot_be_written_fails(job: Path, tmp_path: Path) -> None:
     """Because a file stands where a folder should, or a folder may not be written."""
     (tmp_path / "file").write_text("x")

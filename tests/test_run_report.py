@@ -302,7 +302,10 @@ def test_secrets_stay_out(tmp_path: Path) -> None:
     page = tmp_path / "out" / "r.html"
     asked = ["run", str(tmp_path / "job.yaml"), "--report", str(page)]
     asked += ["--set", f"storage_options.token={secret}"]
-    done = CliRunner().invoke(main, asked)
+    asked += ["--set", f' "storage_options"[key]={secret}'.replace("[key]", '["key"]')]
+    asked += ["--set", f"survey=memory://u:{secret}@surveys/a"]
+    variables = {"PATCHLOOM_JOB__OUTPUT_OPTIONS__KEY": secret}
+    done = CliRunner().invoke(main, asked, env=variables)
     assert done.exit_code == 0, done.output
     text = page.read_text("utf-8") + page.with_suffix(".json").read_text("utf-8") + done.output
     assert secret not in text
@@ -328,6 +331,46 @@ def test_the_command_writes_page_and_json(tmp_path: Path) -> None:
     assert f"patchloom run '{job}'" in words
     assert "patch_size" in words
     assert json.loads((tmp_path / "r.json").read_text("utf-8"))["again"]["run"].endswith(f"'{job}'")
+
+
+def test_what_the_environment_said_is_typed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that the page shows is of the same job."""
+    zarr.create_array(tmp_path / "a.zarr", data=np.ones((64, 64), np.uint8))
+    (tmp_path / "job.yaml").write_text(
+        f"images: {tmp_path}/a.zarr\npatching: {{name: sequential, patch_size: [32, 32]}}\n"
+        f"output: {tmp_path}/o.zarr\n"
+    )
+    monkeypatch.setenv("PATCHLOOM_JOB__PATCHING__PATCH_SIZE", "[16, 16]")
+    asked = ["run", str(tmp_path / "job.yaml"), "--set", "percentiles=[2, 98]"]
+    done = CliRunner().invoke(main, [*asked, "--report", str(tmp_path / "r.html")])
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "r.json").read_text("utf-8"))["again"]["run"]
+    begin, end = (
+        "PATCHLOOM_JOB__PATCHING__PATCH_SIZE='[16, 16]' patchloom run ",
+        "'percentiles=[2, 98]'",
+    )
+    assert told == f"{begin}{tmp_path}/job.yaml --set {end}"
+
+
+@pytest.mark.parametrize("name", ["", "r.json", ".", "no-folder.txt/r.html"])
+def test_a_page_that_cannot_be_written_stops_the_command_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Not after hours of work."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no-folder.txt").touch()
+    zarr.create_array(tmp_path / "a.zarr", data=np.ones((64, 64), np.uint8))
+    (tmp_path / "job.yaml").write_text(
+        "images: a.zarr\npatching: {name: sequential, patch_size: [32, 32]}\noutput: o.zarr\n"
+    )
+    done = CliRunner().invoke(main, ["run", "job.yaml", "--report", name])
+    assert done.exit_code == 2, done.output
+    assert not (tmp_path / "o.zarr").exists()
+    done = CliRunner().invoke(main, ["run", "job.yaml", "--report", "r.html", "--dry-run"])
+    assert done.exit_code == 2
+    assert "--dry-run makes none" in done.stderr
 
 
 @needs_browser
@@ -374,3 +417,11 @@ def contrast(one: str, other: str) -> float:
 
     high, low = sorted((light(one), light(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_what_images_were_opened_with_is_named() -> None:
+    """What the page cannot write out in its calls is left to fill in."""
+    image = patchloom.open_images(np.ones((64, 64), "f4"), sample=[{"kind": "a"}], nodata=0.0)
+    plan = patchloom.plan(image, {"name": "sequential", "patch_size": [32, 32]})
+    report = patchloom.materialize(plan, "memory://opened-with.zarr", progress=False)
+    assert "sample=..., nodata=...)" in json.loads(report.to_json())["again"]["run"]

@@ -309,7 +309,7 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -
     Parameters
     ----------
     path
-        A YAML file; see `Job` for its keys.
+        A YAML file, or its URL, which is reached with ambient credentials; see `Job` for its keys.
     overrides
         Values that stand in for those of the file; later ones go before earlier ones.
 
@@ -332,14 +332,7 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -
     >>> load_job(file.name).patching.patch_size
     [64, 64]
     """
-    shown = os.fspath(path)
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"a job is a YAML file that can be read, but {shown!r} is not: "
-            f"{error.strerror or error}; check the path"
-        ) from None
+    data, shown = _file(os.fspath(path))
     node, document = _parsed(data, shown)
     places = _places(node, shown)
     for number, override in enumerate(overrides, len(data)):
@@ -370,6 +363,26 @@ def shown_values(value: Any) -> Any:
     if isinstance(value, dict) and not isinstance(value, StorageOptions):
         return {key: shown_values(item) for key, item in value.items()}
     return value
+
+
+def _file(path: str) -> tuple[bytes, str]:
+    """What a job file holds, and what to call it."""
+    if "://" in path:
+        location = Location(path)
+        data = location.read()
+        if data is None:
+            raise ConfigError(
+                f"a job is a YAML file that can be read, but nothing stands at {location.shown!r}; "
+                "check the URL"
+            )
+        return data, location.shown
+    try:
+        return Path(path).read_bytes(), path
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"a job is a YAML file that can be read, but {path!r} is not: "
+            f"{getattr(error, 'strerror', None) or error}; check the path"
+        ) from None
 
 
 def _parsed(data: bytes, shown: str) -> tuple[yaml.Node, dict[Any, Any]]:

@@ -138,15 +138,16 @@ class _Opened:
         job: Any = None
         try:
             if name.endswith((".yaml", ".yml")):
-                from dask.utils import parse_bytes
-
+                from patchloom.config import shown_values
+                from patchloom.run.drafting import memory_of
                 from patchloom.run.jobs import images_of, output_options
 
-                job = job_of(name, changes)
+                loaded = job_of(name, changes)
+                self.memory = 0 if loaded.memory is None else memory_of(loaded.memory)
+                job = loaded
+                name = shown_values(name)
                 yield Finding("ok", "job", f"{name}: all keys are right")
                 self.targets.append(Location.of(job.output, output_options(job)))
-                if job.memory is not None:
-                    self.memory = int(parse_bytes(job.memory))
                 urls = [job.images] if isinstance(job.images, str) else job.images
                 at = Location.of(urls[0], job.storage_options)
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -86,7 +85,7 @@ def _roles(
             try:
                 open_images(url, **tried)
             except PatchloomError as error:
-                notes[name] = f"{pattern} does not fit: {error}".replace("\n", " ")
+                notes[name] = f"{pattern} does not fit: {error}"
                 continue
             roles[name] = pattern
             notes.pop(name, None)
@@ -152,10 +151,11 @@ def _lines(
         }
     )
     yield MODELINE
-    yield f"# Begun by: patchloom init {Location.of(asked).shown if '://' in asked else asked}"
+    begun = Location.of(asked).shown if "://" in asked else asked
+    yield f"# Begun by: patchloom init {_line(begun)}"
     yield "# Look at it, then: patchloom plan job.yaml, patchloom run job.yaml"
     yield "#"
-    yield from (f"# {line}" for line in _told(images))
+    yield from (f"# {_line(line)}" for line in _told(images))
     yield ""
     yield f"images: {_text(url)}"
     if (other := axes_instead(images)) is not None:
@@ -170,7 +170,7 @@ def _lines(
         else:
             yield f"# {name}:  {says}"
             if name in notes:
-                yield f"#   {notes[name]}"
+                yield f"#   {_line(notes[name])}"
     space = ", ".join(images[0].axes.spatial)
     yield "patching:"
     yield "  name: sequential  # docs/strategies.md has the others: random, stratified, points, ..."
@@ -213,9 +213,25 @@ def _counted(texts: Iterator[str]) -> str:
     return ", ".join(f"{text} ({n:,})" for text, n in found)
 
 
+def _line(text: str) -> str:
+    r"""A text that stays in the line of its comment, whatever names say.
+
+    >>> _line("a\nb")
+    'a b'
+    """
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _text(value: str) -> str:
-    """A text in YAML: quoted where it would mean something else."""
+    """A text in YAML: quoted where it would mean something else.
+
+    >>> _text("a.tif"), _text("2021-01-31")
+    ('a.tif', '"2021-01-31"')
+    """
     import yaml
 
-    plain = all(c.isalnum() or c in "/._-" for c in value) and yaml.safe_load(value) == value
-    return value if plain else json.dumps(value)
+    plain = all(c.isalnum() or c in "/._-" for c in value) and not value[:1].isdecimal()
+    if plain and yaml.safe_load(value) == value:
+        return value
+    quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=2**20)
+    return quoted.rstrip("\n")

@@ -124,7 +124,7 @@ def job_of(path: str, changes: Sequence[str] = ()) -> Job:
     Parameters
     ----------
     path
-        The file.
+        The file, or its URL.
     changes
         Of `set_option`.
 
@@ -133,7 +133,7 @@ def job_of(path: str, changes: Sequence[str] = ()) -> Job:
     ConfigError
         If there is a mistake in any of them.
     """
-    from patchloom.config import load_job
+    from patchloom.config import load_job, shown_values
     from patchloom.overrides import Override
 
     there = Override.of_environment(os.environ)
@@ -141,7 +141,7 @@ def job_of(path: str, changes: Sequence[str] = ()) -> Job:
         # What nobody sees on the command line is told.
         logger.info("from the environment: %s", override.source)
     given = [Override.parse(text) for text in changes]
-    logger.debug("job: %s", os.path.abspath(path))
+    logger.debug("job: %s", shown_values(path) if "://" in path else os.path.abspath(path))
     for override in given:
         logger.debug("%s", override.source)
     return load_job(path, [*there, *given])
@@ -170,10 +170,10 @@ def values(option: str, given: Sequence[str], *, secret: bool = False) -> dict[s
     import yaml
 
     found = {}
-    for name, value in pairs(option, given):
+    for name, value in pairs(option, given, secret=secret):
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             got = f"{name}={'...' if secret else value}"
             raise ConfigError(f"{option} takes NAME=VALUE in YAML, got {got}") from None
     return found
@@ -190,9 +190,10 @@ def pixels(option: str, given: str | None) -> list[int] | int | None:
     return each[0] if len(each) == 1 else each
 
 
-def pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
+def pairs(option: str, given: Sequence[str], *, secret: bool = False) -> list[tuple[str, str]]:
     """Names and values of an option that takes NAME=VALUE."""
     for text in given:
         if "=" not in text:
-            raise ConfigError(f"{option} takes NAME=VALUE, got {text!r}")
+            got = "no '='" if secret else repr(text)
+            raise ConfigError(f"{option} takes NAME=VALUE, got {got}")
     return [(name, value) for name, _, value in (text.partition("=") for text in given)]

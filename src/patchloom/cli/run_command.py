@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,9 +16,11 @@ from patchloom.cli.loudness import is_quiet
 from patchloom.cli.options import engine_options, job_argument, job_of, json_option, set_option
 from patchloom.cli.plan_figures import show_plan
 from patchloom.cli.tables import figures
+from patchloom.errors import ConfigError
 
 if TYPE_CHECKING:
     from patchloom.cli.engine import Engine
+    from patchloom.overrides import Override
 
 __all__ = ["run_command"]
 
@@ -51,6 +54,11 @@ def run_command(
     loaded = job_of(job, changes)
     from patchloom.run.jobs import materialize_job, output_options, plan_of, shown_job
 
+    if page is not None:
+        if dry_run:
+            raise ConfigError("--report is of a run, but --dry-run makes none; leave one out")
+        options = output_options(loaded) if "://" in page else None
+        _check_page(page, options)
     if dry_run:
         show_plan(plan_of(loaded, progress=not is_quiet()), as_json, loaded)
         return
@@ -63,7 +71,7 @@ def run_command(
             page,
             job=shown_job(loaded),
             command=_again(job, changes),
-            storage_options=output_options(loaded) if "://" in page else None,
+            storage_options=options,
         )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
@@ -85,13 +93,37 @@ def run_command(
     click.echo(f"Reports of all runs: {report.url}.report/")
 
 
+def _check_page(page: str, options: Mapping[str, Any] | None) -> None:
+    """Refuse a page that could not be written, before a run that may take hours."""
+    from patchloom.doctor.places import written_beside
+    from patchloom.location import Location
+
+    if not page.endswith(".html"):
+        raise ConfigError(f"--report takes the name of a page such as report.html, got {page!r}")
+    written_beside(Location.of(page, options))
+
+
 def _again(job: str, changes: Sequence[str]) -> str:
     """What to type to do it again, but for secrets; bytes are the same on any scheduler."""
+    from patchloom.config import shown_values
+    from patchloom.overrides import Override
+
+    words = [
+        f"{one.source}={shlex.quote(_shown(one, os.environ[one.source]))}"
+        for one in Override.of_environment(os.environ)
+    ]
+    words += ["patchloom", "run", shlex.quote(shown_values(job))]
+    for change in changes:
+        key, _, value = change.partition("=")
+        words += ["--set", shlex.quote(f"{key}={_shown(Override.parse(change), value)}")]
+    return " ".join(words)
+
+
+def _shown(override: Override, text: str) -> str:
+    """The value of an override as it was given, or what of it may be shown."""
     from patchloom.config import SECRET, shown_values
 
-    words = ["patchloom", "run", job]
-    for change in changes:
-        key, mark, value = change.partition("=")
-        hidden = key.partition(".")[0] in SECRET
-        words += ["--set", f"{key}{mark}{'...' if hidden else shown_values(value)}"]
-    return shlex.join(words)
+    if override.path[0] in SECRET:
+        return "..."
+    shown = shown_values(override.value)
+    return text if shown == override.value else json.dumps(shown, ensure_ascii=False, default=str)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.randomness import digest
 
 __all__ = ["Places"]
@@ -52,7 +53,7 @@ class Places:
     @classmethod
     def from_bytes(cls, data: bytes) -> Places:
         """Inverse of `to_bytes`."""
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.read_table(arrow_file(data))
         own = {name: table[f"/{name}"].to_numpy().astype(np.int64) for name in _OWN}
         axes = [name for name in table.column_names if name.startswith("/corner")]
         corner = np.stack([table[name].to_numpy() for name in axes], -1).astype(np.int64)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.patching.protocol import GridPatching
 from patchloom.planning.cells import Cells
 
@@ -49,7 +50,7 @@ def cells_of_bytes(data: bytes, n_images: int, patching: GridPatching) -> Cells:
     patching
         Its strategy, which knows how many patches the other cells have.
     """
-    table = pq.read_table(io.BytesIO(data))
+    table = pq.read_table(arrow_file(data))
     image = table["image"].to_numpy()
     cell: npt.NDArray[np.int64] = np.cumsum(table["step"].to_numpy(), dtype=np.int64)
     kept = table["kept"].to_numpy().astype(np.int64)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.planning.classes import ClassCounts
 from patchloom.planning.incidence import Cut
 from patchloom.planning.plans import Plan
@@ -104,7 +105,7 @@ class Counted:
     def from_bytes(cls, data: bytes) -> Counted | None:
         """Inverse of `to_bytes`; None if it is damaged."""
         try:
-            table = pq.read_table(io.BytesIO(data))
+            table = pq.read_table(arrow_file(data))
             if (table.schema.metadata or {})[b"check"] != _check(table):
                 return None
         except Exception:  # a damaged file fails in many ways

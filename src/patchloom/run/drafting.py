@@ -39,7 +39,7 @@ from patchloom.run.settings import Settings
 from patchloom.scores import parse_scores
 from patchloom.store.manifest import check_columns
 
-__all__ = ["plan"]
+__all__ = ["memory_of", "plan"]
 
 
 def plan(
@@ -231,7 +231,7 @@ def plan(
         min_coverage=coverage,
         min_pixels=min_pixels,
         seed=seed,
-        memory=_bytes(memory),
+        memory=memory_of(memory),
         rejected=reasons,
         places=places,
         planning_reads=reads.chunks + looked.chunks,
@@ -423,7 +423,17 @@ def _check_whole(images: Sequence[Image], edge: str) -> None:
         )
 
 
-def _bytes(memory: str | int | None) -> int:
+def memory_of(memory: str | int | None) -> int:
+    """Bytes that one task may use; None for what Dask's configuration says.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+
+    >>> memory_of("2 MiB")
+    2097152
+    """
     if memory is None:
         return Settings.now().memory
     try:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.errors import PlanError
 from patchloom.image import Image, Reads
 from patchloom.location import Location
@@ -128,7 +129,7 @@ def load_parts(folder: Location) -> dict[str, Found]:
 
 def _loaded(data: bytes) -> dict[str, Found]:
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.read_table(arrow_file(data))
         meta = table.schema.metadata or {}
         columns = {name: table.column(name).to_numpy() for name in _COLUMNS}
         text, bits = meta[b"patchloom"].decode(), meta[b"bits"]

@@ -542,6 +542,10 @@ def _python(account: Account) -> str:
     shown = [str(one.get("uri") or "...") for one in account.sources[:3]]
     more = ", ..." if len(account.sources) > 3 else ""
     roles = sorted({name for image in plan.images for name in image.roles})
+    if any(image.metadata for image in plan.images):
+        roles.append("sample")
+    if any(image.nodata is not None for image in plan.images):
+        roles.append("nodata")
     opened = "".join(f", {name}=..." for name in roles)
     asked = {k: v for k, v in told.items() if k in _RUN and v not in (None, False, _RUN[k])}
     if account.report.made is not None and account.report.made.on_error != "raise":

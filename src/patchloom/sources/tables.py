@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from patchloom.arrow_files import arrow_file
 from patchloom.errors import ConfigError, NotAnArrayError, SourceError, SourceMissingError
 from patchloom.location import Location
 from patchloom.retrying import RETRYING
@@ -256,7 +257,7 @@ def _csv(location: Location, data: bytes, delimiter: str, image: str | None) -> 
     text = {} if image is None else {image: pa.string()}
     try:
         table = csv.read_csv(
-            io.BytesIO(data),
+            arrow_file(data),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=text),
         )

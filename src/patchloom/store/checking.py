@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.location import Location
 from patchloom.store.additions import coming_rows_of, n_rows_of, rows_of_shard
 from patchloom.store.manifest import WRITTEN
@@ -212,7 +212,7 @@ def _manifest(
         wrong("is missing")
         return None, {}
     try:
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table = pq.read_table(arrow_file(data), page_checksum_verification=True)
         table.validate(full=True)
         row = table["row"].to_numpy().astype(np.int64)
         written = json.loads((table.schema.metadata or {}).get(WRITTEN, b"{}"))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.errors import ConfigError
 
 __all__ = [
@@ -116,7 +117,7 @@ def part_names(names: Iterable[str]) -> list[str]:
 def read_manifest(parts: Sequence[bytes]) -> pa.Table:
     """All parts as one table, in row order."""
     return joined_manifest(
-        [pq.read_table(io.BytesIO(part)).replace_schema_metadata(None) for part in parts]
+        [pq.read_table(arrow_file(part)).replace_schema_metadata(None) for part in parts]
     )
 
 
@@ -137,7 +138,7 @@ def sizes_bytes(sizes: Mapping[str, npt.NDArray[np.int64]]) -> bytes:
 def read_sizes(data: bytes | None) -> dict[str, npt.NDArray[np.int64]]:
     """Inverse of `sizes_bytes`; nothing is known from what cannot be read."""
     try:
-        table = pq.read_table(io.BytesIO(data or b""))
+        table = pq.read_table(arrow_file(data or b""))
         return {name: table[name].to_numpy().astype(np.int64) for name in table.column_names}
     except (pa.ArrowException, ValueError, OSError):
         return {}
@@ -151,7 +152,7 @@ def skipped_bytes(table: pa.Table) -> bytes:
 def read_skipped(data: bytes | None, axes: str) -> pa.Table:
     """The rows that a run left out, in row order; without the object, none."""
     if data is not None:
-        return pq.read_table(io.BytesIO(data))
+        return pq.read_table(arrow_file(data))
     columns = ["row", "patch_id", "image_id", "sample", *(f"start_{a}" for a in axes), "reason"]
     text = {"patch_id", "image_id", "reason"}
     return pa.table({k: pa.array([], pa.string() if k in text else pa.int64()) for k in columns})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.errors import StoreError
 from patchloom.location import Location
 from patchloom.mixing import WHOLE, Columns, Found, drawn, mixing_of, regions
@@ -40,7 +40,7 @@ def mixing(location: Location, attributes: Mapping[str, Any], batch: int) -> Fou
                 f"mixing is measured of stores that are complete, but {location.shown!r} has no "
                 f"{manifest_name(shard)}; run the same materialize call again to finish it"
             )
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = pq.ParquetFile(arrow_file(data))
         return file.read(names + ["class"] * ("class" in file.schema_arrow.names))
 
     with ThreadPoolExecutor(8) as pool:

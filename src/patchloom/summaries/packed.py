@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.summaries import DISTINCT, Summary, Sums
 from patchloom.summaries.keys import BITS, Bits, Floats, Ints, keys_of
 
@@ -77,7 +78,7 @@ def read_summaries(data: bytes) -> dict[Any, Summary]:
         If it is damaged, or what it says cannot be of any pixels.
     """
     try:
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        file = pq.ParquetFile(arrow_file(data), page_checksum_verification=True)
         head = json.loads((file.metadata.metadata or {})[b"summaries"])
         spans = _spans(head, file.metadata.num_rows)
         values, counts, bits = _columns(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchloom.arrow_files import arrow_file
 from patchloom.errors import StoreError
 from patchloom.location import Location
 from patchloom.store.schema import ArraySpec, shard_name
@@ -34,7 +34,7 @@ def read_part(location: Location, name: str) -> pa.Table:
     """
     data = location.read(name)
     try:
-        return pq.read_table(io.BytesIO(data or b"")).replace_schema_metadata(None)
+        return pq.read_table(arrow_file(data or b"")).replace_schema_metadata(None)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StoreError(
             f"a part of a manifest can be read, but {name} of {location.shown!r} cannot "
