@@ -179,7 +179,7 @@ def _run(
     }
 
 
-def threaded(make: Callable[[Sequence[int]], Any], parts: Iterable[Any], threads: int) -> Any:
+def threaded(make: Callable[[Any], Any], parts: Iterable[Any], threads: int) -> Any:
     """What `make` makes of each part, in order, some ahead, by threads."""
     from collections import deque
     from concurrent.futures import Future, ThreadPoolExecutor

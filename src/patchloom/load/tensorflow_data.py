@@ -42,7 +42,7 @@ def tensorflow_dataset(loader: Loader, channels: str = "last") -> Any:
     course = loader.course
     if not len(loader):
         raise ConfigError("a dataset has a batch that tells its types, got an epoch without one")
-    [first] = course.make(0, course.batching(), [0])
+    [first] = course.make(0, [*course.places(0, course.batching(), range(1))])
 
     def batches() -> Iterator[Any]:
         for batch in loader:
