@@ -379,7 +379,7 @@ def growth(board: Board, factor: str) -> str:
         return "Not measured."
     points, slopes = series["points"], series["slopes"]
     names = [name for name in COLUMNS if name in points[0]]
-    rows = [[f"{p['size']:,}", *(plain(COLUMNS[name][1](p)) for name in names)] for p in points]
+    rows = [[f"{p['size']:,}", *(_number(COLUMNS[name][1](p)) for name in names)] for p in points]
     for key, said in (("all", "*slope*"), ("end", "*slope, larger half*")):
         cells = (slopes[name][key] for name in names)
         rows.append([said, *("" if slope is None else f"{slope:.2f}" for slope in cells)])
