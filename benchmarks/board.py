@@ -339,8 +339,12 @@ def _counts(counts: Mapping[str, float]) -> str:
             said.append(f"{plain(counts[name] / 2**20)} MiB {name.removeprefix('bytes_')}")
         elif name.endswith("_mib"):
             said.append(f"{name.removesuffix('_mib')} {plain(counts[name])} MiB")
-        elif name == "cpu":
+        elif name in ("cpu", "cpu_s"):
             said.append(f"{plain(counts[name])} CPU s")
+        elif name.endswith("_per_s"):
+            said.append(f"{_number(counts[name])} {name.removesuffix('_per_s')} a second")
+        elif name.endswith("_s"):
+            said.append(f"{name.removesuffix('_s').replace('_', ' ')} {plain(counts[name])} s")
         else:
             said.append(f"{_number(counts[name])} {name.replace('_', ' ')}")
     return ", ".join(said)
