@@ -335,7 +335,7 @@ def _result(name: str, what: str, asked: Asked, run: _Runs, runs: Sequence[_Runs
         workload=name,
         what=what,
         side=run.side.name,
-        version=run.side.version,
+        version=None if run.side.name == FLOOR else run.side.version,
         of=asked.n_patches,
         equal=run.equal,
         reason=run.reason or "not run",
