@@ -151,7 +151,7 @@ def goal(work: Work) -> float | None:
     """Ours over the floor, at most, as it is asked."""
     if work.what == "job":
         return 1.15 if work.is_local else 1.25
-    return 1.2 if work.what == "cut" else None
+    return {"cut": 1.2, "load": 1.15}.get(work.what)
 
 
 def summary(board: Board) -> str:
@@ -160,25 +160,22 @@ def summary(board: Board) -> str:
     for work in board.works:
         if work.ours is None or work.what == DECODE:
             continue
-        best, target = next(iter(work.peers), None), goal(work)
+        best = next(iter(work.peers), None)
+        n_peers = f" of {len(work.peers)}" if work.peers else ""
+        spread = f" ({_spread(work.ours)})" if work.ours.spread else ""
         rows.append(
             [
                 named(work.what),
-                work.workload,
-                f"{work.ours.of:,}",
+                f"{work.workload}: {work.ours.of:,}",
                 plain(work.ours.seconds),
-                plain(work.floor.seconds) if work.floor else "",
-                _judged(work.over_floor, target, at_most=True),
-                _spread(work.ours),
-                "" if target is None else f"{target:.2f}",
-                "" if best is None else best.side,
+                _judged(work.over_floor, goal(work), at_most=True) + spread,
+                "" if best is None else best.side + n_peers,
                 "" if best is None else _judged(best.over_ours, 1.0, _least(best)),
                 plain(work.median_peer),
-                f"{len(work.peers)}" if any(r.is_peer for r in work.results) else "",
             ]
         )
-    head = ("what", "workload", "patches", "patchloom, s", "floor, s", "ours / floor", "spread")
-    more = ("target", "best peer", "best peer / ours", "median peer / ours", "peers")
+    head = ("what", "workload: patches", "s", "ours / floor (spread)")
+    more = ("best peer", "best / ours", "median / ours")
     return table([*head, *more], rows, n_words=2) if rows else "Nothing is measured yet."
 
 
@@ -211,6 +208,7 @@ def targets(board: Board) -> str:
         _ratios("whole job / floor, two threads", 1.15, [w for w in jobs if w.is_local]),
         _ratios("whole job / floor, two processes", 1.25, [w for w in jobs if not w.is_local]),
         _ratios("cut alone / floor", 1.2, board.of("cut")),
+        _ratios("an epoch of a store / floor", 1.15, board.of("load")),
         _ahead(board),
         _medians("median peer / ours, cut", 5, board.of("cut")),
         _medians("median peer / ours, cut and write", 3, board.of("cut+write")),
