@@ -1,0 +1,120 @@
+"""Needs: which blocks of which arrays patches need, told by chunks where that goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from patchloom.patching.lattice import LatticePatching
+from patchloom.planning.incidence import touches
+from patchloom.planning.kept import Kept, Stretches
+from patchloom.planning.lenses import around, is_context
+from patchloom.planning.reach import Reach
+
+__all__ = ["Needs"]
+
+Ints = npt.NDArray[np.int64]
+_BATCH = 2**18
+"""Stretches of patches that are looked at together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Needs:
+    """What patches need, in blocks of the layout of an array.
+
+    Patches that leave no chunk need the chunk that owns them. Of grids all that a cell keeps is
+    told axis by axis. What is drawn, listed, or chosen patch by patch in a cell is looked at
+    patch by patch.
+    """
+
+    kept: Kept
+    is_aligned: bool
+    """Whether all that any patch needs of its image lies inside its owner chunk."""
+
+    def of_ranks(self, begin: Ints, end: Ints, name: str) -> Iterator[tuple[int, Ints]]:
+        """What the patches of some ranks need of the arrays of one role, image by image.
+
+        Parameters
+        ----------
+        begin, end
+            Ranges [begin, end) of ranks that have none in common: int64[k] each.
+        name
+            The role.
+
+        Yields
+        ------
+        int, int64[n]
+            The image, and its distinct blocks, ascending. Images without the role are left out.
+        """
+        some = np.flatnonzero(begin < end)
+        if not len(some):
+            return
+        stretches = self.kept.stretches(begin[some], end[some])
+        image = self.kept.cells.image_of(stretches.position)
+        order = np.argsort(image, kind="stable")
+        for part in np.split(order, np.flatnonzero(np.diff(image[order])) + 1):
+            index = int(image[part[0]])
+            if name in self.kept.images[index].cut_arrays:
+                yield index, self._blocks(index, name, stretches.take(part))
+
+    def of_image(self, index: int, name: str = "image") -> Ints:
+        """The distinct blocks that all patches of an image need of one of its arrays, ascending."""
+        cells = self.kept.cells
+        low, high = cells.span(index)
+        if low == high:
+            return np.zeros(0, np.int64)
+        position = np.arange(low, high)
+        whole = Stretches(position, np.zeros_like(position), cells.kept[low:high].astype(np.int64))
+        return self._blocks(index, name, whole)
+
+    def _blocks(self, index: int, name: str, stretches: Stretches) -> Ints:
+        found = [np.zeros(0, np.int64)]
+        for low in range(0, len(stretches), _BATCH):
+            found += self._parts(index, name, stretches.take(slice(low, low + _BATCH)))
+        return found[1] if len(found) == 2 else np.unique(np.concatenate(found))
+
+    def _parts(self, index: int, name: str, stretches: Stretches) -> Iterator[Ints]:
+        """The distinct blocks of some stretches, in parts that may have some in common."""
+        image, cells = self.kept.images[index], self.kept.cells
+        layout = image.cut_arrays[name].layout
+        same = not is_context(name) and layout.space == image.layout.space
+        if self.is_aligned and same:
+            yield self._owners(index, name, stretches)
+            return
+        if isinstance(self.kept.patching, LatticePatching):
+            bit = cells.bit[stretches.position] if len(cells.bit) else np.full(len(stretches), -1)
+            whole = stretches.take(np.flatnonzero(bit < 0))
+            if len(whole):
+                ids = cells.cell[whole.position].astype(np.int64)
+                yield self._reach(index, name).blocks(ids, whole.start, whole.stop)
+            stretches = stretches.take(np.flatnonzero(bit >= 0))
+        for patches in self.kept.within(stretches):
+            place, cut = around(image, name, patches.corner, self.kept.cut)
+            sample = layout.own_samples(patches.sample)
+            yield np.unique(touches(layout, sample, place, cut)[1])
+
+    def _owners(self, index: int, name: str, stretches: Stretches) -> Ints:
+        """The blocks that own patches."""
+        image = self.kept.images[index]
+        layout, space = image.cut_arrays[name].layout, image.layout.space
+        ids = self.kept.cells.cell[stretches.position].astype(np.int64)
+        sample, chunk = np.divmod(ids, space.n_chunks)
+        blocks: Ints = layout.groups_of(layout.own_samples(sample)) * space.n_chunks + chunk
+        return np.unique(blocks)
+
+    @cached_property
+    def _reaches(self) -> dict[tuple[int, str], Reach]:
+        return {}
+
+    def _reach(self, index: int, name: str) -> Reach:
+        found = self._reaches.get((index, name))
+        if found is None:
+            patching, image = self.kept.patching, self.kept.images[index]
+            assert isinstance(patching, LatticePatching)
+            found = Reach.of(patching, index, image, name, self.kept.cut)
+            self._reaches[index, name] = found
+        return found
