@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ __all__ = ["Needs"]
 Ints = npt.NDArray[np.int64]
 _BATCH = 2**18
 """Stretches of patches that are looked at together."""
+_KNOWN = 2**10
+"""Arrays into which the reach of patches is remembered."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +109,10 @@ class Needs:
         return np.unique(blocks)
 
     @cached_property
-    def _reaches(self) -> dict[tuple[int, str], Reach]:
-        return {}
+    def _reach(self) -> Callable[[int, str], Reach]:
+        return lru_cache(_KNOWN)(self._reach_of)
 
-    def _reach(self, index: int, name: str) -> Reach:
-        found = self._reaches.get((index, name))
-        if found is None:
-            patching, image = self.kept.patching, self.kept.images[index]
-            assert isinstance(patching, LatticePatching)
-            found = Reach.of(patching, index, image, name, self.kept.cut)
-            self._reaches[index, name] = found
-        return found
+    def _reach_of(self, index: int, name: str) -> Reach:
+        patching, image = self.kept.patching, self.kept.images[index]
+        assert isinstance(patching, LatticePatching)
+        return Reach.of(patching, index, image, name, self.kept.cut)

@@ -38,7 +38,7 @@ from patchloom.planning.narrowing import Narrowing
 from patchloom.planning.needs import Needs
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
-from patchloom.planning.rows import Rows, ranges
+from patchloom.planning.rows import Rows, ranges, stretches_of, union
 from patchloom.planning.runs import (
     Runs,
     arrange,
@@ -410,6 +410,21 @@ class Plan(PublicNames):
                 mine = wanted[part.row // rows] | wanted[sequence.turns_of(part.rank) // rows]
                 found.append(part if mine.all() else part.take(mine))
         return joined([part for part in found if len(part)])
+
+    def toured(self, shards: Sequence[int] | Ints) -> tuple[Ints, Ints]:
+        """The ranks that `tour` goes over for some shards, as ranges [low, high): int64[k] each."""
+        rows, sequence, n = self.rows_per_shard, self.sequence, self.n_patches
+        begin, end = stretches_of(np.asarray(shards, np.int64))
+        pairs = [*zip((begin * rows).tolist(), np.minimum(end * rows, n).tolist(), strict=True)]
+        if not sequence.is_mixed:
+            found = [sequence.pieces(*pair) for pair in pairs]
+            low, high = (np.concatenate(column) for column in zip(*found, strict=True))
+            return low, high
+        # By row or by turn; whole windows are the same by either.
+        found = [
+            p for pair in pairs for p in (sequence.ranks_within(*pair), sequence.pieces(*pair))
+        ]
+        return union(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
     def owned_by(self, positions: Ints) -> list[Patches]:
         """The patches of some cells (ascending positions in the plan), image by image."""
