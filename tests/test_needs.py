@@ -13,7 +13,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patchloom
@@ -48,7 +48,7 @@ def plans(draw: st.DrawFn) -> patchloom.Plan:
     images, n_images = [], draw(st.integers(1, 3))
     masked = draw(st.booleans())
     for k in range(n_images):
-        shape = (int(rng.integers(1, 4)), *rng.integers(9, 40, 2).tolist())
+        shape = (int(rng.integers(1, 4)), *rng.integers(12, 36, 2).tolist())
         pixels, labels = (
             da.zeros(shape, chunks=(int(rng.integers(1, 3)), *rng.integers(4, 12, 2).tolist()),
                      dtype="uint8")
@@ -105,7 +105,7 @@ def pixel_by_pixel(array: Image, sample: int, corner: Any, cut: Cut) -> set[int]
     return {group * space.n_chunks + block for block in flat}
 
 
-@settings(max_examples=15, deadline=None, phases=[Phase.generate])
+@settings(max_examples=40, deadline=None)
 @given(plan=plans(), data=st.data())
 def test_needs_are_those_of_every_patch(plan: patchloom.Plan, data: st.DataObject) -> None:
     """Of all rows, of any stretch of rows, and of each leg: of images and of labels."""
@@ -129,7 +129,7 @@ def test_needs_are_those_of_every_patch(plan: patchloom.Plan, data: st.DataObjec
     assert plan.role_reads == len(needed(plan, iter(range(n)), "labels"))
 
 
-@settings(max_examples=15, deadline=None, phases=[Phase.generate])
+@settings(max_examples=40, deadline=None)
 @given(plan=plans(), data=st.data())
 def test_tasks_are_handed_what_their_tour_needs(plan: patchloom.Plan, data: st.DataObject) -> None:
     """Of any shards: all blocks of their patches and of their turns, and no other one."""
@@ -153,15 +153,17 @@ def test_tasks_are_handed_what_their_tour_needs(plan: patchloom.Plan, data: st.D
                 place, cut = around(plan.images[part.image], name, part.corner, plan.cut)
                 blocks = touches(array.layout, sample, place, cut)[1]
                 want |= {(part.image, name, int(b)) for b in blocks}
-        pairs = Counter((key, len(chunks)) for key, chunks in zip(ids.arrays, ids.chunks, strict=True))
+        pairs = Counter(
+            (key, len(chunks)) for key, chunks in zip(ids.arrays, ids.chunks, strict=True)
+        )
         assert sum(n for _, n in pairs) == len(want)
         assert {key for key, _ in pairs} == {(image, name) for image, name, _ in want}
-    rows = [r for s in shards for r in range(s * plan.rows_per_shard,
-                                             min((s + 1) * plan.rows_per_shard, plan.n_patches))]  # fmt: skip
+    each, n = plan.rows_per_shard, plan.n_patches
+    rows = [row for shard in shards for row in range(shard * each, min((shard + 1) * each, n))]
     assert _needed(plan, shards) == len(needed(plan, iter(rows), "image"))
 
 
-@settings(max_examples=200, deadline=None, phases=[Phase.generate])
+@settings(max_examples=200, deadline=None)
 @given(extents=st.lists(st.integers(1, 6), min_size=1, max_size=3), data=st.data())
 def test_boxes_make_up_a_stretch(extents: list[int], data: st.DataObject) -> None:
     """Each element once, and few boxes."""
@@ -179,7 +181,7 @@ def test_boxes_make_up_a_stretch(extents: list[int], data: st.DataObject) -> Non
     assert sorted(found) == [*range(start, stop)]
 
 
-@settings(max_examples=100, deadline=None, phases=[Phase.generate])
+@settings(max_examples=100, deadline=None)
 @given(pairs=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=12))
 def test_ranges_of_some_numbers(pairs: list[tuple[int, int]]) -> None:
     """Ranges that overlap are one; numbers that follow one another are one."""
@@ -193,7 +195,7 @@ def test_ranges_of_some_numbers(pairs: list[tuple[int, int]]) -> None:
     assert (begin[1:] > end[:-1]).all()
 
 
-@settings(max_examples=15, deadline=None, phases=[Phase.generate])
+@settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(20, 60), st.integers(20, 60)),
     grid=st.sampled_from(GRIDS[:5]),

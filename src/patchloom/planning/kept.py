@@ -34,13 +34,17 @@ class Stretches:
     """The first of its kept patches that counts: int64[n]."""
     stop: Ints
     """And the first one that does not any more: int64[n]."""
+    part: Ints
+    """What it is asked for: int64[n]."""
 
     def __len__(self) -> int:
         return len(self.position)
 
     def take(self, where: npt.NDArray[np.bool_] | Ints | slice) -> Stretches:
         """Some of them."""
-        return Stretches(self.position[where], self.start[where], self.stop[where])
+        return Stretches(
+            self.position[where], self.start[where], self.stop[where], self.part[where]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +76,15 @@ class Kept:
         upto = np.cumsum(self.cells.kept[positions], dtype=np.int64)
         return np.split(positions, np.flatnonzero(np.diff(upto // _BATCH)) + 1)
 
-    def stretches(self, begin: Ints, end: Ints) -> Stretches:
+    def stretches(self, begin: Ints, end: Ints, part: Ints) -> Stretches:
         """The stretches that lie in ranges [begin, end) of ranks, none of which is empty.
 
         Parameters
         ----------
         begin, end
             int64[k] each.
+        part
+            What each range is asked for: int64[k].
         """
         cells = self.cells
         first, last = cells.positions_of(begin), cells.positions_of(end - 1)
@@ -90,25 +96,32 @@ class Kept:
         # The rank of the first patch of each cell, from where its range begins.
         rank = upto + np.repeat(cells.rows_of(first) - upto[head], n)
         start = np.maximum(np.repeat(begin, n) - rank, 0)
-        return Stretches(position, start, np.minimum(np.repeat(end, n) - rank, kept))
+        stop = np.minimum(np.repeat(end, n) - rank, kept)
+        return Stretches(position, start, stop, np.repeat(part, n))
 
-    def within(self, stretches: Stretches) -> Iterator[Patches]:
+    def within(self, stretches: Stretches) -> Iterator[tuple[Patches, Ints]]:
         """The patches of stretches of one image, along the curve, a bounded number at a time.
 
         Parameters
         ----------
         stretches
             Of which no two have a patch in common.
+
+        Yields
+        ------
+        Patches, int64[n]
+            Some of them, and the part that each is asked for.
         """
         if not len(stretches):
             return
         first = self.cells.rows_of(stretches.position)
         begin, end = first + stretches.start, first + stretches.stop
         order = np.argsort(begin)
-        begin, end = begin[order], end[order]
+        begin, end, part = begin[order], end[order], stretches.part[order]
         for patches in self.all_of(np.unique(stretches.position)):
             of = np.maximum(np.searchsorted(begin, patches.rank, side="right") - 1, 0)
-            yield patches.take((patches.rank >= begin[of]) & (patches.rank < end[of]))
+            inside = (patches.rank >= begin[of]) & (patches.rank < end[of])
+            yield patches.take(inside), part[of[inside]]
 
     def _of_image(self, positions: Ints) -> Patches:
         cells = self.cells

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from patchloom.image import Layout
 from patchloom.patching.lattice import LatticePatching
 from patchloom.planning.incidence import touches
 from patchloom.planning.kept import Kept, Stretches
@@ -52,16 +53,38 @@ class Needs:
         int, int64[n]
             The image, and its distinct blocks, ascending. Images without the role are left out.
         """
+        for index, _, blocks in self.of_parts(begin, end, np.zeros_like(begin), name):
+            yield index, blocks
+
+    def of_parts(
+        self, begin: Ints, end: Ints, part: Ints, name: str
+    ) -> Iterator[tuple[int, Ints, Ints]]:
+        """The same for several parts of the patches at once.
+
+        Parameters
+        ----------
+        begin, end, name
+            As of `of_ranks`.
+        part
+            The part that each range is of: int64[k].
+
+        Yields
+        ------
+        int, int64[n], int64[n]
+            The image, the part, ascending, and the distinct blocks of each part, ascending.
+        """
         some = np.flatnonzero(begin < end)
         if not len(some):
             return
-        stretches = self.kept.stretches(begin[some], end[some])
+        stretches = self.kept.stretches(begin[some], end[some], part[some])
         image = self.kept.cells.image_of(stretches.position)
         order = np.argsort(image, kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(image[order])) + 1):
-            index = int(image[part[0]])
-            if name in self.kept.images[index].cut_arrays:
-                yield index, self._blocks(index, name, stretches.take(part))
+        for mine in np.split(order, np.flatnonzero(np.diff(image[order])) + 1):
+            index = int(image[mine[0]])
+            array = self.kept.images[index].cut_arrays.get(name)
+            if array is not None:
+                codes = self._codes(index, name, stretches.take(mine))
+                yield index, *np.divmod(codes, _n_blocks(array.layout))
 
     def of_image(self, index: int, name: str = "image") -> Ints:
         """The distinct blocks that all patches of an image need of one of its arrays, ascending."""
@@ -70,17 +93,18 @@ class Needs:
         if low == high:
             return np.zeros(0, np.int64)
         position = np.arange(low, high)
-        whole = Stretches(position, np.zeros_like(position), cells.kept[low:high].astype(np.int64))
-        return self._blocks(index, name, whole)
+        none, kept = np.zeros_like(position), cells.kept[low:high].astype(np.int64)
+        return self._codes(index, name, Stretches(position, none, kept, none))
 
-    def _blocks(self, index: int, name: str, stretches: Stretches) -> Ints:
+    def _codes(self, index: int, name: str, stretches: Stretches) -> Ints:
+        """The distinct blocks of each part, ascending: ``part * n_blocks + block``."""
         found = [np.zeros(0, np.int64)]
         for low in range(0, len(stretches), _BATCH):
-            found += self._parts(index, name, stretches.take(slice(low, low + _BATCH)))
+            found += self._some(index, name, stretches.take(slice(low, low + _BATCH)))
         return found[1] if len(found) == 2 else np.unique(np.concatenate(found))
 
-    def _parts(self, index: int, name: str, stretches: Stretches) -> Iterator[Ints]:
-        """The distinct blocks of some stretches, in parts that may have some in common."""
+    def _some(self, index: int, name: str, stretches: Stretches) -> Iterator[Ints]:
+        """Those of some stretches, several times perhaps."""
         image, cells = self.kept.images[index], self.kept.cells
         layout = image.cut_arrays[name].layout
         same = not is_context(name) and layout.space == image.layout.space
@@ -92,12 +116,14 @@ class Needs:
             whole = stretches.take(np.flatnonzero(bit < 0))
             if len(whole):
                 ids = cells.cell[whole.position].astype(np.int64)
-                yield self._reach(index, name).blocks(ids, whole.start, whole.stop)
+                reach = self._reach(index, name)
+                yield reach.blocks(ids, whole.start, whole.stop, whole.part)
             stretches = stretches.take(np.flatnonzero(bit >= 0))
-        for patches in self.kept.within(stretches):
+        for patches, part in self.kept.within(stretches):
             place, cut = around(image, name, patches.corner, self.kept.cut)
             sample = layout.own_samples(patches.sample)
-            yield np.unique(touches(layout, sample, place, cut)[1])
+            patch, block = touches(layout, sample, place, cut)
+            yield np.unique(part[patch] * _n_blocks(layout) + block)
 
     def _owners(self, index: int, name: str, stretches: Stretches) -> Ints:
         """The blocks that own patches."""
@@ -106,7 +132,7 @@ class Needs:
         ids = self.kept.cells.cell[stretches.position].astype(np.int64)
         sample, chunk = np.divmod(ids, space.n_chunks)
         blocks: Ints = layout.groups_of(layout.own_samples(sample)) * space.n_chunks + chunk
-        return np.unique(blocks)
+        return np.unique(stretches.part * _n_blocks(layout) + blocks)
 
     @cached_property
     def _reach(self) -> Callable[[int, str], Reach]:
@@ -116,3 +142,7 @@ class Needs:
         patching, image = self.kept.patching, self.kept.images[index]
         assert isinstance(patching, LatticePatching)
         return Reach.of(patching, index, image, name, self.kept.cut)
+
+
+def _n_blocks(layout: Layout) -> int:
+    return layout.samples.n_chunks * layout.space.n_chunks

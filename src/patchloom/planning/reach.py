@@ -102,8 +102,8 @@ class Reach:
         pairs = zip(self.axes, self.layout.space.counts, strict=True)
         return [axis.table(axis.first, axis.first + axis.n, count) for axis, count in pairs]
 
-    def blocks(self, cells: Ints, start: Ints, stop: Ints) -> Ints:
-        """The distinct blocks that stretches of patches need, ascending.
+    def blocks(self, cells: Ints, start: Ints, stop: Ints, part: Ints) -> Ints:
+        """The distinct blocks that each part of some stretches of patches needs, ascending.
 
         Parameters
         ----------
@@ -111,9 +111,17 @@ class Reach:
             The cell of each stretch: int64[k].
         start, stop
             Which patches of those that the cell owns: int64[k] each, ``start < stop``.
+        part
+            The part that each is of: int64[k].
+
+        Returns
+        -------
+        int64[n]
+            Part after part, ``part * n_blocks + block``.
         """
         sample, chunk = np.divmod(cells, self.owners.n_chunks)
         group = self.layout.groups_of(self.layout.own_samples(sample))
+        group = part * self.layout.samples.n_chunks + group
         index = self.owners.unflat(chunk)
         n = np.stack([axis.n[k] for axis, k in zip(self.axes, index.T, strict=True)], -1)
         whole = (start == 0) & (stop == n.prod(-1))
