@@ -214,8 +214,8 @@ def test_patches_stand_for_those_that_are_alike(
     images = patchloom.open_images(pixels, ids=["a", "b"], mask=mask)
     split = {"by": "blocks", "block_size": 17, "guard": guard, "shares": {"train": 0.6, "val": 0.4}}
     config = {**grid, "patch_size": [5, 6]}
-    plan = patchloom.plan(images, config, edge=edge, split=split, seed=seed,
-                          **({"min_coverage": 0.4} if masked else {}))  # fmt: skip
+    asked: dict[str, Any] = {"min_coverage": 0.4} if masked else {}
+    plan = patchloom.plan(images, config, edge=edge, split=split, seed=seed, **asked)
     counts, sizes, area = Counter(dict.fromkeys(plan.split_names, 0)), set(), 0
     for part in plan.walk():
         counts.update(plan.split_names[k] for k in plan.split_of(part))
@@ -255,7 +255,7 @@ def test_what_grids_need_makes_no_patch(
         str(tmp_path / "image.zarr"), labels=str(tmp_path / "labels.zarr")
     )
     config = {"name": "sequential", "patch_size": [32, 32], "overlaps": [16, 16]}
-    asked = {"group_by": "image_id"} if order == "grouped" else {}
+    asked: dict[str, Any] = {"group_by": "image_id"} if order == "grouped" else {}
     plan = patchloom.plan(images, config, order=order, **asked)
     assert plan.n_patches > 10**9
     made = _Corners(monkeypatch)

@@ -136,9 +136,9 @@ class Reach:
             codes, key = np.unique(
                 (first + low[:, k]) * width + first + high[:, k], return_inverse=True
             )
-            part = axis.table(codes // width, codes % width, self.layout.space.counts[k])
+            some_of = axis.table(codes // width, codes % width, self.layout.space.counts[k])
             keys.append(np.concatenate([index[whole, k], len(all_of.n) + key]))
-            joined = zip(all_of, part, strict=True)
+            joined = zip(all_of, some_of, strict=True)
             tables.append(_Table(*(np.concatenate(columns) for columns in joined)))
         return self._spread(
             np.concatenate([group[whole], group[owner]]), np.stack(keys, -1), tables

@@ -487,11 +487,13 @@ def _needed(plan: Plan, shards: Sequence[int]) -> int:
     for some in np.split(np.arange(len(begin)), np.flatnonzero(np.diff(upto)) + 1):
         # Shards that follow one another are looked at together.
         found = [
-            plan.sequence.ranks_within(low, min(high, plan.n_patches))
-            for low, high in zip(begin[some].tolist(), end[some].tolist(), strict=True)
+            plan.sequence.ranks_within(first, min(stop, plan.n_patches))
+            for first, stop in zip(begin[some].tolist(), end[some].tolist(), strict=True)
         ]
-        columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-        for image, needed in plan.needs.of_ranks(*columns, "image") if columns else ():
+        if not found:
+            continue
+        low, high = (np.concatenate(column) for column in zip(*found, strict=True))
+        for image, needed in plan.needs.of_ranks(low, high, "image"):
             blocks.setdefault(image, []).append(needed)
     return sum(
         plan.images[image].decodes(np.unique(np.concatenate(found)))
