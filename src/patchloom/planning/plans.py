@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property, partial
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
 from patchloom.planning.alike import alike
 from patchloom.planning.cells import Cells
+from patchloom.planning.decodes import decodes_of
 from patchloom.planning.filters import AnyFilter, parse_filters
 from patchloom.planning.grouping import by_image, by_patch, codes_of, codes_of_column
 from patchloom.planning.groups import DEALING, Groups
@@ -69,8 +69,6 @@ _CANDIDATES = 2**18
 """Candidates that are looked at together where only some are kept."""
 _BATCH = 2**20
 """Patches that a pass over a whole plan looks at together."""
-_LEGS = 2**10
-"""Legs of tasks whose needs are told together."""
 _PAGE, _PRICE = "patchloom.run.plan_page", "patchloom.run.pricing"
 """What draws a plan, found by its name: planning itself reads no pixel."""
 _MIXING = "patchloom.planning.mixing"
@@ -617,24 +615,7 @@ class Plan(PublicNames):
 
     def _reads(self, name: str) -> list[int]:
         """Chunk decodes of one array of each image."""
-        found = [0] * len(self.images)
-        shared: dict[int, list[Ints]] = {}
-        rows = self.runs.rows()
-        while legs := [*islice(rows, _LEGS)]:
-            pieces = [self.sequence.pieces(*leg) for leg in legs]
-            begin, end = (np.concatenate(column) for column in zip(*pieces, strict=True))
-            leg = np.repeat(np.arange(len(pieces)), [len(low) for low, _ in pieces])
-            for index, part, blocks in self.needs.of_parts(begin, end, leg, name):
-                array = self.images[index].cut_arrays[name]
-                if array.source.addressable:
-                    cuts = np.flatnonzero(np.diff(part)) + 1
-                    found[index] += sum(map(array.decodes, np.split(blocks, cuts)))
-                else:
-                    shared.setdefault(index, []).append(np.unique(blocks))
-        for index, blocks_of in shared.items():
-            layout = self.images[index].cut_arrays[name].layout
-            found[index] += len(np.unique(np.concatenate(blocks_of))) * layout.chunks_per_block
-        return found
+        return decodes_of(self.images, self.needs, self.runs, self.sequence, name)
 
     def walk(self) -> Iterator[Patches]:
         """All patches in row order, a bounded number of one image at a time.
