@@ -60,7 +60,7 @@ def plans(draw: st.DrawFn) -> patchloom.Plan:
             pixels, axes="TYX", ids=[f"{k}"], mask=mask, labels=planes, sample="t"
         )
     config = dict(draw(st.sampled_from(GRIDS)))
-    size = [4, 5] if config["name"] == "chunk_aligned" else draw(st.sampled_from([[4, 5], [6, 11]]))
+    size = [4, 4] if config["name"] == "chunk_aligned" else draw(st.sampled_from([[4, 5], [6, 11]]))
     if config["name"] != "chunk_aligned":
         config["context"] = draw(st.sampled_from([0, 0, 2]))
     order = draw(st.sampled_from(["spatial", "shuffled", "grouped"]))
