@@ -41,6 +41,15 @@ GRIDS: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def more_than_a_few() -> Iterator[None]:
+    """Small images go the way of large ones, most of them."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in ("needs", "alike"):
+            patched.setattr(f"patchloom.planning.{module}.FEW", 16)
+        yield
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> patchloom.Plan:
     """Plans of every order over images of several chunkings, with what is cut along."""
@@ -161,6 +170,48 @@ def test_tasks_are_handed_what_their_tour_needs(plan: patchloom.Plan, data: st.D
     each, n = plan.rows_per_shard, plan.n_patches
     rows = [row for shard in shards for row in range(shard * each, min((shard + 1) * each, n))]
     assert _needed(plan, shards) == len(needed(plan, iter(rows), "image"))
+
+
+@pytest.mark.parametrize("name", ["sequential", "random", "chunk_aligned"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"order": "spatial"},
+        {"order": "shuffled", "window": 2},
+        {"order": "grouped", "group_by": "image_id"},
+        {"order": "grouped", "group_by": "split"},
+    ],
+    ids=lambda order: order.get("group_by", order["order"]),
+)
+def test_each_leg_reads_for_itself(name: str, order: dict[str, Any], tmp_path: Path) -> None:
+    """And anew whenever it comes back to an image, as a run may."""
+    for k in range(3):
+        for role, chunk in (("image", 7), ("labels", 11)):
+            zarr.create_array(
+                tmp_path / f"{role}{k}.zarr", shape=(30, 24 + k), chunks=(chunk, 9), dtype="u1"
+            )
+    images, labels = (
+        [str(tmp_path / f"{role}{k}.zarr") for k in range(3)] for role in ("image", "labels")
+    )
+    size = [4, 4] if name == "chunk_aligned" else [5, 6]
+    config = {"name": name, "patch_size": size}
+    config |= {"n_patches": 40} if name == "random" else {}
+    plan = patchloom.plan(
+        patchloom.open_images(images, labels=labels),
+        config,
+        split={"by": "blocks", "block_size": 12, "guard": 0, "shares": {"train": 0.5, "val": 0.5}},
+        rows_per_shard=3,
+        memory="1400KiB",
+        **order,
+    )
+    assert len(plan.runs.legs) > 2
+    reads = Counter[str]()
+    for part in itertools.chain.from_iterable(plan.visits(*leg) for leg in plan.runs.rows()):
+        for role, array in plan.images[part.image].cut_arrays.items():
+            blocks = touches(array.layout, part.sample, part.corner, plan.cut)[1]
+            reads[role] += len(np.unique(blocks))
+    assert plan.chunk_reads == reads["image"] >= plan.chunks_needed
+    assert plan.role_reads == reads["labels"]
 
 
 @settings(max_examples=200, deadline=None)

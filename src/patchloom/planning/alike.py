@@ -10,7 +10,7 @@ import numpy.typing as npt
 from patchloom.patching.lattice import LatticePatching
 from patchloom.patching.protocol import ramp
 from patchloom.planning.incidence import Patches
-from patchloom.planning.kept import Kept
+from patchloom.planning.kept import FEW, Kept
 from patchloom.planning.reach import side_by_side
 
 __all__ = ["alike"]
@@ -24,7 +24,7 @@ def alike(kept: Kept, index: int, kinds: Callable[[Ints], Ints]) -> Iterator[tup
     """Some patches of one image that stand for all that are kept, a bounded number at a time.
 
     Neighbours in a cell that are of one kind along each axis are one. Of cells that keep only
-    some of what they own, and where patches are in no grid, each stands for itself.
+    some of what they own, where patches are few or in no grid, each stands for itself.
 
     Parameters
     ----------
@@ -43,11 +43,12 @@ def alike(kept: Kept, index: int, kinds: Callable[[Ints], Ints]) -> Iterator[tup
     low, high = cells.span(index)
     if low == high:
         return
-    if not isinstance(patching, LatticePatching):
+    few = cells.kept[low:high].sum(dtype=np.int64) <= FEW
+    if few or not isinstance(patching, LatticePatching):
         for part in kept.of_image(index):
             yield part, np.ones(len(part), np.int64)
         return
-    whole = np.ones(high - low, np.bool_) if not len(cells.bit) else cells.bit[low:high] < 0
+    whole = cells.are_whole(np.arange(low, high))
     axes = _axes(patching, index, kinds(side_by_side(patching, index, kept.cut)))
     some = low + np.flatnonzero(whole)
     for begin in range(0, len(some), _BATCH):

@@ -16,8 +16,8 @@ from patchloom.planning.runs import Runs
 __all__ = ["decodes_of"]
 
 Ints = npt.NDArray[np.int64]
-_LEGS = 2**10
-"""Legs of tasks whose needs are told together."""
+_LEGS, _CELLS = 2**10, 2**18
+"""Legs of tasks whose needs are told together, and about as many cells as they may go through."""
 
 
 def decodes_of(
@@ -25,7 +25,8 @@ def decodes_of(
 ) -> list[int]:
     """Chunk decodes of one array of each image, if each leg of a task reads for itself.
 
-    Dask makes a chunk of an array that only it can read once, however many legs need it.
+    A leg that comes back to an image reads anew. Dask makes a chunk of an array that only it
+    can read once, however many legs need it.
 
     Parameters
     ----------
@@ -36,12 +37,16 @@ def decodes_of(
     """
     found = [0] * len(images)
     shared: dict[int, list[Ints]] = {}
-    rows = runs.rows()
-    while legs := [*islice(rows, _LEGS)]:
+    cells = needs.kept.cells
+    rows, n_legs = runs.rows(), len(runs.legs)
+    together = min(_LEGS, max(1, _CELLS * n_legs // max(1, len(cells))))
+    while legs := [*islice(rows, together)]:
         pieces = [sequence.pieces(*leg) for leg in legs]
         begin, end = (np.concatenate(column) for column in zip(*pieces, strict=True))
         leg = np.repeat(np.arange(len(pieces)), [len(low) for low, _ in pieces])
-        for index, part, blocks in needs.of_parts(begin, end, leg, name):
+        image = cells.image_of(cells.positions_of(begin))
+        visit = np.cumsum((np.diff(leg, prepend=0) != 0) | (np.diff(image, prepend=0) != 0))
+        for index, part, blocks in needs.of_parts(begin, end, visit, name):
             array = images[index].cut_arrays[name]
             if array.source.addressable:
                 cuts = np.flatnonzero(np.diff(part)) + 1

@@ -15,9 +15,11 @@ from patchloom.planning.cells import Cells
 from patchloom.planning.incidence import Cut, Patches
 from patchloom.planning.rows import ranges
 
-__all__ = ["Kept", "Stretches"]
+__all__ = ["FEW", "Kept", "Stretches"]
 
 Ints = npt.NDArray[np.int64]
+FEW = 2**10
+"""Patches that are looked at one by one as fast as they are told by chunks."""
 _CANDIDATES = 2**18
 """Candidates that are looked at together where only some are kept."""
 _BATCH = 2**20

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from patchloom.image import Layout
 from patchloom.patching.lattice import LatticePatching
 from patchloom.planning.incidence import touches
-from patchloom.planning.kept import Kept, Stretches
+from patchloom.planning.kept import FEW, Kept, Stretches
 from patchloom.planning.lenses import around, is_context
 from patchloom.planning.reach import Reach
 
@@ -88,13 +88,15 @@ class Needs:
 
     def of_image(self, index: int, name: str = "image") -> Ints:
         """The distinct blocks that all patches of an image need of one of its arrays, ascending."""
-        cells = self.kept.cells
+        cells, layout = self.kept.cells, self.kept.images[index].cut_arrays[name].layout
         low, high = cells.span(index)
-        if low == high:
-            return np.zeros(0, np.int64)
-        position = np.arange(low, high)
-        none, kept = np.zeros_like(position), cells.kept[low:high].astype(np.int64)
-        return self._codes(index, name, Stretches(position, none, kept, none))
+        flags = np.zeros(_n_blocks(layout), np.bool_)
+        for begin in range(low, high, _BATCH):
+            position = np.arange(begin, min(begin + _BATCH, high))
+            none, kept = np.zeros_like(position), cells.kept[position].astype(np.int64)
+            for blocks in self._some(index, name, Stretches(position, none, kept, none)):
+                flags[blocks] = True
+        return np.flatnonzero(flags)
 
     def _codes(self, index: int, name: str, stretches: Stretches) -> Ints:
         """The distinct blocks of each part, ascending: ``part * n_blocks + block``."""
@@ -112,13 +114,14 @@ class Needs:
             yield self._owners(index, name, stretches)
             return
         if isinstance(self.kept.patching, LatticePatching):
-            bit = cells.bit[stretches.position] if len(cells.bit) else np.full(len(stretches), -1)
-            whole = stretches.take(np.flatnonzero(bit < 0))
-            if len(whole):
-                ids = cells.cell[whole.position].astype(np.int64)
+            whole = cells.are_whole(stretches.position)
+            # A few that are looked at one by one anyway may all be.
+            if whole.all() or (whole.any() and (stretches.stop - stretches.start).sum() > FEW):
+                some = stretches.take(whole)
+                ids = cells.cell[some.position].astype(np.int64)
                 reach = self._reach(index, name)
-                yield reach.blocks(ids, whole.start, whole.stop, whole.part)
-            stretches = stretches.take(np.flatnonzero(bit >= 0))
+                yield reach.blocks(ids, some.start, some.stop, some.part)
+                stretches = stretches.take(~whole)
         for patches, part in self.kept.within(stretches):
             place, cut = around(image, name, patches.corner, self.kept.cut)
             sample = layout.own_samples(patches.sample)

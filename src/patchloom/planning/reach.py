@@ -191,26 +191,23 @@ def boxes_between(n: Ints, start: Ints, stop: Ints) -> tuple[Ints, Ints, Ints]:
     ([[1, 0], [0, 3], [3, 0]], [[3, 5], [1, 5], [4, 1]])
     """
     ndim = n.shape[1]
-    owner, prefix, found = np.arange(len(n)), np.zeros((len(n), 0), np.int64), []
-    for axis in range(ndim):
-        volume = n[owner, axis + 1 :].prod(-1)
-        first, last = -(-start // volume), stop // volume
-        full = np.flatnonzero(first < last)
-        rest = n[owner[full], axis + 1 :]
-        low = np.column_stack([prefix[full], first[full], np.zeros_like(rest)])
-        found.append((owner[full], low, np.column_stack([prefix[full] + 1, last[full], rest])))
-        # What is left lies in one row, or in the one before the full ones and the one after.
-        one = np.flatnonzero(first > last)
-        head = np.flatnonzero((first <= last) & (start < first * volume))
-        tail = np.flatnonzero((first <= last) & (stop > last * volume))
-        row = np.concatenate([last[one], first[head] - 1, last[tail]])
-        where = np.concatenate([one, head, tail])
-        none = np.zeros(len(tail), np.int64)
-        begin = np.concatenate([start[one], start[head], none])
-        begin[: len(one) + len(head)] -= (row * volume[where])[: len(one) + len(head)]
-        end = np.concatenate([stop[one] - last[one] * volume[one], volume[head],
-                              stop[tail] - last[tail] * volume[tail]])  # fmt: skip
-        prefix = np.column_stack([prefix[where], row])
-        owner, start, stop = owner[where], begin, end
+    # Elements right before and right behind each stretch; the first axis may be left.
+    steps = np.column_stack([n[:, k + 1 :].prod(-1) for k in range(ndim)])
+    before, behind = ((at[:, None] // steps) for at in (start - 1, stop))
+    for index in (before, behind):
+        index[:, 1:] %= n[:, 1:]
+    parting = (before != behind).argmax(-1)
+    found = []
+    for k in range(ndim):
+        last = np.where(parting == k, behind[:, k], n[:, k])
+        sides = (
+            (before, before[:, k] + 1, last, parting <= k),
+            (behind, np.zeros_like(last), behind[:, k], parting < k),
+        )
+        for index, first, end, mine in sides:
+            some = np.flatnonzero(mine & (first < end))
+            prefix, rest = index[some, :k], n[some, k + 1 :]
+            low = np.column_stack([prefix, first[some], np.zeros_like(rest)])
+            found.append((some, low, np.column_stack([prefix + 1, end[some], rest])))
     owners, lows, highs = (np.concatenate(column) for column in zip(*found, strict=True))
     return owners, lows, highs
