@@ -87,7 +87,7 @@ def _occurrences(places: npt.NDArray[Any], n: int, weights: Ints | None = None) 
     from scipy.sparse import csc_array
 
     # One column that holds a number at each place; numbers at one place are added.
-    some = _ones()[: len(places)] if weights is None else weights
+    some = _ones(COLUMN)[: len(places)] if weights is None else weights
     ends = np.array([0, len(places)], np.int32)
     column = csc_array((some, places.astype(np.int32, copy=False), ends), shape=(n, 1))
     found: Ints = column @ np.ones(1, some.dtype)
@@ -95,8 +95,8 @@ def _occurrences(places: npt.NDArray[Any], n: int, weights: Ints | None = None) 
 
 
 @cache
-def _ones() -> npt.NDArray[np.int32]:
-    return np.ones(COLUMN, np.int32)
+def _ones(n: int) -> npt.NDArray[np.int32]:
+    return np.ones(n, np.int32)
 
 
 def count_buckets(patterns: npt.NDArray[np.uint32], first: int, table: npt.NDArray[Any]) -> None:
