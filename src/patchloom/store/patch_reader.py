@@ -112,10 +112,10 @@ class PatchReader:
         out: Pixels = np.empty((len(rows), *spec.patch_shape), spec.dtype)
         order = np.argsort(rows, kind="stable")
         shards, slots = np.divmod(rows[order], spec.rows_per_shard)
-        distinct, first = np.unique(shards, return_index=True)
-        names = [shard_name(spec, shard) for shard in distinct.tolist()]
+        first = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
+        names = [shard_name(spec, shard) for shard in shards[first].tolist()]
         indices = self._indices_of(spec, names)
-        bounds = np.append(first, len(rows)).tolist()
+        bounds = [*first, len(rows)]
         spans = np.empty((len(rows), 2), np.uint64)
         for name, a, b in zip(names, bounds, bounds[1:], strict=False):
             spans[a:b] = indices[name][slots[a:b]]
@@ -131,10 +131,10 @@ class PatchReader:
             if self._files is None
             else self._files.pieces(names, *pieces)
         )
-        decode = self._decode[spec.name]
+        decode, size, memory = self._decode[spec.name], spec.patch_bytes, _bytes_of(out)
         for place, data in zip(order[places].tolist(), fetched, strict=True):
             try:
-                decode(data, out[place])
+                decode(data, memory[place * size : (place + 1) * size])
             except Exception as error:  # each codec has errors of its own
                 raise self._broken(spec, int(rows[place]), f"{error}") from None
         return out
@@ -258,6 +258,11 @@ class PatchReader:
         self._n_requests += len(ranges)
         self._nbytes += sum(map(len, data))
         return data
+
+
+def _bytes_of(pixels: Pixels) -> memoryview:
+    found: memoryview = pixels.reshape(-1).view(np.uint8).data
+    return found
 
 
 def _end_of(index: Index) -> int:

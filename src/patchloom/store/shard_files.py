@@ -93,7 +93,13 @@ class ShardFiles:
         """
         file = self._open(name)
         data = np.empty(min(n, file.size), np.uint8)
-        return data[: self._read(name, file, data.data, file.size - len(data))]
+        try:
+            got = file.read(data.data, file.size - len(data))
+        except OSError as error:
+            raise unread(self._location, name, error) from error
+        self.n_requests += 1
+        self.nbytes += got
+        return data[:got]
 
     def pieces(self, names: Sequence[str], which: Ints, begin: Ints, end: Ints) -> Iterator[Bytes]:
         """Pieces of some files, which ascend by file and first byte.
@@ -114,31 +120,37 @@ class ShardFiles:
         AccessError
             If one cannot be read.
         """
-        apart = (np.diff(which) == 0) & (begin[1:] - end[:-1] > _GAP)
-        if apart.any():
+        same, gap = which[1:] == which[:-1], begin[1:] - end[:-1]
+        if (same & (gap > _GAP)).any():
             self._read_ahead(names)
+        near = [*(same & (gap <= _GAP)).tolist(), False]
         most = max(_TOGETHER, int((end - begin).max(initial=0)))
         memory = np.empty(most, np.uint8)
         view = memory.data
         of, low, high = which.tolist(), begin.tolist(), end.tolist()
-        n, k, owner = len(of), 0, None
-        while k < n:
-            if of[k] != owner:
-                owner = of[k]
-                file = self._open(names[owner])
-            first, stop, after = low[k], high[k], k + 1
-            while (
-                after < n
-                and of[after] == owner
-                and low[after] - stop <= _GAP
-                and high[after] - first <= most
-            ):
-                stop = max(stop, high[after])
-                after += 1
-            got = self._read(names[owner], file, view[: stop - first], first)
-            for j in range(k, after):
-                yield memory[low[j] - first : min(high[j] - first, got)]
-            k = after
+        owner, last, n_requests, nbytes = -1, -1, 0, 0
+        try:
+            while last + 1 < len(of):
+                k = last = last + 1
+                if of[k] != owner:
+                    owner = of[k]
+                    file = self._open(names[owner])
+                first, stop = low[k], high[k]
+                while near[last] and high[last + 1] - first <= most:
+                    last += 1
+                    stop = max(stop, high[last])
+                got = file.read(view[: stop - first], first)
+                n_requests += 1
+                nbytes += got
+                for j in range(k, last + 1):
+                    yield memory[low[j] - first : min(high[j] - first, got)]
+        except AccessError:
+            raise
+        except OSError as error:
+            raise unread(self._location, names[owner], error) from error
+        finally:
+            self.n_requests += n_requests
+            self.nbytes += nbytes
 
     def _open(self, name: str) -> _File:
         file = self._files.get(name)
@@ -151,16 +163,6 @@ class ShardFiles:
                 raise unread(self._location, name, error) from error
             self._files.put(name, file)
         return file
-
-    def _read(self, name: str, file: _File, view: memoryview, start: int) -> int:
-        """Fill some memory from a byte of a file on, as far as there are any; how many."""
-        try:
-            n = file.read(view, start)
-        except OSError as error:
-            raise unread(self._location, name, error) from error
-        self.n_requests += 1
-        self.nbytes += n
-        return n
 
     def _read_ahead(self, names: Sequence[str]) -> None:
         """Ask the system for whole files, as far as they fit the memory."""
