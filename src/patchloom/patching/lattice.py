@@ -166,7 +166,7 @@ class LatticePatching(GridPatching):
     def counts(self, image: int) -> Ints:
         """Patches that each cell of an image owns: int64[n_samples * n_chunks]."""
         return np.tile(
-            volume([self._per_chunk(image, axis)[1] for axis in range(len(self.patch_size))]),
+            volume([self.per_chunk(image, axis)[1] for axis in range(len(self.patch_size))]),
             self.n_samples(image),
         )
 
@@ -193,7 +193,7 @@ class LatticePatching(GridPatching):
         # The patches of a cell, axis by axis: which cell each is of, and its pixels so far.
         owner, columns = np.arange(n_cells), np.zeros((ndim, n_cells), np.int64)
         for axis in range(ndim):
-            first, n = (column[index[axis]] for column in self._per_chunk(image, axis))
+            first, n = (column[index[axis]] for column in self.per_chunk(image, axis))
             counts *= n
             place, repeats = first[owner], n[owner]
             place = np.repeat(place, repeats) + ramp(repeats)
@@ -206,14 +206,19 @@ class LatticePatching(GridPatching):
         """Patches of each chunk, in the narrowest type: of the last image asked."""
         last = self._last  # Read once: other threads may ask for other images.
         if last is None or last[0] != image:
-            columns = [self._per_chunk(image, axis)[1] for axis in range(len(self.patch_size))]
+            columns = [self.per_chunk(image, axis)[1] for axis in range(len(self.patch_size))]
             most = math.prod(int(column.max(initial=0)) for column in columns)
             narrow = np.min_scalar_type(most)
             last = self._last = image, volume([column.astype(narrow) for column in columns])
         return last[1]
 
-    def _per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
-        """Along one axis, for each chunk: its first lattice point, and how many it holds."""
+    def per_chunk(self, image: int, axis: int) -> tuple[Ints, Ints]:
+        """Along one axis, for each chunk: its first lattice point, and how many it owns.
+
+        Returns
+        -------
+        int64[n_chunks], int64[n_chunks]
+        """
         starts, grid = self._starts[image, axis], self.grids[image]
         edges = np.arange(grid.counts[axis] + 1, dtype=np.int64) * grid.chunks[axis]
         # What begins before the image belongs to its first chunk.

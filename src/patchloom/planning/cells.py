@@ -257,7 +257,14 @@ class Cells:
 
     def is_whole(self, positions: Ints) -> bool:
         """Whether some cells keep all they own."""
-        return not len(self.bit) or bool((self.bit[positions] < 0).all())
+        return bool(self.are_whole(positions).all())
+
+    def are_whole(self, positions: Ints) -> npt.NDArray[np.bool_]:
+        """Which of some cells keep all they own: bool[k]."""
+        if not len(self.bit):
+            return np.ones(len(positions), np.bool_)
+        found: npt.NDArray[np.bool_] = self.bit[positions] < 0
+        return found
 
     def flags(self, positions: Ints, counts: Ints) -> npt.NDArray[np.bool_]:
         """Which candidates of some cells are kept, cell after cell: bool[counts.sum()]."""

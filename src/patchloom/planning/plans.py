@@ -9,8 +9,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,18 +24,22 @@ from patchloom.normalization import SCALE
 from patchloom.patching.config import AnyConfig
 from patchloom.patching.factory import parse_patching
 from patchloom.patching.protocol import Edge, GridPatching, PatchSpecs
+from patchloom.planning.alike import alike
 from patchloom.planning.cells import Cells
+from patchloom.planning.decodes import decodes_of
 from patchloom.planning.filters import AnyFilter, parse_filters
 from patchloom.planning.grouping import by_image, by_patch, codes_of, codes_of_column
 from patchloom.planning.groups import DEALING, Groups
 from patchloom.planning.held import folded, unfolded
 from patchloom.planning.image_identity import identity_of, with_pixels
-from patchloom.planning.incidence import Cut, Padding, Patches, joined, touches
-from patchloom.planning.lenses import around, shown
+from patchloom.planning.incidence import Cut, Padding, Patches, joined
+from patchloom.planning.kept import Kept
+from patchloom.planning.lenses import shown
 from patchloom.planning.narrowing import Narrowing
+from patchloom.planning.needs import Needs
 from patchloom.planning.places import Places
 from patchloom.planning.quotas import BalanceConfig, QuotaConfig
-from patchloom.planning.rows import Rows, ranges
+from patchloom.planning.rows import Rows, ranges, stretches_of, union
 from patchloom.planning.runs import (
     Runs,
     arrange,
@@ -142,6 +145,16 @@ class Plan(PublicNames):
         context = getattr(self.config, "context", None) or (0,) * len(proper)
         size = tuple(p + 2 * c for p, c in zip(proper, context, strict=True))
         return Cut(size, tuple(context), self.padding)
+
+    @cached_property
+    def kept(self) -> Kept:
+        """Its patches, along the curve."""
+        return Kept(self.images, self.patching, self.cells, self.cut)
+
+    @cached_property
+    def needs(self) -> Needs:
+        """Which blocks its patches need."""
+        return Needs(self.kept, self.is_aligned)
 
     @property
     def patch_size(self) -> tuple[int, ...]:
@@ -399,6 +412,21 @@ class Plan(PublicNames):
                 found.append(part if mine.all() else part.take(mine))
         return joined([part for part in found if len(part)])
 
+    def toured(self, shards: Sequence[int] | Ints) -> tuple[Ints, Ints]:
+        """The ranks that `tour` goes over for some shards, as ranges [low, high): int64[k] each."""
+        rows, sequence, n = self.rows_per_shard, self.sequence, self.n_patches
+        begin, end = stretches_of(np.asarray(shards, np.int64))
+        pairs = [*zip((begin * rows).tolist(), np.minimum(end * rows, n).tolist(), strict=True)]
+        if not sequence.is_mixed:
+            found = [sequence.pieces(*pair) for pair in pairs]
+            low, high = (np.concatenate(column) for column in zip(*found, strict=True))
+            return low, high
+        # By row or by turn; whole windows are the same by either.
+        found = [
+            p for pair in pairs for p in (sequence.ranks_within(*pair), sequence.pieces(*pair))
+        ]
+        return union(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
     def owned_by(self, positions: Ints) -> list[Patches]:
         """The patches of some cells (ascending positions in the plan), image by image."""
         parts, sequence = self.along(positions), self.sequence
@@ -413,26 +441,39 @@ class Plan(PublicNames):
 
     def along(self, positions: Ints) -> list[Patches]:
         """Like `owned_by`, but `Patches.row` is the rank: free of cost in every order."""
-        images = self.cells.image_of(positions)
-        cuts = np.flatnonzero(np.diff(images)) + 1
-        return [self._of_image(part) for part in np.split(positions, cuts) if len(part)]
+        return self.kept.along(positions)
 
     def sizes(self, patches: Patches) -> Ints:
         """Extents of some patches: int64[n, ndim]; only under ``edge="shrink"`` they differ."""
+        return self._extents(self.images[patches.image], patches.corner)
+
+    def _extents(self, image: Image, corner: Ints) -> Ints:
         size = np.asarray(self.cut.size, np.int64)
         if self.edge == "shrink":
-            extent = np.asarray(self.images[patches.image].layout.space.shape, np.int64)
-            size = np.minimum(patches.corner + size, extent) - np.maximum(patches.corner, 0)
-        return np.broadcast_to(size, patches.corner.shape)
+            extent = np.asarray(image.layout.space.shape, np.int64)
+            size = np.minimum(corner + size, extent) - np.maximum(corner, 0)
+        return np.broadcast_to(size, corner.shape)
 
     def distinct_sizes(self) -> list[tuple[int, ...]]:
         """The extents that its patches have, ascending; one unless under ``edge="shrink"``."""
         if self.edge != "shrink":
             return [self.cut.size]
-        found = [np.unique(self.sizes(patches), axis=0) for patches in self._all_along()]
-        if not found:
-            return []
-        return [tuple(row) for row in np.unique(np.concatenate(found), axis=0).tolist()]
+        found = {
+            tuple(row) for size, _ in self._weighed() for row in np.unique(size, axis=0).tolist()
+        }
+        return sorted(found)
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels of all patches together, channels apart."""
+        return sum(int(size.prod(1) @ n) for size, n in self._weighed())
+
+    def _weighed(self) -> Iterator[tuple[Ints, Ints]]:
+        """Extents int64[n, ndim] of patches, and how many patches have each."""
+        for index, image in enumerate(self.images):
+            kinds = partial(self._extents, image)
+            for patches, n in alike(self.kept, index, kinds):
+                yield self.sizes(patches), n
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -462,53 +503,27 @@ class Plan(PublicNames):
         if self.splits is None:
             return {"train": self.n_patches}
         counts = np.zeros(len(self.split_names), np.int64)
-        for patches in self._all_along():
-            counts += np.bincount(self.split_of(patches), minlength=len(counts))
+        for index in range(len(self.images)):
+            for patches, n in self._alike_in_split(index):
+                np.add.at(counts, self.split_of(patches), n)
         return dict(zip(self.split_names, counts.tolist(), strict=True))
+
+    def _alike_in_split(self, index: int) -> Iterator[tuple[Patches, Ints]]:
+        """Patches of an image that stand for all of one split, and how many each stands for."""
+        image, blocks = self.images[index], None if self.splits is None else self.splits.blocks
+
+        def kinds(corner: Ints) -> Ints:
+            if blocks is None:
+                return np.zeros_like(corner)
+            first, last = blocks.spans(index, *shown(image, corner, self.cut))
+            return first << 32 | last - first
+
+        return alike(self.kept, index, kinds)
 
     @cached_property
     def splits(self) -> Splits | None:
         """The rule of its splits."""
         return None if self.split is None else Splits.of(self.split, self.images, self.seed)
-
-    def _of_image(self, positions: Ints) -> Patches:
-        cells = self.cells
-        image = int(cells.image_of(positions[0]))
-        ids = cells.cell[positions].astype(np.int64)
-        bounds = np.array([0, len(ids)])
-        if not cells.is_whole(positions):
-            # Candidates are many more than what is kept: so many at a time.
-            upto = np.cumsum(self.patching.counts_of(image, ids), dtype=np.int64)
-            bounds = np.append(np.flatnonzero(np.diff(upto // _CANDIDATES, prepend=-1)), len(ids))
-        parts = [self._kept(image, positions, a, b) for a, b in pairwise(np.unique(bounds))]
-        corners, owner = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
-        places = [place for _, _, place in parts if place is not None]
-        place = np.concatenate(places) if places else None
-        kept = cells.kept[positions].astype(np.int64)
-        within = np.arange(len(owner)) - np.repeat(np.cumsum(kept) - kept, kept)
-        rank = cells.rows_of(positions)[owner] + within
-        return Patches(
-            image,
-            rank,
-            rank,
-            (ids // self.images[image].layout.space.n_chunks)[owner],
-            corners - np.asarray(self.cut.context, np.int64),
-            positions[owner],
-            place,
-        )
-
-    def _kept(
-        self, image: int, positions: Ints, low: int, high: int
-    ) -> tuple[Ints, Ints, Ints | None]:
-        """Corners, owners and places of what cells [low, high) of some positions keep."""
-        some = positions[low:high]
-        ids = self.cells.cell[some].astype(np.int64)
-        corners, counts = self.patching.corners(image, ids)
-        owner, place = np.repeat(np.arange(low, high), counts), self.patching.places(image, ids)
-        if self.cells.is_whole(some):
-            return corners, owner, place
-        flags = self.cells.flags(some, counts)
-        return corners[flags], owner[flags], None if place is None else place[flags]
 
     def chunks_of(self, data_idx: int) -> tuple[Ints, Ints, Ints]:
         """The chunks of an image that own patches, in the plan's order.
@@ -562,24 +577,8 @@ class Plan(PublicNames):
     @cached_property
     def _needed(self) -> list[int]:
         """Distinct stored chunks that the kept patches touch, image by image."""
-        found = []
-        for index, image in enumerate(self.images):
-            layout = image.layout
-            if self.is_aligned:
-                found.append(image.decodes(self._owners(index, *self.cells.span(index))))
-                continue
-            flags = np.zeros(layout.samples.n_chunks * layout.space.n_chunks, np.bool_)
-            for patches in self.walk_image(index):
-                flags[touches(layout, patches.sample, patches.corner, self.cut)[1]] = True
-            found.append(image.decodes(np.flatnonzero(flags)))
-        return found
-
-    def _owners(self, index: int, low: int, high: int) -> Ints:
-        """The blocks that own patches of cells [low, high) of an image, each once."""
-        layout, cells = self.images[index].layout, self.cells
-        kept = low + np.flatnonzero(cells.kept[low:high])
-        sample, chunk = np.divmod(cells.cell[kept].astype(np.int64), layout.space.n_chunks)
-        return np.unique(layout.groups_of(sample) * layout.space.n_chunks + chunk)
+        pairs = enumerate(self.images)
+        return [image.decodes(self.needs.of_image(index)) for index, image in pairs]
 
     @property
     def chunks_needed(self) -> int:
@@ -616,48 +615,7 @@ class Plan(PublicNames):
 
     def _reads(self, name: str) -> list[int]:
         """Chunk decodes of one array of each image."""
-        found = [0] * len(self.images)
-        shared: dict[int, list[Ints]] = {}
-        # What no patch leaves, a run needs because it owns patches: they need not be looked at.
-        by_owner = name == "image" and self.is_aligned and self.sequence.is_straight
-        for start, stop in self.runs.rows():
-            if by_owner and start < stop:
-                self._count_owners(start, stop, found, shared)
-                continue
-            for patches in self.visits(start, stop):
-                array = self.images[patches.image].cut_arrays.get(name)
-                if array is None:
-                    continue
-                layout, sample = array.layout, patches.sample
-                if layout.n_samples == 1:
-                    # Labels or a target without samples of their own are the same for all.
-                    sample = np.zeros_like(sample)
-                place, cut = around(self.images[patches.image], name, patches.corner, self.cut)
-                blocks = np.unique(touches(layout, sample, place, cut)[1])
-                if array.source.addressable:
-                    found[patches.image] += array.decodes(blocks)
-                else:
-                    shared.setdefault(patches.image, []).append(blocks)
-        for index, blocks_of in shared.items():
-            layout = self.images[index].cut_arrays[name].layout
-            found[index] += len(np.unique(np.concatenate(blocks_of))) * layout.chunks_per_block
-        return found
-
-    def _count_owners(
-        self, start: int, stop: int, found: list[int], shared: dict[int, list[Ints]]
-    ) -> None:
-        """Count the decodes of a run [start, stop) of rows whose patches leave no chunk."""
-        low, last = self.cells.positions_of([start, stop - 1]).tolist()
-        first, final = self.cells.image_of(np.array([low, last])).tolist()
-        for index in range(first, final + 1):
-            begin, end = self.cells.span(index)
-            blocks = self._owners(index, max(low, begin), min(last + 1, end))
-            if not len(blocks):
-                continue
-            if self.images[index].source.addressable:
-                found[index] += self.images[index].decodes(blocks)
-            else:
-                shared.setdefault(index, []).append(blocks)
+        return decodes_of(self.images, self.needs, self.runs, self.sequence, name)
 
     def walk(self) -> Iterator[Patches]:
         """All patches in row order, a bounded number of one image at a time.
@@ -679,16 +637,7 @@ class Plan(PublicNames):
 
     def walk_image(self, index: int) -> Iterator[Patches]:
         """The patches of one image in the order of its cells, a bounded number at a time."""
-        yield from self._batches(*self.cells.span(index))
-
-    def _batches(self, low: int, high: int) -> Iterator[Patches]:
-        """The patches of cells [low, high) of one image, a bounded number at a time."""
-        cells = self.cells
-        while low < high:
-            end = min(int(cells.rows_of([low])[0]) + _BATCH, cells.n_rows - 1)
-            stop = min(high, max(low, int(cells.positions_of(end)[0])) + 1)
-            yield self._of_image(np.arange(low, stop))
-            low = stop
+        yield from self.kept.of_image(index)
 
     @cached_property
     def _mixed(self) -> dict[str, Any]:

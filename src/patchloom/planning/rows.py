@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from patchloom.randomness import philox
 
-__all__ = ["ORDERS", "Rows", "ranges"]
+__all__ = ["ORDERS", "Rows", "ranges", "stretches_of", "union"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -130,6 +130,25 @@ class Rows:
         edges[0], edges[-1] = start, stop
         return low, low + np.diff(edges)
 
+    def ranks_within(self, start: int, stop: int) -> tuple[Ints, Ints]:
+        """Ranks [low, high) of the patches of rows [start, stop), as ranges: int64[k] each.
+
+        As many ranges as pieces; only of a window of which some rows are asked, one a patch.
+        """
+        if not self.window or start >= stop:
+            return self.pieces(start, stop)
+        step = self.window
+        first, last = -(-start // step) * step, stop if stop == self.n_rows else stop // step * step
+        if first >= last:
+            return self._apart(np.arange(start, stop))
+        some = np.concatenate([np.arange(start, first), np.arange(last, stop)])
+        found = zip(self.pieces(first, last), self._apart(some), strict=True)
+        low, high = (np.concatenate(column) for column in found)
+        return low, high
+
+    def _apart(self, rows: Ints) -> tuple[Ints, Ints]:
+        return stretches_of(np.sort(self.ranks_of(self.turns_of_rows(rows))))
+
     # -- turn and row -------------------------------------------------------------------
 
     @cached_property
@@ -170,6 +189,30 @@ class Rows:
             at = int(window[some[0]])
             found[some] = at * self.window + self._mixes(at)[way][numbers[some] - at * self.window]
         return found
+
+
+def stretches_of(numbers: Ints) -> tuple[Ints, Ints]:
+    """The ranges [low, high) that distinct ascending numbers make up: int64[k] each.
+
+    >>> [column.tolist() for column in stretches_of(np.array([2, 3, 4, 7]))]
+    [[2, 7], [5, 8]]
+    """
+    breaks = np.flatnonzero(np.diff(numbers) != 1)
+    edges = np.arange(len(numbers))
+    return numbers[np.append(edges[:1], breaks + 1)], numbers[np.append(breaks, edges[-1:])] + 1
+
+
+def union(low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    """The ranges of all numbers that lie in at least one of some ranges [low, high), ascending.
+
+    >>> [column.tolist() for column in union(np.array([4, 0, 1]), np.array([6, 3, 2]))]
+    [[0, 4], [3, 6]]
+    """
+    order = np.argsort(low, kind="stable")
+    low, upto = low[order], np.maximum.accumulate(high[order])
+    new = np.append(np.ones(len(low[:1]), np.bool_), low[1:] > upto[:-1])
+    ends = np.append(np.flatnonzero(new)[1:] - 1, np.arange(len(low))[-1:])
+    return low[new], upto[ends]
 
 
 def ranges(low: Ints, high: Ints) -> Ints:

@@ -62,6 +62,29 @@ class Blocks:
         """
         if not len(low):
             return np.zeros(0, np.int8)
+        first, last = self.spans(image, low, high)
+        look = self._lookup(self.keys[image], first, last)
+        found = look(first)
+        widest = (last - first).max(0)
+        for turn in itertools.islice(itertools.product(*(range(w + 1) for w in widest)), 1, None):
+            at = first + np.array(turn)
+            hit = np.flatnonzero((found >= 0) & (at <= last).all(-1))
+            found[hit[look(at[hit]) != found[hit]]] = -1
+        return found
+
+    def spans(self, image: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """The boxes of the lattice that half-open boxes of pixels touch, along each axis.
+
+        Parameters
+        ----------
+        image, low, high
+            As of `of_boxes`; at least one box.
+
+        Returns
+        -------
+        int64[n, ndim], int64[n, ndim]
+            The first and the last one.
+        """
         frame = self.frames[image]
         first, last = np.empty_like(low), np.empty_like(low)
         for axis, size in enumerate(self.size[image]):
@@ -73,14 +96,7 @@ class Blocks:
                 first[:, axis] = np.maximum(first[:, axis], 0)
                 last[:, axis] = np.minimum(last[:, axis], math.ceil(frame.shape[axis] / size))
         last -= 1
-        look = self._lookup(self.keys[image], first, last)
-        found = look(first)
-        widest = (last - first).max(0)
-        for turn in itertools.islice(itertools.product(*(range(w + 1) for w in widest)), 1, None):
-            at = first + np.array(turn)
-            hit = np.flatnonzero((found >= 0) & (at <= last).all(-1))
-            found[hit[look(at[hit]) != found[hit]]] = -1
-        return found
+        return first, last
 
     def too_small(self, image: int, size: Sequence[int]) -> bool:
         """Whether no box of one image can hold a patch of some pixels and its guard."""

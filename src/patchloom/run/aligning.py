@@ -180,10 +180,9 @@ def _row(align: str, found: Plan) -> Alternative:
         left = sum(strategy.n_left_over(k) for k in range(len(found.images)))
         if name != "chunk_aligned":
             offset = tuple(getattr(strategy, "offset", (0,) * len(strategy.patch_size)))
-    if found.edge == "shrink":
-        pixels = sum(int(found.sizes(patches).prod(1).sum()) for patches in found.walk())
-    else:
-        pixels = found.n_patches * math.prod(found.patch_size)
+    pixels = (
+        found.n_pixels if found.edge == "shrink" else found.n_patches * math.prod(found.patch_size)
+    )
     needed, reads = found.chunks_needed, found.chunk_reads
     return Alternative(
         align,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,9 +12,8 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.optimization import cull
 
 from patchloom.image import Image, Ints
-from patchloom.planning.incidence import Patches, touches
-from patchloom.planning.lenses import around
 from patchloom.planning.plans import Plan
+from patchloom.planning.rows import union
 from patchloom.run.blocks import Supplied, stored_chunks
 from patchloom.run.cutting import ArrayKey, Job, write_run
 from patchloom.run.faults import noting
@@ -108,7 +107,9 @@ def run_graph(
             task = int(key[1])
             mine = _numbers(wanted[bounds[task] : bounds[task + 1]])
             # What is not asked for is not gone through.
-            ids, blocks = _supplies(plan, plan.tour(mine), lazies, counted) if lazies else _NOTHING
+            ids, blocks = (
+                _supplies(plan, plan.toured(mine), lazies, counted) if lazies else _NOTHING
+            )
             made[key] = (_write, write, plan_key, job_key, mine, ids, name, blocks)
         return made
 
@@ -135,8 +136,9 @@ def survey_graph(
     keys: list[tuple[str, int]] = []
     counted: set[Any] = set()
     for task, pieces in enumerate(tasks):
-        parts = [part for rows in pieces.values() for part in plan.patches(*rows)] if lazies else []
-        ids, dependencies = _supplies(plan, parts, lazies, counted)
+        rows = [plan.sequence.ranks_within(*piece) for piece in pieces.values()] if lazies else []
+        columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
+        ids, dependencies = _supplies(plan, union(*columns), lazies, counted) if rows else _NOTHING
         # Each task gets only its own names.
         mine = replace(look, names={k: look.names[k] for k in pieces if k in look.names})
         layer[name, task] = (_score, plan_key, _Wrapped(mine, dict(pieces)), ids, dependencies)
@@ -191,9 +193,6 @@ def _supplied(ids: _Ids, blocks: Sequence[Any]) -> Mapping[ArrayKey, Supplied]:
         mine = blocks[at : at + len(chunks)]
         at += len(chunks)
         pixels = {c: np.asarray(b) for c, b in zip(chunks, mine, strict=True)}
-        if (before := found.get(key)) is not None:
-            # A task that comes by an image twice.
-            pixels, fresh = {**before.chunks, **pixels}, before.fresh | fresh
         found[key] = Supplied(pixels, fresh)
     return found
 
@@ -221,31 +220,37 @@ def _lazy_arrays(plan: Plan, job: Job | Look) -> dict[ArrayKey, Any]:
 
 def _supplies(
     plan: Plan,
-    parts: Iterable[Patches],
+    ranks: tuple[Ints, Ints],
     lazies: Mapping[ArrayKey, Any],
     counted: set[Any],
 ) -> tuple[_Ids, list[Any]]:
-    """The chunks that the patches of a task need of the lazy arrays, and their keys."""
+    """The chunks that patches of a task need of the lazy arrays, and their keys.
+
+    Parameters
+    ----------
+    plan, ranks
+        The patches of some ranges [low, high) of ranks.
+    lazies
+        The arrays.
+    counted
+        Chunks that other tasks are handed; these are added.
+    """
     arrays: list[ArrayKey] = []
     chunks: list[tuple[tuple[int, ...], ...]] = []
     fresh: list[frozenset[tuple[int, ...]]] = []
     keys: list[Any] = []
-    for patches in parts:
-        image = plan.images[patches.image]
-        for name, array in image.cut_arrays.items():
-            lazy = lazies.get((patches.image, name))
+    for name in dict.fromkeys(name for _, name in lazies):
+        for index, blocks in plan.needs.of_ranks(*ranks, name):
+            lazy = lazies.get((index, name))
             if lazy is None:
                 continue
-            layout = array.layout
-            sample = layout.own_samples(patches.sample)
-            place, cut = around(image, name, patches.corner, plan.cut)
-            _, blocks = touches(layout, sample, place, cut)
-            rows = [tuple(row) for row in stored_chunks(array, np.unique(blocks)).tolist()]
-            arrays.append((patches.image, name))
+            array = plan.images[index].cut_arrays[name]
+            rows = [tuple(row) for row in stored_chunks(array, blocks).tolist()]
+            arrays.append((index, name))
             chunks.append(tuple(rows))
             # Dask computes a block once however many tasks need it: the first one counts it.
             # Equal arrays share their blocks there; here each image counts its own.
-            named = [(patches.image, name, *row) for row in rows]
+            named = [(index, name, *row) for row in rows]
             fresh.append(
                 frozenset(r for r, key in zip(rows, named, strict=True) if key not in counted)
             )

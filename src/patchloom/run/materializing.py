@@ -23,8 +23,8 @@ from patchloom.errors import (
 )
 from patchloom.location import Location
 from patchloom.normalization import kind_of
-from patchloom.planning.incidence import touches
 from patchloom.planning.plans import Plan
+from patchloom.planning.rows import stretches_of
 from patchloom.run.appending import image_documents, stages_of
 from patchloom.run.centers import goes_by_class
 from patchloom.run.gaps import by_reason, joined_losses
@@ -480,19 +480,21 @@ def _needed(plan: Plan, shards: Sequence[int]) -> int:
     """Distinct chunks that the patches of some shards touch."""
     if len(shards) == plan.n_shards:
         return plan.chunks_needed
+    rows = plan.rows_per_shard
+    begin, end = (column * rows for column in stretches_of(np.asarray(shards, np.int64)))
     blocks: dict[int, list[Any]] = {}
-    rows, numbers = plan.rows_per_shard, np.asarray(shards, np.int64)
-    # Shards that follow one another are looked at together.
-    begins = np.flatnonzero(
-        (np.diff(numbers, prepend=-2) != 1)
-        | (np.arange(len(numbers)) % max(1, _TOGETHER // rows) == 0)
-    )
-    ends = np.append(begins, len(numbers))[1:]
-    for low, high in zip(numbers[begins].tolist(), (numbers[ends - 1] + 1).tolist(), strict=True):
-        for part in plan.patches(low * rows, min(high * rows, plan.n_patches)):
-            layout = plan.images[part.image].layout
-            found = touches(layout, part.sample, part.corner, plan.cut)[1]
-            blocks.setdefault(part.image, []).append(np.unique(found))
+    upto = np.cumsum(end - begin) // _TOGETHER
+    for some in np.split(np.arange(len(begin)), np.flatnonzero(np.diff(upto)) + 1):
+        # Shards that follow one another are looked at together.
+        found = [
+            plan.sequence.ranks_within(first, min(stop, plan.n_patches))
+            for first, stop in zip(begin[some].tolist(), end[some].tolist(), strict=True)
+        ]
+        if not found:
+            continue
+        low, high = (np.concatenate(column) for column in zip(*found, strict=True))
+        for image, needed in plan.needs.of_ranks(low, high, "image"):
+            blocks.setdefault(image, []).append(needed)
     return sum(
         plan.images[image].decodes(np.unique(np.concatenate(found)))
         for image, found in blocks.items()

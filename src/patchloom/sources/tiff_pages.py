@@ -28,6 +28,7 @@ from patchloom.location import Location
 from patchloom.sources.block_file import BlockFile
 from patchloom.sources.fetching import Fetching
 from patchloom.sources.files import FileSource, package
+from patchloom.sources.lzw import check_lzw
 
 __all__ = ["PageReader", "Shelf", "dimensions_of", "opened", "shelf_of"]
 
@@ -37,6 +38,8 @@ _LARGEST = 2**31
 """Decoded bytes of a chunk above which a file is refused."""
 _FILES = 32
 """Files whose offsets a process keeps."""
+_LZW = 5
+"""The compression's number in TIFF."""
 _LOCK = threading.Lock()
 
 
@@ -403,11 +406,28 @@ def _parsed(source: FileSource, fetching: Fetching) -> _Pages:
                 offsets=[_column(page and page.dataoffsets) for page in pages],
                 nbytes=[_column(page and page.databytecounts) for page in pages],
                 tables=[_tables(page) for page in pages],
-                decode=series.keyframe.decode,
+                decode=_decode_of(series.keyframe),
                 fill=series.keyframe.nodata,
             )
     except NotAnArrayError as error:
         raise ChunkError(f"{error}") from error
+
+
+def _decode_of(page: Any) -> Decode:
+    """What decodes a tile or strip of a page; LZW is looked through before."""
+    decode: Decode = page.decode
+    if page.compression != _LZW:
+        return decode
+
+    def checked(data: Any, number: int, **tables: Any) -> tuple[Any, Any, Any]:
+        stream = bytes(data)
+        if page.fillorder == 2:
+            bits = np.unpackbits(np.frombuffer(stream, np.uint8), bitorder="little")
+            stream = np.packbits(bits).tobytes()
+        check_lzw(stream)
+        return decode(data, number, **tables)
+
+    return checked
 
 
 def _size(location: Location) -> int:
