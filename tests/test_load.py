@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -470,7 +471,7 @@ def test_leaving_ends_the_threads(store: patchloom.PatchStore) -> None:
     assert set(threading.enumerate()) == before
 
 
-@pytest.mark.parametrize("part", ["pixels", "index", "object"])
+@pytest.mark.parametrize("part", ["pixels", "index", "object", "lie"])
 def test_damage_is_told(part: str, store: patchloom.PatchStore, tmp_path: Path) -> None:
     """With the object, or the row, and the way out."""
     shutil.copytree(store.url, tmp_path / "s.zarr")
@@ -478,11 +479,24 @@ def test_damage_is_told(part: str, store: patchloom.PatchStore, tmp_path: Path) 
     data = bytearray(shard.read_bytes())
     if part == "object":
         shard.unlink()
+    elif part == "lie":
+        [n, *_] = zarr.open_array(f"{tmp_path}/s.zarr/images", mode="r").shards or [0]
+        index = np.frombuffer(bytes(data[-16 * n - 4 : -4]), "<u8").copy()
+        index[1] = 2**50
+        data[-16 * n - 4 :] = index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(
+            4, "little"
+        )
+        shard.write_bytes(data)
     else:
         data[50 if part == "pixels" else -10] ^= 255
         shard.write_bytes(data)
     broken = patchloom.open_patches(tmp_path / "s.zarr")
-    told = {"pixels": "row 1[0-4] of images", "index": "images/c/2", "object": "images/c/2.* gone"}
+    told = {
+        "pixels": "row 1[0-4] of images",
+        "index": "images/c/2",
+        "object": "images/c/2.* gone",
+        "lie": "row 10 of images.*its index tells of 1,125,899,906,842,624 bytes",
+    }
     seen = []
     with pytest.raises(StoreError, match=told[part]) as caught:
         seen += list(broken.batches(5, shuffle=False))

@@ -30,6 +30,8 @@ Bytes = npt.NDArray[np.uint8]
 
 HELD = 256 * 2**20
 """Bytes of encoded shards that a reader holds unless it is told otherwise."""
+_SLACK = 64 * 2**10
+"""Bytes that an encoded patch may have besides twice its pixels."""
 _GAP = 64 * 2**10
 """Ranges of a shard that lie closer than this are fetched as one."""
 _INDICES, _FEWEST = 64 * 2**20, 64
@@ -123,6 +125,11 @@ class PatchReader:
         if absent.any():
             raise self._broken(spec, int(rows[order][absent][0]), "it is not stored")
         begin, length = spans.T.astype(np.int64)
+        # Codecs add next to nothing, and a lying index shall take no memory.
+        lies = (begin < 0) | (length < 0) | (length > 2 * spec.patch_bytes + _SLACK)
+        if lies.any():
+            told = f"its index tells of {spans[lies][0, 1]:,} bytes"
+            raise self._broken(spec, int(rows[order][lies][0]), told)
         which = np.repeat(np.arange(len(names)), np.diff(bounds))
         places = np.lexsort((begin, which))
         pieces = which[places], begin[places], (begin + length)[places]
