@@ -8,6 +8,7 @@ comes to whoever asks for the batch, and leaves no thread; nothing that is pickl
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import shutil
 import threading
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -469,7 +471,7 @@ def test_leaving_ends_the_threads(store: patchloom.PatchStore) -> None:
     assert set(threading.enumerate()) == before
 
 
-@pytest.mark.parametrize("part", ["pixels", "index", "object"])
+@pytest.mark.parametrize("part", ["pixels", "index", "object", "lie"])
 def test_damage_is_told(part: str, store: patchloom.PatchStore, tmp_path: Path) -> None:
     """With the object, or the row, and the way out."""
     shutil.copytree(store.url, tmp_path / "s.zarr")
@@ -477,11 +479,24 @@ def test_damage_is_told(part: str, store: patchloom.PatchStore, tmp_path: Path) 
     data = bytearray(shard.read_bytes())
     if part == "object":
         shard.unlink()
+    elif part == "lie":
+        [n, *_] = zarr.open_array(f"{tmp_path}/s.zarr/images", mode="r").shards or [0]
+        index = np.frombuffer(bytes(data[-16 * n - 4 : -4]), "<u8").copy()
+        index[1] = 2**50
+        data[-16 * n - 4 :] = index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(
+            4, "little"
+        )
+        shard.write_bytes(data)
     else:
         data[50 if part == "pixels" else -10] ^= 255
         shard.write_bytes(data)
     broken = patchloom.open_patches(tmp_path / "s.zarr")
-    told = {"pixels": "row 1[0-4] of images", "index": "images/c/2", "object": "images/c/2.* gone"}
+    told = {
+        "pixels": "row 1[0-4] of images",
+        "index": "images/c/2",
+        "object": "images/c/2.* gone",
+        "lie": "row 10 of images.*its index tells of 1,125,899,906,842,624 bytes",
+    }
     seen = []
     with pytest.raises(StoreError, match=told[part]) as caught:
         seen += list(broken.batches(5, shuffle=False))
@@ -576,7 +591,9 @@ def test_whole_shards_are_held_within_the_memory(remote: patchloom.PatchStore) -
 def test_what_comes_fits_besides_what_is_held(store: patchloom.PatchStore) -> None:
     """While blocks give room to the next ones."""
     size = max((Path(store.url) / f"images/c/{k}/0/0/0").stat().st_size for k in range(6))
-    reader = store.reader(2 * size, by_block=True)
+    with pytest.MonkeyPatch.context() as patch:  # as if it was far away
+        patch.setattr("patchloom.store.patch_reader.LocalFileSystem", ())
+        reader = store.reader(2 * size, by_block=True)
     most, fetch = [], reader._fetch_whole
 
     def fetched(name: str, end: int) -> None:
@@ -598,12 +615,42 @@ def test_what_comes_fits_besides_what_is_held(store: patchloom.PatchStore) -> No
     assert max(most) <= 2 * size
 
 
+@pytest.mark.parametrize("by_block", [True, False])
+def test_the_system_is_asked_for_shards_of_a_local_store(
+    by_block: bool, store: patchloom.PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each and all of it, as far as they fit the memory; nothing is held here."""
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("a system that is not asked")
+    asked: list[tuple[int, int, int]] = []
+    monkeypatch.setattr("os.posix_fadvise", lambda *one: asked.append(one[:3]))
+    for name, value in (("_GAP", -1), ("_ADVICE", 64), ("_TOGETHER", 1)):
+        monkeypatch.setattr(f"patchloom.store.shard_files.{name}", value)
+    sizes = [(Path(store.url) / f"images/c/{k}/0/0/0").stat().st_size for k in range(6)]
+    for memory in (0, 2 * max(sizes), 6 * max(sizes)):
+        asked.clear()
+        reader = store.reader(memory, by_block=by_block)
+        for places in np.arange(30).reshape(3, 10):
+            for _ in range(2):
+                found = reader.read(places[::-1], ["images"])["images"]
+                assert np.array_equal(found, store.read(places[::-1]))
+        assert reader._files is not None
+        if reader._files._pool is not None:
+            reader._files._pool.shutdown(wait=True)
+        fits = memory // max(sizes) if not by_block else 6 if memory else 0
+        assert len(asked) >= sum(-(-size // 64) for size in sizes[:fits])
+        assert len({*asked}) == len(asked)
+        assert not asked or memory
+        assert not held(reader)
+
+
 def test_few_indices_and_files_are_remembered(
     store: patchloom.PatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is forgotten is read again."""
-    for name, value in (("_INDICES", 0), ("_FEWEST", 1), ("_FILES", 1)):
-        monkeypatch.setattr(f"patchloom.store.patch_reader.{name}", value)
+    for name in ("patch_reader._INDICES", "shard_files._FILES", "shard_files._FEWEST_FILES"):
+        monkeypatch.setattr(f"patchloom.store.{name}", 0)
+    monkeypatch.setattr("patchloom.store.patch_reader._FEWEST", 1)
     loader = store.batches(7, shuffle="exact", columns="row", memory=0, threads=3)
     check(store, list(loader))
 

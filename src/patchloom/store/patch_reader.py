@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
-from weakref import WeakSet
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from fsspec.implementations.local import LocalFileSystem
 
 from patchloom.answers import ask
-from patchloom.errors import AccessError, StoreError
+from patchloom.errors import StoreError
 from patchloom.location import Location
 from patchloom.retrying import RETRYING
+from patchloom.store.recent import Recent
 from patchloom.store.schema import ArraySpec, shard_name
+from patchloom.store.shard_files import WAY, ShardFiles, unread
 from patchloom.store.shards import ABSENT, decoder_into, index_of
 
 __all__ = ["HELD", "PatchReader"]
@@ -27,22 +27,17 @@ Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
 Index = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 HELD = 256 * 2**20
 """Bytes of encoded shards that a reader holds unless it is told otherwise."""
+_SLACK = 64 * 2**10
+"""Bytes that an encoded patch may have besides twice its pixels."""
 _GAP = 64 * 2**10
 """Ranges of a shard that lie closer than this are fetched as one."""
-_FILES = 128
-"""Files of local stores that stay open in a process: its readers share them."""
-_FEWEST_FILES = 4
-"""Of each reader."""
 _INDICES, _FEWEST = 64 * 2**20, 64
 """Bytes of indices of shards that are remembered, and how many at least."""
 _FETCHERS = 4
 """Whole shards that are fetched at a time."""
-_WAY = "find it with `patchloom verify STORE --repair`, and run the job of the store again"
 
 
 class PatchReader:
@@ -51,7 +46,8 @@ class PatchReader:
     A patch is what is decoded by itself, so each is decoded once however they are mixed. Ranges of
     a shard that lie together are one request, and those of a call are under way together. Where
     they lie apart, as the rest of the shard is needed later, too, all of it is fetched in the
-    meantime and held, encoded. What does not fit the memory is read in ranges alone.
+    meantime and held, encoded: of a local store by the system, see `ShardFiles`. What does not fit
+    the memory is read in ranges alone.
 
     Parameters
     ----------
@@ -78,22 +74,28 @@ class PatchReader:
         self._location, self._specs, self._rows = location, specs, rows
         self._decode = {name: decoder_into(spec) for name, spec in specs.items()}
         self._fs, self._root = location.open()
-        self._local = isinstance(self._fs, LocalFileSystem)
         self._by_block = by_block
         self._memory = HELD if memory is None else memory
+        self._files: ShardFiles | None = None
+        if isinstance(self._fs, LocalFileSystem):
+            self._files = ShardFiles(location, self._root, self._memory, by_block=by_block)
         self._lock = threading.Lock()
         most = max((16 * spec.rows_per_shard for spec in specs.values()), default=1)
-        self._indices = _Recent[str, Index](lambda: max(_FEWEST, _INDICES // most))
-        self._files = _Recent[str, "_File"](lambda: max(_FEWEST_FILES, _FILES // len(_OPEN)))
-        if self._local:
-            _OPEN.add(self)
+        self._indices = Recent[str, Index](lambda: max(_FEWEST, _INDICES // most))
         self._held: OrderedDict[str, Bytes] = OrderedDict()
         self._coming: dict[str, int] = {}
         self._pool: ThreadPoolExecutor | None = None
-        self.n_requests = 0
+        self._n_requests = self._nbytes = 0
+
+    @property
+    def n_requests(self) -> int:
         """Reads of objects or of ranges of them."""
-        self.nbytes = 0
+        return self._n_requests + (self._files.n_requests if self._files is not None else 0)
+
+    @property
+    def nbytes(self) -> int:
         """Bytes that were read."""
+        return self._nbytes + (self._files.nbytes if self._files is not None else 0)
 
     def read(self, positions: Ints, arrays: Sequence[str]) -> dict[str, Pixels]:
         """Some patches, in the order asked for: of each array [n, channels, (z,) y, x].
@@ -110,24 +112,36 @@ class PatchReader:
 
     def _read(self, spec: ArraySpec, rows: Ints) -> Pixels:
         out: Pixels = np.empty((len(rows), *spec.patch_shape), spec.dtype)
-        shards, slots = np.divmod(rows, spec.rows_per_shard)
-        distinct, which = np.unique(shards, return_inverse=True)
-        names = [shard_name(spec, shard) for shard in distinct.tolist()]
+        order = np.argsort(rows, kind="stable")
+        shards, slots = np.divmod(rows[order], spec.rows_per_shard)
+        first = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
+        names = [shard_name(spec, shard) for shard in shards[first].tolist()]
         indices = self._indices_of(spec, names)
+        bounds = [*first, len(rows)]
         spans = np.empty((len(rows), 2), np.uint64)
-        for k, name in enumerate(names):
-            mine = which == k
-            spans[mine] = indices[name][slots[mine]]
+        for name, a, b in zip(names, bounds, bounds[1:], strict=False):
+            spans[a:b] = indices[name][slots[a:b]]
         absent = spans[:, 0] == ABSENT
         if absent.any():
-            raise self._broken(spec, int(rows[absent][0]), "it is not stored")
+            raise self._broken(spec, int(rows[order][absent][0]), "it is not stored")
         begin, length = spans.T.astype(np.int64)
+        # Codecs add next to nothing, and a lying index shall take no memory.
+        lies = (begin < 0) | (length < 0) | (length > 2 * spec.patch_bytes + _SLACK)
+        if lies.any():
+            told = f"its index tells of {spans[lies][0, 1]:,} bytes"
+            raise self._broken(spec, int(rows[order][lies][0]), told)
+        which = np.repeat(np.arange(len(names)), np.diff(bounds))
         places = np.lexsort((begin, which))
         pieces = which[places], begin[places], (begin + length)[places]
-        decode = self._decode[spec.name]
-        for place, data in zip(places.tolist(), self._fetched(indices, *pieces), strict=True):
+        fetched = (
+            self._fetched(indices, *pieces)
+            if self._files is None
+            else self._files.pieces(names, *pieces)
+        )
+        decode, size, memory = self._decode[spec.name], spec.patch_bytes, _bytes_of(out)
+        for place, data in zip(order[places].tolist(), fetched, strict=True):
             try:
-                decode(data, out[place])
+                decode(data, memory[place * size : (place + 1) * size])
             except Exception as error:  # each codec has errors of its own
                 raise self._broken(spec, int(rows[place]), f"{error}") from None
         return out
@@ -135,7 +149,7 @@ class PatchReader:
     def _broken(self, spec: ArraySpec, row: int, why: str) -> StoreError:
         return StoreError(
             f"each patch of a store decodes, but row {row} of {spec.name} of "
-            f"{self._location.shown!r} does not ({why}); {_WAY}"
+            f"{self._location.shown!r} does not ({why}); {WAY}"
         )
 
     def _indices_of(self, spec: ArraySpec, names: list[str]) -> dict[str, Index]:
@@ -144,14 +158,19 @@ class PatchReader:
         found = {name: index for name, index in known.items() if index is not None}
         new = [name for name in names if name not in found]
         n = 16 * spec.rows_per_shard + 4
-        for name, data in zip(new, self._get([(name, -n, None) for name in new]), strict=True):
+        tails = (
+            self._get([(name, -n, None) for name in new])
+            if self._files is None
+            else [self._files.tail(name, n) for name in new]
+        )
+        for name, data in zip(new, tails, strict=True):
             try:
                 found[name] = index_of(data, spec.rows_per_shard)
                 self._indices.put(name, found[name])
             except ValueError as error:
                 raise StoreError(
                     f"a shard ends with its index, but that of {name} of "
-                    f"{self._location.shown!r} is broken ({error}); {_WAY}"
+                    f"{self._location.shown!r} is broken ({error}); {WAY}"
                 ) from None
         return {name: found[name] for name in names}
 
@@ -236,91 +255,24 @@ class PatchReader:
         """Ranges of objects that exist, fetched together."""
         if not ranges:
             return []
-        found: Sequence[Any]
-        if self._local:
-            found = [self._caught(*one) for one in ranges]
-        else:
-            asked = [(self._location.inside(self._root, name), a, b) for name, a, b in ranges]
-            found = RETRYING.each(lambda items: ask(self._fs, items), asked)
+        asked = [(self._location.inside(self._root, name), a, b) for name, a, b in ranges]
+        found: Sequence[Any] = RETRYING.each(lambda items: ask(self._fs, items), asked)
         data: list[Bytes] = []
         for answer, (name, _, _) in zip(found, ranges, strict=True):
-            if isinstance(answer, Exception):
-                raise AccessError(
-                    f"what a store holds must be within reach, but {name} of "
-                    f"{self._location.shown!r} is not: {self._location.describe(answer)}; mend "
-                    "the access, and go on from the state of the loader"
-                ) from answer
-            if answer is None:
-                raise StoreError(
-                    f"a store has the shards that its manifest tells of, but {name} of "
-                    f"{self._location.shown!r} is gone; {_WAY}"
-                )
-            data.append(answer if self._local else np.frombuffer(answer.data, np.uint8))
-        self.n_requests += len(ranges)
-        self.nbytes += sum(map(len, data))
+            if answer is None or isinstance(answer, Exception):
+                raise unread(self._location, name, answer) from answer
+            data.append(np.frombuffer(answer.data, np.uint8))
+        self._n_requests += len(ranges)
+        self._nbytes += sum(map(len, data))
         return data
 
-    def _caught(self, name: str, start: int, stop: int | None) -> Bytes | Exception | None:
-        try:
-            file = self._files.get(name)
-            if file is None:
-                file = _File(self._location.inside(self._root, name))
-                self._files.put(name, file)
-            return file.read(start, stop)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            return error
+
+def _bytes_of(pixels: Pixels) -> memoryview:
+    found: memoryview = pixels.reshape(-1).view(np.uint8).data
+    return found
 
 
 def _end_of(index: Index) -> int:
     """Bytes of a shard before its index."""
     ends = index[index[:, 0] != ABSENT].sum(1)
     return int(ends.max(initial=np.uint64(0)))
-
-
-class _File:
-    """A file of a local store: many threads read it at once, and it is closed with the last."""
-
-    def __init__(self, path: str) -> None:
-        self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self._size = os.fstat(self._handle).st_size
-
-    def read(self, start: int, stop: int | None) -> Bytes:
-        """Bytes from `start`, which may count from the end, up to `stop`."""
-        start = max(0, self._size + start) if start < 0 else start
-        # Memory of NumPy's, which for a whole shard is a few large pages, not thousands.
-        data = np.empty(max(0, (self._size if stop is None else stop) - start), np.uint8)
-        n = 0
-        while n < len(data) and (got := os.preadv(self._handle, [data[n:].data], start + n)):
-            n += got
-        return data[:n]
-
-    def __del__(self) -> None:
-        if (handle := getattr(self, "_handle", None)) is not None:
-            os.close(handle)
-
-
-_OPEN: WeakSet[PatchReader] = WeakSet()
-"""Readers of local stores in this process."""
-
-
-class _Recent(Generic[Key, Value]):
-    """What was used last, up to a number."""
-
-    def __init__(self, most: Callable[[], int]) -> None:
-        self._most, self._lock = most, threading.Lock()
-        self._found: OrderedDict[Key, Value] = OrderedDict()
-
-    def get(self, key: Key) -> Value | None:
-        with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-            return self._found.get(key)
-
-    def put(self, key: Key, value: Value) -> None:
-        with self._lock:
-            self._found[key] = value
-            most = self._most()
-            while len(self._found) > most:
-                self._found.popitem(last=False)

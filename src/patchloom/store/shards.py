@@ -28,6 +28,8 @@ __all__ = [
 Bytes = bytes | memoryview
 """What an object is put together from."""
 Encode = Callable[[npt.NDArray[Any]], Bytes]
+_SMALL = 128 * 2**10
+"""Bytes of a patch that is decoded more quickly into memory just used than into that of a batch."""
 ABSENT = 2**64 - 1
 """Where the index of a shard says that a row begins that is not stored."""
 
@@ -60,30 +62,32 @@ def decoder(spec: ArraySpec) -> Callable[[bytes], npt.NDArray[Any]]:
     return decode
 
 
-def decoder_into(
-    spec: ArraySpec,
-) -> Callable[[npt.NDArray[np.uint8], npt.NDArray[Any]], None]:
+def decoder_into(spec: ArraySpec) -> Callable[[npt.NDArray[np.uint8], memoryview], None]:
     """A function from the bytes of one patch, its checksum included, into memory of its size."""
     config, stored = spec.codec.config, spec.dtype.newbyteorder("<")
-    decode = decoder(spec)
+    decode, nbytes = decoder(spec), spec.patch_bytes
     direct = stored.isnative and config is not None and config["id"] == "blosc"
     plain = stored.isnative and config is None
+    small = direct and nbytes <= _SMALL
     word: Callable[[Any, int], tuple[int]] = struct.Struct("<I").unpack_from
+    checksum, decompress = google_crc32c.value, blosc.decompress
 
-    def decode_into(data: npt.NDArray[np.uint8], place: npt.NDArray[Any]) -> None:
+    def decode_into(data: npt.NDArray[np.uint8], place: memoryview) -> None:
         # Blosc fills less than all of the memory without a word: its header tells how much.
         n = len(data) - 4
-        told = n if plain else word(data, 4)[0] if direct and n >= 8 else None
-        if told != place.nbytes:
-            place[...] = decode(data.tobytes())
+        told = word(data, 4)[0] if direct and n >= 8 else n if plain else None
+        if told != nbytes:
+            place[:] = decode(data.tobytes()).astype(spec.dtype).tobytes()
             return
         body = data[:n]
-        if google_crc32c.value(body) != word(data, n)[0]:
+        if checksum(body) != word(data, n)[0]:
             raise ValueError("its checksum does not match")
         if plain:
-            place.reshape(-1).view(np.uint8)[:] = body
+            place[:] = body.data
+        elif small:
+            place[:] = decompress(body)
         else:
-            blosc.decompress(body, place)
+            decompress(body, place)
 
     return decode_into
 
