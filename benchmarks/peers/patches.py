@@ -208,6 +208,7 @@ def serve(
     *,
     write: Callable[[Job, str], Written] | None = None,
     decode: Callable[[Job], int] | None = None,
+    prepare: Callable[[Job], dict[str, Any]] | None = None,
     package: str | None = None,
 ) -> None:
     """Answer requests, one a line, until there are no more.
@@ -222,6 +223,8 @@ def serve(
         How it cuts and writes, if not by handing patches out to a plain Zarr array.
     decode
         How it decodes each needed chunk once; answers how many pixels.
+    prepare
+        What is done before a side cuts and its clock runs; answers counts.
     package
         Whose version is told.
     """
@@ -229,9 +232,10 @@ def serve(
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = _answer(
-                request, Job(**json.loads(Path(request["job"]).read_text())), cut, write, decode
-            )
+            job = Job(**json.loads(Path(request["job"]).read_text()))
+            counts = prepare(job) if prepare is not None and request["what"] == "cut" else {}
+            answer = _answer(request, job, cut, write, decode)
+            answer["counts"] = {**counts, **answer["counts"]}
         except CannotError as error:
             answer = {"cannot": str(error)}
         except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, cast, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -70,11 +71,16 @@ def parse_patching(config: Mapping[str, Any] | BaseModel) -> AnyConfig:
             f"a patching has a name out of {sorted(_MODELS)}, got {given.get('name')!r}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
-    adapter: TypeAdapter[AnyConfig] = TypeAdapter(Annotated[AnyConfig, Field(discriminator="name")])
     try:
-        return adapter.validate_python(given)
+        return _adapter().validate_python(given)
     except ValidationError as error:
         raise ConfigError("; ".join(_sentences(error, name))) from None
+
+
+@cache
+def _adapter() -> TypeAdapter[AnyConfig]:
+    """What checks configurations; to make it takes longer than to use it."""
+    return TypeAdapter(Annotated[AnyConfig, Field(discriminator="name")])
 
 
 def placing(config: AnyConfig) -> AnyConfig:

@@ -128,13 +128,14 @@ class SharedBlocks:
 
     def _enter(self, leg: int) -> _Place:
         with self._changed:
+            if leg in self._done:  # the plan is gone through once more: every leg is ahead again
+                self._done.clear()
             idle = [place for place in self._places if not place.at_work]
             if not idle:
                 self._places.append(place := _Place(leg))
                 return place
             place = min(idle, key=lambda one: abs(leg - one.leg))
             place.leg, place.at_work = leg, True
-            self._done.discard(leg)
             self._shrink()
             return place
 
