@@ -30,10 +30,10 @@ from benchmarks import environment, records
 from benchmarks.asking import Asked, ask
 from benchmarks.peers.patches import whole_seal
 from benchmarks.records import FLOOR, OURS, Result
-from benchmarks.workloads import HUGE, SCENES, WORKLOADS, Workload
+from benchmarks.workloads import HUGE, SCENES, WIDE, WORKLOADS, Workload
 
 PROGRAMS = Path(__file__).parent / "peers"
-ALL = {**WORKLOADS, **SCENES, HUGE.name: HUGE}
+ALL = {**WORKLOADS, **SCENES, **WIDE, HUGE.name: HUGE}
 WHATS = ("decode", "cut", "cut+write")
 """What can be asked: every needed chunk decoded, patches in memory, patches written."""
 WARM = -1

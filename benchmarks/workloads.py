@@ -587,6 +587,16 @@ SCENES = {
 }
 """What else peers are compared on, by name."""
 
+WIDE = {
+    f"{small}-3x3": replace(
+        WORKLOADS[small],
+        name=f"{small}-3x3",
+        dataset=dataset.repeated(f"{dataset.name}-3x3", times),
+    )
+    for small, dataset, times in (("w1-misaligned", W1, (1, 3, 3)), ("w2", W2, (1, 3, 3)))
+}
+"""Nine times as much, which peers that hold the whole image can hold: 3.6 and 4.8 GB."""
+
 LARGE = {
     f"{small}-large": replace(
         WORKLOADS[small], name=f"{small}-large", dataset=dataset.repeated(name, times)
