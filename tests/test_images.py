@@ -96,7 +96,8 @@ def test_arrays_that_are_described_alike_share_it(tmp_path: Path) -> None:
             tmp_path / f"{name}.zarr", shape=(8, 8), chunks=(4, 4), dtype="int16", fill_value=fill
         )
         array.attrs["name"] = name
-    a, b, c = (i.source.metadata for i in patchloom.open_images(str(tmp_path / "*.zarr")))
+    sources: list[Any] = [i.source for i in patchloom.open_images(str(tmp_path / "*.zarr"))]
+    a, b, c = (source.metadata for source in sources)
     assert a is b
     assert a is not c
     assert (a.document["fill_value"], c.document["fill_value"]) == (0, 1)
