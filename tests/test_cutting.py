@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, TransposeCodec, ZstdC
 
 import patchloom
 from patchloom.errors import ChunkError
+from patchloom.patching.sequential import SequentialPatching
 from patchloom.run.batches import cut_batches
 from patchloom.sources.chunks import DirectReader
 from patchloom.store.schema import CODECS, ArraySpec, Codec
@@ -38,6 +40,32 @@ def images(tmp_path: Path) -> Any:
         array[...] = rng.integers(0, 200, (100, 90), dtype=dtype)
         found[name] = str(tmp_path / f"{name}.zarr")
     return patchloom.open_images(found["image"], labels=found["labels"], axes="yx")
+
+
+def test_tasks_do_not_look_at_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all tasks of a plan have in common is asked once, not of each image for each task."""
+    asked = []
+
+    class Counting(SequentialPatching):
+        @property
+        def is_aligned(self) -> bool:
+            asked.append(1)
+            return super().is_aligned
+
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(64, 64), chunks=(16, 16), dtype="uint8")
+    array[...] = 7
+    names = [str(k) for k in range(30)]
+    images = patchloom.open_images([str(tmp_path / "a.zarr")] * 30, ids=names)
+    plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]}, rows_per_shard=8)
+    assert plan.n_tasks > 10
+    shapes = [image.layout.data_shape for image in images]
+    plan = replace(plan)
+    monkeypatch.setitem(
+        plan.__dict__, "patching", Counting(shapes, (16, 16), chunks=[(16, 16)] * 30)
+    )
+    for task in range(plan.n_tasks):
+        assert sum(len(rows) for rows, _ in cut_batches(plan, plan.runs.shards(task)))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("order", ["spatial", "shuffled"])

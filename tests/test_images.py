@@ -89,6 +89,21 @@ def test_unknown_codecs_fall_back(tmp_path: Path) -> None:
     assert reader.reads.nbytes > 0
 
 
+def test_arrays_that_are_described_alike_share_it(tmp_path: Path) -> None:
+    """Ten thousand images of one kind are described once; what people wrote beside is no matter."""
+    for name, fill in (("a", 0), ("b", 0), ("c", 1)):
+        array = zarr.create_array(
+            tmp_path / f"{name}.zarr", shape=(8, 8), chunks=(4, 4), dtype="int16", fill_value=fill
+        )
+        array.attrs["name"] = name
+    sources: list[Any] = [i.source for i in patchloom.open_images(str(tmp_path / "*.zarr"))]
+    a, b, c = (source.metadata for source in sources)
+    assert a is b
+    assert a is not c
+    assert (a.document["fill_value"], c.document["fill_value"]) == (0, 1)
+    assert set(vars(pickle.loads(pickle.dumps(a)))) == {"format", "document"}
+
+
 def test_missing_chunks_are_fill_value(tmp_path: Path) -> None:
     """An absent chunk is its fill value; it counts as read."""
     path = tmp_path / "image.zarr"

@@ -78,6 +78,8 @@ def test_rows_and_positions_are_prefix_sums(kept: list[int], seed: int) -> None:
     assert cells.n_rows == first[-1]
     some = np.random.default_rng(seed).permutation(len(kept) + 1)
     assert cells.rows_of(some).tolist() == first[some].tolist()
+    low, high = sorted(some[:2].tolist())
+    assert cells.rows_of(np.arange(low, high + 1)).tolist() == first[low : high + 1].tolist()
     rows = np.random.default_rng(seed).permutation(int(first[-1]))
     want = np.searchsorted(first, rows, side="right") - 1
     assert cells.positions_of(rows).tolist() == want.tolist()

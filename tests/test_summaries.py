@@ -241,6 +241,25 @@ def test_power_sums_are_exact(data: npt.NDArray[np.float64], counts: npt.NDArray
     assert Sums.from_text(found.to_text()) == found
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    top=st.sampled_from([300, 2**16, 2**31 - 1, 2**31, 2**53]),
+    often=st.sampled_from([1, 2**20, 2**33, 2**45]),
+    halves=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_sums_of_whole_numbers_are_exact(top: int, often: int, halves: bool, seed: int) -> None:
+    """In 64 bits where they hold them, and else as those of any number."""
+    rng = np.random.default_rng(seed)
+    values = np.unique(rng.integers(-top, top, 50, endpoint=True)).astype(np.float64)
+    values[:1] += halves / 2
+    counts = rng.integers(0, often, len(values), endpoint=True)
+    found = power_sums(values, counts)
+    pairs = [(Fraction(v), n) for v, n in zip(values.tolist(), counts.tolist(), strict=True)]
+    assert found.first == sum(v * n for v, n in pairs) * 2**1074
+    assert found.second == sum(v * v * n for v, n in pairs) * 2**2148
+
+
 @pytest.mark.parametrize("dtype", WIDE)
 def test_large_images_are_counted_in_buckets_and_refined(dtype: str) -> None:
     """Beyond 65,536 values: the same for any cuts, small in memory, exact after few passes."""

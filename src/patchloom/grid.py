@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ class ChunkGrid:
         index = np.empty((len(self.counts), *np.shape(flat)), np.int64)
         for axis, column in enumerate(self.columns(flat)):
             index[axis] = column
-        return np.moveaxis(index, 0, -1)
+        return index.transpose(*range(1, index.ndim), 0)
 
     def columns(self, flat: npt.ArrayLike) -> list[npt.NDArray[Any]]:
         """`unflat`, one integer array an axis."""
@@ -152,6 +152,25 @@ def z_order(counts: Sequence[int], batch: int = 2**18) -> Iterator[Ints]:
     >>> [part.tolist() for part in z_order((2, 3))]
     [[0, 1, 3, 4, 2, 5]]
     """
+    if math.prod(counts) <= min(batch, 2**_TURN):
+        yield from _short(tuple(counts))
+        return
+    yield from _along(counts, batch)
+
+
+@lru_cache(maxsize=64)
+def _short(counts: tuple[int, ...]) -> tuple[Ints, ...]:
+    """A short curve, which many images have in common: read-only, and none of no cells."""
+    parts = [*_along(counts, math.prod(counts))]
+    if not parts:
+        return ()
+    whole = np.concatenate(parts)
+    whole.setflags(write=False)
+    return (whole,)
+
+
+def _along(counts: Sequence[int], batch: int) -> Iterator[Ints]:
+    """The curve as `z_order` gives it."""
     ndim = len(counts)
     bits = [max(0, n - 1).bit_length() for n in counts]
     strides = np.array([math.prod(counts[a + 1 :]) for a in range(ndim)], np.int64)

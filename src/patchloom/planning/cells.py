@@ -183,9 +183,17 @@ class Cells:
         """Patches in all."""
         return int(self._begins[-1])
 
+    @cached_property
+    def first_rows(self) -> Ints:
+        """Row of the first patch of each image, and the number of rows at the end: int64[k + 1]."""
+        return self.rows_of(self.bounds)
+
     def rows_of(self, positions: npt.ArrayLike) -> Ints:
         """Row of the first patch of some cells: int64[m]; the number of rows at ``len(self)``."""
         positions = np.asarray(positions, np.int64)
+        if len(positions) > 2 and (np.diff(positions) == 1).all():
+            upto = np.cumsum(self.kept[positions[:-1]], dtype=np.int64)
+            return np.append(0, upto) + self.rows_of(positions[:1])
         block = positions // _STRIDE
         rows: Ints = self._begins[block]
         for step in range(_STRIDE - 1):

@@ -161,7 +161,7 @@ class Plan(PublicNames):
         """Extent of what is cut on each spatial axis, context included, in pixels."""
         return self.cut.size
 
-    @property
+    @cached_property
     def is_aligned(self) -> bool:
         """Whether all that any patch needs lies inside its owner chunk."""
         plain = not any(self.cut.context) and not self.cut.is_mirrored
@@ -326,7 +326,7 @@ class Plan(PublicNames):
 
     def get_patch_indices(self, data_idx: int) -> Sequence[int] | Ints:
         """The rows of one image's patches, ascending: a range, or int64[n] if they are apart."""
-        low, high = self.cells.rows_of(self.cells.span(data_idx)).tolist()
+        low, high = self.cells.first_rows[data_idx : data_idx + 2].tolist()
         sequence = self.sequence
         if sequence.is_straight or low == high:
             return range(low, high)
@@ -336,8 +336,8 @@ class Plan(PublicNames):
 
     def n_patches_of(self, data_idx: int) -> int:
         """Patches of one image."""
-        low, high = self.cells.rows_of(self.cells.span(data_idx)).tolist()
-        return int(high - low)
+        first = self.cells.first_rows
+        return int(first[data_idx + 1] - first[data_idx])
 
     def patches(self, start: int, stop: int) -> list[Patches]:
         """The patches of rows [start, stop), image by image.

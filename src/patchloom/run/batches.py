@@ -78,7 +78,8 @@ def _cut(
         found = given.get((part.image, name))
         share = None
         if visit is not None and array.source.addressable and not is_context(name):
-            near = Nearby.of(plan, part.image, array.layout, np.unique(block), part.sample)
+            some = np.unique(block)
+            near = Nearby.of(plan, part.image, array.layout, some, part.sample, part)
             share = Share(visit, part.image, name, near.shared(plan))
         caches[name] = BlockCache(
             array,

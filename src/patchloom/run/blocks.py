@@ -220,11 +220,13 @@ class BlockCache:
         inside = layout.sample_in_block(sample) if layout.samples.shape else 0
         end = corner + np.asarray(out.shape[2:])
         low, high = layout.space.chunk_of(corner), layout.space.chunk_of(end - 1)
-        # All pieces at once, patch after patch: how far each one's block is from the patch's first.
-        on = np.argwhere(np.ones((high - low).max(0) + 1, np.bool_))
-        at = low[:, None] + on
-        patch, step = np.nonzero((at <= high[:, None]).all(-1))
-        at, corner = at[patch, step], corner[patch]
+        patch, at = np.arange(len(corner)), low
+        if (low < high).any():
+            # All pieces at once, patch after patch: how far each one's block is from the first.
+            on = np.argwhere(np.ones((high - low).max(0) + 1, np.bool_))
+            near = low[:, None] + on
+            patch, step = np.nonzero((near <= high[:, None]).all(-1))
+            at, corner = near[patch, step], corner[patch]
         first = at * chunks
         start, stop = np.maximum(corner, first), np.minimum(end[patch], first + chunks)
         numbers = layout.blocks_of(np.full(len(at), sample), at).tolist()
@@ -262,20 +264,21 @@ class BlockCache:
         layout = self._image.layout
         inside = layout.sample_in_block(sample) if layout.samples.shape else 0
         low, high = layout.space.chunk_of(start), layout.space.chunk_of(stop - 1)
-        one = np.asarray([sample])
         if (low == high).all():
-            block = self._held[int(layout.blocks_of(one, low[None])[0])]
+            block = self._held[int(layout.blocks_of(np.asarray([sample]), low[None])[0])]
             return block[inside], layout.space.box(low.tolist())[0]
         region = np.empty((layout.n_channels, *(stop - start)), self._image.dtype)
-        for step in np.ndindex(*(high - low + 1).tolist()):
-            at = low + np.asarray(step)
-            first, last = layout.space.box(at.tolist())
+        origin = start.tolist()
+        every = low + np.argwhere(np.ones(high - low + 1, np.bool_))
+        numbers = layout.blocks_of(np.full(len(every), sample), every)
+        for number, at in zip(numbers.tolist(), every.tolist(), strict=True):
+            first, last = layout.space.box(at)
             extent = [b - a for a, b in zip(first, last, strict=True)]
-            into, of = overlap(first, extent, start.tolist(), region.shape[1:])
+            into, of = overlap(first, extent, origin, region.shape[1:])
             # Into one that is not held, no patch of this step reaches.
-            found = self._held.get(int(layout.blocks_of(one, at[None])[0]))
+            found = self._held.get(number)
             region[(slice(None), *into)] = 0 if found is None else found[inside][(slice(None), *of)]
-        return region, start.tolist()
+        return region, origin
 
     def _load(self, blocks: Ints) -> None:
         decode = (

@@ -290,7 +290,7 @@ def _cut_image(run: _Run, part: Patches, begun: dict[int, _Shard]) -> Iterator[_
         counter = missed = share = None
         shares = run.visit is not None and array.source.addressable and not is_context(name)
         if name == "image" or shares:
-            near = Nearby.of(plan, index, array.layout, np.unique(block), sample)
+            near = Nearby.of(plan, index, array.layout, np.unique(block), sample, part)
         if name == "image":
             span = int(turn[0]), int(turn[-1])
             counter, missed = _counter(run, index, array.layout, near, span, begun)
@@ -385,6 +385,8 @@ def _equal(values: Ints) -> list[Ints]:
     """Positions of equal values, value by value."""
     if not len(values):
         return []
+    if (values == values[0]).all():
+        return [np.arange(len(values))]
     order = np.argsort(values, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
 
@@ -450,6 +452,10 @@ def _counter(
     written; only that shard's task counts it, when it comes by in that turn, over the union
     of all patches of the plan.
     """
+    space, sample = layout.space, layout.own_samples(near.patches.sample)
+    origin = space.unflat(near.blocks % space.n_chunks) * np.asarray(space.chunks)
+    position, samples = layout.samples_of(near.blocks)
+    first = np.searchsorted(position, np.arange(len(near.blocks) + 1))
     owner = near.turn[near.patch[near.begin]]
     here = (owner >= span[0]) & (owner <= span[1])
     owner //= run.plan.rows_per_shard
@@ -462,7 +468,9 @@ def _counter(
             return
         run.counts["chunks_owned"] += layout.chunks_per_block
         members = near.patch[near.begin[k] : near.end[k]]
-        _tally(run, shard, index, layout, flat, pixels, near.patches.take(members))
+        corner = near.patches.corner[members] - origin[k]
+        own = samples[first[k] : first[k + 1]]
+        _tally(run, shard, index, pixels, own, sample[members], corner)
 
     def missed(flat: int) -> None:
         k = place[flat]
@@ -477,24 +485,22 @@ def _tally(
     run: _Run,
     shard: _Shard,
     index: int,
-    layout: Layout,
-    block: int,
     pixels: Pixels,
-    patches: Patches,
+    samples: Ints,
+    own: Ints,
+    corner: Ints,
 ) -> None:
-    size, image = run.plan.cut.size, run.plan.images[index]
-    first, _ = layout.space.box(layout.space.unflat(block % layout.space.n_chunks).tolist())
-    extent = pixels.shape[2:]
-    _, samples = layout.samples_of(np.asarray([block]))
-    own = layout.own_samples(patches.sample)
-    low = np.clip(patches.corner - np.asarray(first), 0, extent)
-    high = np.clip(patches.corner + np.asarray(size) - np.asarray(first), 0, extent)
+    """Count a block: its samples, and the sample and corner in the block of each patch there."""
+    size, image = np.asarray(run.plan.cut.size), run.plan.images[index]
+    extent = np.asarray(pixels.shape[2:])
+    low = np.minimum(np.maximum(corner, 0), extent)
+    high = np.minimum(np.maximum(corner + size, 0), extent)
     for inside, sample in enumerate(samples.tolist()):
         mine = own == sample
         if not mine.any():
             continue
-        for some, where, times in counted(run.job.each, low[mine], high[mine], extent):
-            for channel in range(layout.n_channels):
+        for some, where, times in counted(run.job.each, low[mine], high[mine], pixels.shape[2:]):
+            for channel in range(pixels.shape[1]):
                 tally = shard.tallies.get((index, channel))
                 if tally is None:
                     tally = shard.tallies[index, channel] = Tally(pixels.dtype, image.nodata)

@@ -32,7 +32,15 @@ class Nearby:
     end: Ints
 
     @classmethod
-    def of(cls, plan: Plan, image: int, layout: Layout, blocks: Ints, samples: Ints) -> Nearby:
+    def of(
+        cls,
+        plan: Plan,
+        image: int,
+        layout: Layout,
+        blocks: Ints,
+        samples: Ints,
+        known: Patches | None = None,
+    ) -> Nearby:
         """Of some blocks of one array over an image.
 
         Parameters
@@ -45,10 +53,14 @@ class Nearby:
             Ascending: int64[n].
         samples
             Where one array serves all samples of the image: those to look at.
+        known
+            Patches of the image that are at hand: of a small one often all.
         """
-        own = plan.images[image].layout
-        around = lying_under(own, layout, blocks, samples)
-        [patches] = plan.along(plan.touching(image, around))
+        if known is not None and len(known) == plan.n_patches_of(image):
+            patches = known
+        else:
+            around = lying_under(plan.images[image].layout, layout, blocks, samples)
+            [patches] = plan.along(plan.touching(image, around))
         turn = plan.sequence.turns_of(patches.rank)
         sample = layout.own_samples(patches.sample)
         patch, block = touches(layout, sample, patches.corner, plan.cut)

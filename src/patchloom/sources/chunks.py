@@ -11,8 +11,8 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
 from typing import Any
 
 import google_crc32c
@@ -85,7 +85,16 @@ class ArrayMetadata:
 
     def parsed(self) -> Any:
         """zarr-python's own metadata object."""
-        return _parsed(self.format, json.dumps(self.document, sort_keys=True))
+        return _parsed(self.format, self.text)
+
+    @cached_property
+    def text(self) -> str:
+        """The document, written in one way only."""
+        return json.dumps(self.document, sort_keys=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is derived is derived again: it need not travel.
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @lru_cache(maxsize=64)
@@ -121,13 +130,8 @@ def reader_for(
         When the run began, in seconds since 1970: what is written later is refused, where the
         store tells it.
     """
-    parsed = metadata.parsed()
-    inner = metadata.chunks
-    decoder = (
-        _decoder_v2(metadata.document, parsed)
-        if metadata.format == 2
-        else _decoder_v3(metadata.document, parsed)
-    )
+    parsed, inner = metadata.parsed(), metadata.chunks
+    decoder = _decoder(metadata.format, metadata.text)
     if decoder is None:
         return ZarrReader(location, parsed, inner)
     return DirectReader(location, metadata, parsed, inner, *decoder, since)
@@ -421,6 +425,13 @@ def _counting(location: Location, reads: Reads) -> Any:
     store = FsspecStore.from_url(location.url, storage_options=location.tried_once, read_only=True)
     location.leave_retries(store.fs)
     return Counting(store)
+
+
+@lru_cache(maxsize=64)
+def _decoder(version: int, text: str) -> tuple[Decode, _Sharding | None] | None:
+    """What reads the chunks of all arrays of one document; None if zarr-python has to."""
+    make = _decoder_v2 if version == 2 else _decoder_v3
+    return make(json.loads(text), _parsed(version, text))
 
 
 def _decoder_v2(document: Mapping[str, Any], parsed: Any) -> tuple[Decode, None]:

@@ -78,9 +78,11 @@ def exactly(values: Floats, counts: Ints, dtype: np.dtype[Any], nodata: float | 
     nan = np.isnan(values)
     gone = values == nodata if nodata is not None else np.zeros(len(values), bool)
     kept = ~(nan | gone)
-    found, place = np.unique(values[kept] + 0.0, return_inverse=True)
-    often = np.zeros(len(found), np.int64)
-    np.add.at(often, place, counts[kept])
+    found, often = values[kept] + 0.0, counts[kept]
+    if not (np.diff(found) > 0).all():
+        found, place = np.unique(found, return_inverse=True)
+        often = np.zeros(len(found), np.int64)
+        np.add.at(often, place, counts[kept])
     bits: Bits = floors(found, dtype)
     nans, nodatas = int(counts[nan].sum()), int(counts[gone].sum())
     return Summary(found, often, bits=bits, nans=nans, nodata=nodatas)

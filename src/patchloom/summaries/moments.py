@@ -104,6 +104,8 @@ def power_sums(values: Floats, counts: Ints | None = None, *, short: bool = Fals
     """
     total = Sums()
     if counts is not None:
+        if (found := _whole_sums(values, counts)) is not None:
+            return found
         # Numbers of times are sums of powers of two.
         for bit in range(int(counts.max(initial=0)).bit_length()):
             part = power_sums(values[(counts >> bit) & 1 == 1], short=short)
@@ -122,6 +124,18 @@ def power_sums(values: Floats, counts: Ints | None = None, *, short: bool = Fals
         for mine, shift in zip((~(tiny | huge), tiny, huge), _SHIFTS, strict=True):
             total = total.plus(_band(some[mine], shift))
     return total
+
+
+def _whole_sums(values: Floats, counts: Ints) -> Sums | None:
+    """Sums of whole numbers, if 64 bits hold them, as those of most integer images."""
+    top = float(np.abs(values).max(initial=0))
+    if top >= 2**31 or top * top * float(counts.sum()) >= 2.0**62:
+        return None
+    whole = values.astype(np.int64)
+    if (whole != values).any():
+        return None
+    often = whole * counts
+    return Sums(int(often.sum()) << _UNIT, int(often @ whole) << 2 * _UNIT)
 
 
 def _band(values: Floats, shift: int) -> Sums:
