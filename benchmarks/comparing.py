@@ -185,6 +185,10 @@ class _Runs:
     equal: bool | str | None = None
     reason: str | None = None
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
+    is_whole: bool = False
+    """Whether some patches were compared byte by byte."""
+    is_part: bool = False
+    """Whether all patches were compared by one value in a few."""
 
     @property
     def seconds(self) -> dict[int, float]:
@@ -268,7 +272,7 @@ class Comparison:
         else:
             found = np.load(self.scratch / "found.npy")
             found = found[found[:, 0] % asked.every == 0]
-            self._judge(run, asked, asked.wrong(found, whole=True))
+            self._judge(run, asked, found, whole=True)
 
     def _warm(self, asked: Asked, job: Path, what: str, run: _Runs) -> None:
         """Run once, compare what came out, and forget the time unless it was long."""
@@ -276,11 +280,16 @@ class Comparison:
         if not run.is_over:
             run.answers.clear()
 
-    def _judge(self, run: _Runs, asked: Asked, wrong: str | None) -> None:
+    def _judge(
+        self, run: _Runs, asked: Asked, found: Any, *, whole: bool, written: bool = False
+    ) -> None:
+        """Compare seals, and say of the side all that was compared so far."""
+        wrong = asked.wrong(found, whole)
         if wrong:
             run.reason, run.equal = f"wrong: {wrong}", f"differs: {wrong}"
-        else:
-            run.equal = asked.sentence()
+            return
+        run.is_whole, run.is_part = run.is_whole or whole, run.is_part or not whole
+        run.equal = asked.sentence(whole=run.is_whole, part=run.is_part, written=written)
 
     def _run(self, asked: Asked, job: Path, what: str, run: _Runs, k: int) -> None:
         if self.requests:
@@ -301,12 +310,12 @@ class Comparison:
                 return
             found = np.load(self.scratch / "found.npy")
             if what == "cut":
-                self._judge(run, asked, asked.wrong(found, whole=False))
+                self._judge(run, asked, found, whole=False)
             elif not run.equal:
                 array = self.scratch / "out" / (answer["array"] or "")
                 by_rows = answer["array"] is not None
                 seals = _written(array, found, asked.every, by_rows)
-                self._judge(run, asked, asked.wrong(seals, whole=True))
+                self._judge(run, asked, seals, whole=True, written=True)
         finally:
             shutil.rmtree(self.scratch / "out", ignore_errors=True)
 
