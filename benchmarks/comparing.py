@@ -445,7 +445,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     names = list(dict.fromkeys([FLOOR, OURS, *(options.peer or PEERS)]))
-    results = list(records.load(options.output).results) if _is_file(options.output) else []
+    results: list[Result] = []
     with ExitStack() as stack:
         temporary = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="patchloom-peers-"))
@@ -477,16 +477,12 @@ def main(argv: Sequence[str]) -> int:
                             lambda row: print(row, flush=True),
                         )
                         found += _absent(absent, f"{key}{suffix}", what, question)
-                        results = _merged(results, found)
+                        results += found
                         if options.output is not None:
-                            records.save(options.output, "peers", argv, results)
+                            records.add(options.output, "peers", argv, found)
                 for side in sides:
                     side.close()
     return int(any(str(result.equal).startswith("differs") for result in results))
-
-
-def _is_file(path: Path | None) -> bool:
-    return path is not None and path.exists()
 
 
 def _scaled(workload: Workload, scale: float) -> Workload:
@@ -507,12 +503,6 @@ def _absent(absent: Mapping[str, str], name: str, what: str, asked: Asked) -> li
         for side, reason in absent.items()
         if _takes_part(side, name, what)
     ]
-
-
-def _merged(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
-    """All results, the newer ones in place of older ones of the same."""
-    keyed = {(r.workload, r.what, r.side): r for r in [*old, *new]}
-    return list(keyed.values())
 
 
 Place = tuple[dict[str, Asked], str, Mapping[str, str], "Callable[[], int] | None"]
