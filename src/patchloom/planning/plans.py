@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel
 
-from patchloom.errors import ConfigError, PatchloomError, PlanError, SourceError
+from patchloom.errors import BudgetError, ConfigError, PatchloomError, PlanError, SourceError
 from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.normalization import SCALE
@@ -43,6 +43,7 @@ from patchloom.planning.rows import Rows, ranges, stretches_of, union
 from patchloom.planning.runs import (
     Runs,
     arrange,
+    fewer_rows,
     pack_units,
     patches_together,
     shard_layout,
@@ -942,16 +943,37 @@ class Plan(PublicNames):
         return found.laid_out(self.rows_per_shard)
 
     def laid_out(self, rows_per_shard: int | None) -> Plan:
-        """The same patches in shards of so many rows; of near 32 MiB by default.
+        """The same patches in shards of so many rows.
+
+        By default near 32 MiB, or the first half, quarter and so on of it, down to a sixteenth,
+        that fits into the memory.
 
         Raises
         ------
         BudgetError
-            If one shard does not fit into the memory.
+            If one shard does not fit into the memory; of shards that were asked for, it names
+            fewer rows that do, if there are.
         """
         units = self.cells.unit_begins(self.images)
+        sizes = self.cells.unit_sizes(units)
         patch_bytes = math.prod(self.patch_shape) * self.dtype.itemsize
-        rows = rows_per_shard or shard_rows(patch_bytes, self.cells.unit_sizes(units))
+        rows = rows_per_shard or shard_rows(patch_bytes, sizes)
+        try:
+            return self._in_shards(rows, units)
+        except BudgetError as error:
+            refused = error
+        for fewer in fewer_rows(rows, sizes) if self.window is None else ():
+            try:
+                found = self._in_shards(fewer, units)
+            except BudgetError as error:
+                refused = refused if rows_per_shard else error
+                continue
+            if rows_per_shard is None:
+                return found
+            raise BudgetError(f"{refused}; rows_per_shard={fewer} fits") from None
+        raise refused
+
+    def _in_shards(self, rows: int, units: Ints | None) -> Plan:
         order = None
         if self.is_aligned and self.order == "spatial":
             order = pack_units(self.cells, units, rows)
