@@ -676,11 +676,16 @@ class Plan(PublicNames):
             cost = {"not_priced": str(error)}
         return {**cost, **self.figures()}
 
-    def figures(self) -> dict[str, Any]:
-        """What it takes, in the words of `RunReport`. Asks no store."""
+    def figures(self, *, count: bool = True) -> dict[str, Any]:
+        """What it takes, in the words of `RunReport`. Asks no store.
+
+        Parameters
+        ----------
+        count
+            Whether to tell also what may cost as much as looking at each patch: of chunks and
+            decodes, splits, and how windows mix.
+        """
         size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
-        needed, reads = self.chunks_needed, self.chunk_reads
-        sizes = self.cells.unit_sizes(self.cells.unit_begins(self.images))
         return {
             "n_images": len(self.images),
             "n_candidates": self.n_patches + sum(self.rejected.values()),
@@ -688,22 +693,36 @@ class Plan(PublicNames):
             "rejected": dict(self.rejected),
             "planning_reads": self.planning_reads,
             **(
-                {"split": {"patches": self.split_counts, **self.split_report}} if self.split else {}
+                {"split": {"patches": self.split_counts, **self.split_report}}
+                if count and self.split
+                else {}
             ),
             **({"classes": dict(self.class_counts)} if self.class_counts else {}),
             "n_shards": self.n_shards,
             "rows_per_shard": self.rows_per_shard,
-            "layout": shard_layout(self.rows_per_shard, size, sizes),
+            **({"layout": self._layout} if count else {}),
             "n_tasks": self.n_tasks,
+            **(self._counted() if count else {}),
+            "bytes_output": self.n_patches * size,
+            "peak_memory": self.runs.peak_memory,
+            "memory": self.memory,
+            **(self._windows() if count and self.order == "shuffled" else {}),
+            "fingerprint": self.fingerprint,
+        }
+
+    @property
+    def _layout(self) -> str:
+        size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
+        sizes = self.cells.unit_sizes(self.cells.unit_begins(self.images))
+        return shard_layout(self.rows_per_shard, size, sizes)
+
+    def _counted(self) -> dict[str, Any]:
+        needed, reads = self.chunks_needed, self.chunk_reads
+        return {
             "chunks_needed": needed,
             "chunk_reads": reads,
             "role_reads": self.role_reads,
             "read_amplification": reads / needed if needed else 1.0,
-            "bytes_output": self.n_patches * size,
-            "peak_memory": self.runs.peak_memory,
-            "memory": self.memory,
-            **(self._windows() if self.order == "shuffled" else {}),
-            "fingerprint": self.fingerprint,
         }
 
     def _windows(self) -> dict[str, Any]:
