@@ -121,7 +121,7 @@ def test_a_side_that_cannot_says_why(
 def test_all_sides_cut_and_write_the_same(workload: str, tmp_path: Path) -> None:
     """Ours, the floor, a loop over zarr and plain Dask."""
     output = tmp_path / "peers.json"
-    scale = "0.0004" if workload == "crowd" else "0.125"
+    scale = "0.0004" if workload == "crowd" else "0.05"
     command = ["--workload", workload, "--scale", scale, "--rounds", "1", "--output", str(output)]
     peers = ["--peer", "zarr", "--peer", "dask"]
     assert comparing.main([*command, *peers, "--cache", str(tmp_path / "cache")]) == 0
