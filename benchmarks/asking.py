@@ -16,7 +16,7 @@ import numpy.typing as npt
 import zarr
 
 import patchloom
-from benchmarks.peers.patches import part_seal, whole_seal
+from benchmarks.peers.patches import STEP, part_seal, whole_seal
 from benchmarks.workloads import Sources, Workload
 
 COMPARED = 256
@@ -76,15 +76,36 @@ class Asked:
             return f"{len(different)} of {len(due)} patches differ, such as {different[0]}"
         return None
 
-    def sentence(self) -> bool | str:
-        """What an equal outcome was compared by."""
-        if self.every == 1:
+    def sentence(self, *, whole: bool, part: bool, written: bool = False) -> bool | str | None:
+        """What an equal outcome was compared by.
+
+        Parameters
+        ----------
+        whole
+            Whether every `every`-th patch was compared byte by byte.
+        part
+            Whether all patches were compared by one value in
+            :data:`~benchmarks.peers.patches.STEP`.
+        written
+            Whether the patches that were compared byte by byte were read back from what was
+            written.
+
+        Returns
+        -------
+        bool or str or None
+            True where that is every byte of every patch; None where nothing was compared.
+        """
+        if self.parts is None:
+            return "no oracle: the image is too large to be held"
+        if whole and self.every == 1:
             return True
-        return (
-            f"{len(self.wholes)} patches byte by byte, all {self.n_patches} by one value in 997"
-            if self.parts is not None
-            else "no oracle: the image is too large to be held"
-        )
+        said = []
+        if whole:
+            how = "read back, byte by byte" if written else "byte by byte"
+            said.append(f"{len(self.wholes)} of {self.n_patches} patches {how}")
+        if part:
+            said.append(f"all {self.n_patches} by one value in {STEP}")
+        return ", ".join(said) or None
 
 
 def ask(workload: Workload, cache: Path, hold: int = 2**33) -> Asked:

@@ -410,7 +410,7 @@ def suite(board: Board) -> str:
 
 
 def source(board: Board, name: str) -> str:
-    """Where a record lies, on what it was measured, and the command that does it again."""
+    """Where a record lies, on what it was measured, and the commands that do it again."""
     path = f"`benchmarks/results/{name}.json`"
     document = board.documents.get(name)
     if document is None:
@@ -421,8 +421,30 @@ def source(board: Board, name: str) -> str:
         there = f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB"
     named = ("python", "numpy", "zarr", "numcodecs", "dask")
     kept = ", ".join(f"{n} {versions[n]}" for n in named if n in versions)
-    command = _wrapped(document["command"])
-    return f"{path}: {there}; {kept}.\n\n```console\n$ {command}\n```"
+    of = _commands(document)
+    unknown = of.pop(None, [])
+    known = {command: names for command, names in of.items() if command is not None}
+    if not known:
+        known, unknown = {document["command"]: []}, []
+    lines = list[str]()
+    for command, names in known.items():
+        if len(known) > 1 or unknown:
+            lines.append(f"# {'; '.join(names)}")
+        lines.append(f"$ {_wrapped(command)}")
+    text = f"{path}: {there}; {kept}.\n\n```console\n{chr(10).join(lines)}\n```"
+    if unknown:
+        text += f"\n\nThe file does not tell the command that measured {'; '.join(unknown)}."
+    return text
+
+
+def _commands(document: Document) -> dict[str | None, list[str]]:
+    """What each command measured that made a part of a record; None of what does not tell."""
+    rows = [(row.get("command"), row["workload"]) for row in document.get("results", ())]
+    rows += [(one.get("command"), one["name"]) for one in document.get("series", ())]
+    found: dict[str | None, list[str]] = {}
+    for command, name in dict.fromkeys(rows):
+        found.setdefault(command, []).append(name)
+    return found
 
 
 def _wrapped(command: str) -> str:

@@ -185,6 +185,10 @@ class _Runs:
     equal: bool | str | None = None
     reason: str | None = None
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
+    is_whole: bool = False
+    """Whether some patches were compared byte by byte."""
+    is_part: bool = False
+    """Whether all patches were compared by one value in a few."""
 
     @property
     def seconds(self) -> dict[int, float]:
@@ -268,7 +272,7 @@ class Comparison:
         else:
             found = np.load(self.scratch / "found.npy")
             found = found[found[:, 0] % asked.every == 0]
-            self._judge(run, asked, asked.wrong(found, whole=True))
+            self._judge(run, asked, found, whole=True)
 
     def _warm(self, asked: Asked, job: Path, what: str, run: _Runs) -> None:
         """Run once, compare what came out, and forget the time unless it was long."""
@@ -276,11 +280,16 @@ class Comparison:
         if not run.is_over:
             run.answers.clear()
 
-    def _judge(self, run: _Runs, asked: Asked, wrong: str | None) -> None:
+    def _judge(
+        self, run: _Runs, asked: Asked, found: Any, *, whole: bool, written: bool = False
+    ) -> None:
+        """Compare seals, and say of the side all that was compared so far."""
+        wrong = asked.wrong(found, whole)
         if wrong:
             run.reason, run.equal = f"wrong: {wrong}", f"differs: {wrong}"
-        else:
-            run.equal = asked.sentence()
+            return
+        run.is_whole, run.is_part = run.is_whole or whole, run.is_part or not whole
+        run.equal = asked.sentence(whole=run.is_whole, part=run.is_part, written=written)
 
     def _run(self, asked: Asked, job: Path, what: str, run: _Runs, k: int) -> None:
         if self.requests:
@@ -301,12 +310,12 @@ class Comparison:
                 return
             found = np.load(self.scratch / "found.npy")
             if what == "cut":
-                self._judge(run, asked, asked.wrong(found, whole=False))
+                self._judge(run, asked, found, whole=False)
             elif not run.equal:
                 array = self.scratch / "out" / (answer["array"] or "")
                 by_rows = answer["array"] is not None
                 seals = _written(array, found, asked.every, by_rows)
-                self._judge(run, asked, asked.wrong(seals, whole=True))
+                self._judge(run, asked, seals, whole=True, written=True)
         finally:
             shutil.rmtree(self.scratch / "out", ignore_errors=True)
 
@@ -436,7 +445,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     names = list(dict.fromkeys([FLOOR, OURS, *(options.peer or PEERS)]))
-    results = list(records.load(options.output).results) if _is_file(options.output) else []
+    results: list[Result] = []
     with ExitStack() as stack:
         temporary = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="patchloom-peers-"))
@@ -468,16 +477,12 @@ def main(argv: Sequence[str]) -> int:
                             lambda row: print(row, flush=True),
                         )
                         found += _absent(absent, f"{key}{suffix}", what, question)
-                        results = _merged(results, found)
+                        results += found
                         if options.output is not None:
-                            records.save(options.output, "peers", argv, results)
+                            records.add(options.output, "peers", argv, found)
                 for side in sides:
                     side.close()
     return int(any(str(result.equal).startswith("differs") for result in results))
-
-
-def _is_file(path: Path | None) -> bool:
-    return path is not None and path.exists()
 
 
 def _scaled(workload: Workload, scale: float) -> Workload:
@@ -498,12 +503,6 @@ def _absent(absent: Mapping[str, str], name: str, what: str, asked: Asked) -> li
         for side, reason in absent.items()
         if _takes_part(side, name, what)
     ]
-
-
-def _merged(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
-    """All results, the newer ones in place of older ones of the same."""
-    keyed = {(r.workload, r.what, r.side): r for r in [*old, *new]}
-    return list(keyed.values())
 
 
 Place = tuple[dict[str, Asked], str, Mapping[str, str], "Callable[[], int] | None"]

@@ -27,7 +27,6 @@ import zarr
 from zarr.codecs import BloscCodec
 
 import patchloom
-from benchmarks import records
 from benchmarks.peers.batches import STEP, Asked
 from benchmarks.records import FLOOR, OURS, Result
 
@@ -441,24 +440,6 @@ def _result(
         },
         reason=None if done == n else f"stopped after {seconds:.0f} s",
     )
-
-
-def add(path: Path, benchmark: str, argv: Sequence[str], results: Sequence[Result]) -> None:
-    """Save results, beside those of other workloads that the file has already.
-
-    Parameters
-    ----------
-    path
-        The JSON file.
-    benchmark, argv
-        What followed ``python -m benchmarks``.
-    results
-        What was found.
-    """
-    new = {(r.workload, r.what, r.side) for r in results}
-    old = records.load(path).results if path.exists() else ()
-    kept = [r for r in old if (r.workload, r.what, r.side) not in new]
-    records.save(path, benchmark, argv, [*kept, *results])
 
 
 HEADER = (

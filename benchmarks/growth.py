@@ -340,7 +340,9 @@ def _save(
     """Write what is known so far, beside the factors that were measured before."""
     measured = [one["factor"] for one in series]
     before = records.load(path).figures["series"] if path.exists() else []
-    kept = [*(one for one in before if one["factor"] not in measured), *series]
+    told = environment.command("growth", argv)
+    kept = [one for one in before if one["factor"] not in measured]
+    kept += [one | {"command": told} for one in series]
     kept.sort(key=lambda one: [*FACTORS].index(one["factor"]))
     records.save(path, "growth", argv, [], series=kept, others_cores=others)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import courses, epochs
+from benchmarks import courses, epochs, records
 from benchmarks.floor import run_cut
 from benchmarks.job import plan_of
 from benchmarks.records import FLOOR, OURS, Result
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 found = among_orders(name, cache, options)
             if options.output is not None:
-                epochs.add(options.output, "live", argv or (), found)
+                records.add(options.output, "live", argv or (), found)
     return 0
 
 

@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.epochs import ALONE, HEADER, ORDERS, PEERS, add, compare, draw, row, sides
+from benchmarks import records
+from benchmarks.epochs import ALONE, HEADER, ORDERS, PEERS, compare, draw, row, sides
 from benchmarks.records import FLOOR, OURS
 
 SIDE = 128
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     results = compare(some, order, them, rounds=told.rounds, seconds=told.seconds)
                     print(*map(row, results), sep="\n", flush=True)
                     if told.output is not None:
-                        add(told.output, "loading", argv or (), results)
+                        records.add(told.output, "loading", argv or (), results)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ class Result:
         ``copies``, ``peak_mib`` and others, by name.
     reason
         Why this side cannot do the workload, was stopped, or was not run here.
+    command
+        The command that measured it; ``None`` in a file that several runs made before each
+        result told its own.
 
     Raises
     ------
@@ -73,6 +76,7 @@ class Result:
     equal: bool | str | None = None
     counts: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
+    command: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.done <= self.of:
@@ -118,14 +122,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Record:
-    """What one run of one benchmark found.
+    """What one run of one benchmark found, or several that added to one file.
 
     Parameters
     ----------
     benchmark
         What followed ``python -m benchmarks``.
     command
-        How to measure it again.
+        The last one that wrote into the file; each result tells its own.
     machine, versions
         From :mod:`benchmarks.environment`.
     results
@@ -158,6 +162,36 @@ def save(
     figures
         Whatever else the benchmark keeps, by name.
     """
+    told = environment.command(benchmark, argv)
+    _write(path, benchmark, argv, [replace(result, command=told) for result in results], figures)
+
+
+def add(path: Path, benchmark: str, argv: Sequence[str], results: Iterable[Result]) -> None:
+    """Write results beside those that a file has already, in place of older ones of the same.
+
+    Parameters
+    ----------
+    path
+        The file; it and its folder are made.
+    benchmark, argv
+        What followed ``python -m benchmarks``.
+    results
+        One a workload, thing done, and side. Those that stay keep the command that made them.
+    """
+    told = environment.command(benchmark, argv)
+    old = load(path).results if path.exists() else ()
+    found = {(r.workload, r.what, r.side): r for r in old}
+    found |= {(r.workload, r.what, r.side): replace(r, command=told) for r in results}
+    _write(path, benchmark, argv, found.values(), {})
+
+
+def _write(
+    path: Path,
+    benchmark: str,
+    argv: Sequence[str],
+    results: Iterable[Result],
+    figures: Mapping[str, Any],
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [asdict(result) for result in results]
     environment.save(path, benchmark, argv, results=rows, **figures)
@@ -174,7 +208,7 @@ def load(path: Path) -> Record:
     Returns
     -------
     Record
-        Equal to what was saved.
+        Equal to what was saved, each result with its command.
 
     Raises
     ------

@@ -348,8 +348,6 @@ def test_auto_fits_into_the_memory(tmp_path: Path) -> None:
     """Where the default shard does not fit, a smaller one does; where none does, it says so."""
     images = stored(tmp_path, (2048, 2048), (256, 256), dtype="float32")
     config = {"name": "sequential", "patch_size": [128, 128]}
-    with pytest.raises(BudgetError):
-        patchloom.plan(images, config, memory="20 MiB")
     plan = patchloom.plan(images, config, memory="20 MiB", align="auto")
     assert plan.runs.peak_memory <= 20 * 2**20
     assert plan.n_patches == 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -47,9 +48,16 @@ def test_each_record_says_how_it_was_made() -> None:
         document = json.loads(path.read_text())
         assert document["command"].startswith("python -m benchmarks"), path.name
         assert document["versions"]["patchloom"], path.name
-        assert not re.search(r"(?<![\w.~-])/(?:home|root|tmp)/", document["command"]), path.name
+        for command in [document["command"], *_commands(document)]:
+            assert not re.search(r"(?<![\w.~-])/(?:home|root|tmp|work)/", command), path.name
         if "results" in document:
             assert records.load(path).results or document.keys() & {"series", "runs", "reason"}
+
+
+def _commands(document: dict[str, Any]) -> list[str]:
+    """Of every result, run and series that tells one."""
+    parts = [part for name in ("results", "series", "runs") for part in document.get(name, ())]
+    return [part["command"] for part in parts if part.get("command")]
 
 
 def test_all_runs_what_the_page_shows() -> None:
@@ -78,9 +86,37 @@ def test_results_survive_saving(tmp_path: Path) -> None:
     ]
     records.save(tmp_path / "new" / "peers.json", "peers", ["--cache", "/a/b/cache"], some, more=1)
     found = records.load(tmp_path / "new" / "peers.json")
-    assert found.results == tuple(some)
+    told = "python -m benchmarks peers --cache cache"
+    assert found.results == tuple(replace(result, command=told) for result in some)
     assert (found.benchmark, found.figures) == ("peers", {"more": 1})
-    assert found.command == "python -m benchmarks peers --cache cache"
+    assert found.command == told
+
+
+def test_each_result_keeps_the_command_that_made_it(tmp_path: Path) -> None:
+    """When others are added to its file; of a file from before that the last command is known."""
+    path = tmp_path / "peers.json"
+    records.save(path, "peers", ["--workload", "w1"], [_result("zarr", 4.0), _result(FLOOR, 3.0)])
+    document = json.loads(path.read_text())
+    for row in document["results"]:
+        del row["command"]
+    path.write_text(json.dumps(document))
+    once = board.source(Board.read(tmp_path), "peers")
+    assert "$ python -m benchmarks peers --workload w1\n" in once
+    assert "#" not in once
+
+    records.add(path, "peers", ["--cache", "/a/b"], [_result("zarr", 5.0)])
+    other = replace(_result(OURS, 1.0), workload="w3")
+    records.add(path, "peers", ["--workload", "w3"], [other])
+    found = {r.side: (r.seconds, r.command) for r in records.load(path).results}
+    assert found == {
+        "zarr": (5.0, "python -m benchmarks peers --cache b"),
+        FLOOR: (3.0, None),
+        OURS: (1.0, "python -m benchmarks peers --workload w3"),
+    }
+    text = board.source(Board.read(tmp_path), "peers")
+    assert "# w2\n$ python -m benchmarks peers --cache b\n" in text
+    assert "# w3\n$ python -m benchmarks peers --workload w3\n" in text
+    assert text.endswith("The file does not tell the command that measured w2.")
 
 
 def _result(side: str, seconds: float, **more: Any) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,31 @@ def test_wrong_patches_are_found_and_not_timed(
     assert str(found.reason).startswith("wrong")
 
 
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("cut", "{some} of {n} patches byte by byte, all {n} by one value in 997"),
+        ("cut+write", "{some} of {n} patches read back, byte by byte"),
+    ],
+)
+def test_a_record_says_what_was_compared_and_no_more(
+    asked: Asked, what: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was written only some patches are looked at, and all of their bytes."""
+    wholes = {number: seal for number, seal in asked.wholes.items() if number % 3 == 0}
+    some = replace(asked, every=3, wholes=wholes)
+    found = _compare(some, what, tmp_path, monkeypatch, "pass")
+    assert found.equal == told.format(some=len(wholes), n=asked.n_patches)
+    assert _compare(asked, what, tmp_path, monkeypatch, "pass").equal is True
+
+
+def test_what_has_no_oracle_says_so(asked: Asked) -> None:
+    """However few patches there are; and what was not compared claims nothing."""
+    bare = replace(asked, parts=None, wholes={})
+    assert str(bare.sentence(whole=True, part=True)).startswith("no oracle")
+    assert replace(asked, every=3).sentence(whole=False, part=False) is None
+
+
 def test_a_late_side_is_stopped_and_told_by_its_patches(
     asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +121,7 @@ def test_a_side_that_cannot_says_why(
 def test_all_sides_cut_and_write_the_same(workload: str, tmp_path: Path) -> None:
     """Ours, the floor, a loop over zarr and plain Dask."""
     output = tmp_path / "peers.json"
-    scale = "0.0004" if workload == "crowd" else "0.125"
+    scale = "0.0004" if workload == "crowd" else "0.05"
     command = ["--workload", workload, "--scale", scale, "--rounds", "1", "--output", str(output)]
     peers = ["--peer", "zarr", "--peer", "dask"]
     assert comparing.main([*command, *peers, "--cache", str(tmp_path / "cache")]) == 0

@@ -304,6 +304,27 @@ def test_wrong_plans_are_refused(
     options["patching"] = patching
 
 
+@pytest.mark.parametrize("order", ["spatial", "shuffled"])
+def test_default_shards_fit_into_the_memory(order: str, tmp_path: Path) -> None:
+    """Of patches few of which share a chunk; asked for, too many are refused with a number."""
+    zarr.create_array(tmp_path / "a.zarr", shape=(4096, 4096), chunks=(256, 256), dtype="uint16")
+    images = patchloom.open_images(tmp_path / "a.zarr")
+    patching = {"name": "random", "patch_size": [96, 96], "n_patches": 2000}
+    by_default = patchloom.plan(images, patching, order=order)
+    told: dict[str, Any] = {"order": order, "memory": "24 MiB"}
+    tight = patchloom.plan(images, patching, **told)
+    assert tight.runs.peak_memory <= 24 * 2**20
+    assert by_default.rows_per_shard // 16 <= tight.rows_per_shard < by_default.rows_per_shard
+    assert tight.figures()["layout"].endswith("as asked, or as the memory allows")
+    with pytest.raises(BudgetError, match=r"; rows_per_shard=\d+ fits$") as caught:
+        patchloom.plan(images, patching, rows_per_shard=by_default.rows_per_shard, **told)
+    rows = int(str(caught.value).rpartition("rows_per_shard=")[2].partition(" ")[0])
+    typed = patchloom.plan(images, patching, rows_per_shard=rows, **told)
+    assert typed.fingerprint == tight.fingerprint
+    with pytest.raises(BudgetError, match=r"rows_per_shard \(\d+\) or the patch size \[96, 96\]$"):
+        patchloom.plan(images, patching, order=order, memory="256 KiB")
+
+
 def test_memory_does_not_grow_with_the_shards_of_a_chunk() -> None:
     """A shard's counts are held if it owns a block that is there, not one for each shard."""
     images = patchloom.open_images(np.zeros((9, 29, 29), "float32"), axes="zyx")

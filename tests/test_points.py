@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +36,9 @@ from patchloom.errors import (
     SourceError,
     SourceMissingError,
 )
+from patchloom.location import Location
 from patchloom.points import first_pixels
+from patchloom.sources.tables import parquet_table
 from tests.servers.http import HttpServer
 
 SLIDES = ["007", "a06", "007", "010", "a06"]
@@ -226,9 +229,32 @@ def test_partitioned_parquet(tmp_path: Path) -> None:
     for name, rows in (("007", slice(0, 2)), ("008", slice(2, 5))):
         (tmp_path / "cells.parquet" / f"image={name}").mkdir(parents=True)
         pq.write_table(TABLE[rows], tmp_path / "cells.parquet" / f"image={name}" / "0.parquet")
-    points = read_points(tmp_path / "cells.parquet", image="image", columns="count")
-    assert points.images == ("007", "008")
-    assert points.columns.to_pydict() == {"count": [1, 2, 3, 4, 5]}
+    here = f"memory://{tmp_path.name}.parquet"
+    fsspec.filesystem("memory").put(str(tmp_path / "cells.parquet"), here, recursive=True)
+    for url in (tmp_path / "cells.parquet", here):
+        points = read_points(url, image="image", columns="count")
+        assert points.images == ("007", "008")
+        assert points.columns.to_pydict() == {"count": [1, 2, 3, 4, 5]}
+
+
+def test_columns_from_afar_are_those_of_the_disk(tmp_path: Path) -> None:
+    """Read without threads of Arrow: types, nulls, dictionaries, row groups, absent columns."""
+    kinds = pa.array(["u", None, "v"]).dictionary_encode()
+    table = pa.table({"y": [1.5, 2.5, 3.5], "x": [1, None, 3], "kind": kinds})
+    (tmp_path / "p.parquet").mkdir()
+    pq.write_table(table, tmp_path / "p.parquet" / "0.parquet", row_group_size=2)
+    pq.write_table(table.drop_columns("x"), tmp_path / "p.parquet" / "1.parquet")
+    here = f"memory://{tmp_path.name}.parquet"
+    fsspec.filesystem("memory").put(str(tmp_path / "p.parquet"), here, recursive=True)
+    near = parquet_table(Location.of(tmp_path / "p.parquet"), None)
+    far = parquet_table(Location.of(here), None)
+    assert far.names == near.names == ("y", "x", "kind")
+    for names in (far.names, ["kind", "y"], []):
+        found, expected = far.fetch(names), near.fetch(names)
+        assert list(found) == list(expected)
+        for name in names:
+            assert found[name].type == expected[name].type
+            assert found[name].to_pylist() == expected[name].to_pylist()
 
 
 def test_names_of_columns() -> None:

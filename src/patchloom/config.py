@@ -251,7 +251,7 @@ class Job(BaseModel):
     seed: Whole = 0
     """Fixes every random draw."""
     rows_per_shard: AtLeastOne | None = None
-    """Patches of one output shard; by default near 32 MiB."""
+    """Patches of one output shard; by default near 32 MiB, or fewer that fit into the memory."""
     window: AtLeastOne | None = None
     """Groups of chunks that are mixed under `shuffled`; by default as many as memory admits."""
     group_by: str | None = None

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from patchloom.arrays.h5py_module import h5py_module
 from patchloom.arrays.targets import Wanted
 from patchloom.errors import ConfigError, ExistsError, PatchloomError, StoreError, WriteError
 from patchloom.location import Location
@@ -47,7 +48,7 @@ class Hdf5Target:
         self._broken = False
         if self._state is not None:
             try:
-                with _h5py().File(self._path, "r") as file:
+                with h5py_module().File(self._path, "r") as file:
                     self._check(file)
             except PatchloomError:
                 raise
@@ -57,14 +58,14 @@ class Hdf5Target:
                     f"{location.describe(error)}"
                 ) from None
         else:
-            _h5py()
+            h5py_module()
 
     def _check(self, file: Any) -> None:
         where = f"{self._wanted.name!r} in {self._path!r}"
         if self._wanted.name not in file:
             return
         found = file[self._wanted.name]
-        if not isinstance(found, _h5py().Dataset) or found.file != file or found.is_virtual:
+        if not isinstance(found, h5py_module().Dataset) or found.file != file or found.is_virtual:
             raise ExistsError(f"a dataset stands where nothing else does, but {where} is there")
         chunks = found.chunks or found.shape or (1,)
         self._wanted.check(where, found.shape, found.dtype, int(chunks[0]))
@@ -78,7 +79,7 @@ class Hdf5Target:
 
     def tail(self, start: int) -> Pixels:
         """The committed rows from one on."""
-        with _h5py().File(self._path, "r") as file:
+        with h5py_module().File(self._path, "r") as file:
             found: Pixels = file[self._wanted.name][start : self.n_committed]
             return found
 
@@ -139,7 +140,7 @@ class Hdf5Target:
                 os.makedirs(os.path.dirname(self._path), exist_ok=True)
                 if self._state is not None:
                     shutil.copyfile(self._path, self._part)
-                self._file = _h5py().File(self._part, "a")
+                self._file = h5py_module().File(self._part, "a")
             except OSError as error:
                 raise self._refused(error) from error
         if wanted.name not in self._file:
@@ -169,13 +170,3 @@ class Hdf5Target:
             f"rows must be writable, but a copy of {self._path!r} was refused ({error}); free "
             f"space or mend the permission: the {self.n_committed:,} rows that are committed stay"
         )
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise ConfigError(
-            "HDF5 needs h5py, which is not installed; pip install 'patchloom[hdf5]'"
-        ) from None
-    return h5py

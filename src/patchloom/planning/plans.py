@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel
 
-from patchloom.errors import ConfigError, PatchloomError, PlanError, SourceError
+from patchloom.errors import BudgetError, ConfigError, PatchloomError, PlanError, SourceError
 from patchloom.image import Image
 from patchloom.location import Location
 from patchloom.normalization import SCALE
@@ -43,6 +43,7 @@ from patchloom.planning.rows import Rows, ranges, stretches_of, union
 from patchloom.planning.runs import (
     Runs,
     arrange,
+    fewer_rows,
     pack_units,
     patches_together,
     shard_layout,
@@ -675,11 +676,16 @@ class Plan(PublicNames):
             cost = {"not_priced": str(error)}
         return {**cost, **self.figures()}
 
-    def figures(self) -> dict[str, Any]:
-        """What it takes, in the words of `RunReport`. Asks no store."""
+    def figures(self, *, count: bool = True) -> dict[str, Any]:
+        """What it takes, in the words of `RunReport`. Asks no store.
+
+        Parameters
+        ----------
+        count
+            Whether to tell also what may cost as much as looking at each patch: of chunks and
+            decodes, splits, and how windows mix.
+        """
         size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
-        needed, reads = self.chunks_needed, self.chunk_reads
-        sizes = self.cells.unit_sizes(self.cells.unit_begins(self.images))
         return {
             "n_images": len(self.images),
             "n_candidates": self.n_patches + sum(self.rejected.values()),
@@ -687,22 +693,36 @@ class Plan(PublicNames):
             "rejected": dict(self.rejected),
             "planning_reads": self.planning_reads,
             **(
-                {"split": {"patches": self.split_counts, **self.split_report}} if self.split else {}
+                {"split": {"patches": self.split_counts, **self.split_report}}
+                if count and self.split
+                else {}
             ),
             **({"classes": dict(self.class_counts)} if self.class_counts else {}),
             "n_shards": self.n_shards,
             "rows_per_shard": self.rows_per_shard,
-            "layout": shard_layout(self.rows_per_shard, size, sizes),
+            **({"layout": self._layout} if count else {}),
             "n_tasks": self.n_tasks,
+            **(self._counted() if count else {}),
+            "bytes_output": self.n_patches * size,
+            "peak_memory": self.runs.peak_memory,
+            "memory": self.memory,
+            **(self._windows() if count and self.order == "shuffled" else {}),
+            "fingerprint": self.fingerprint,
+        }
+
+    @property
+    def _layout(self) -> str:
+        size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
+        sizes = self.cells.unit_sizes(self.cells.unit_begins(self.images))
+        return shard_layout(self.rows_per_shard, size, sizes)
+
+    def _counted(self) -> dict[str, Any]:
+        needed, reads = self.chunks_needed, self.chunk_reads
+        return {
             "chunks_needed": needed,
             "chunk_reads": reads,
             "role_reads": self.role_reads,
             "read_amplification": reads / needed if needed else 1.0,
-            "bytes_output": self.n_patches * size,
-            "peak_memory": self.runs.peak_memory,
-            "memory": self.memory,
-            **(self._windows() if self.order == "shuffled" else {}),
-            "fingerprint": self.fingerprint,
         }
 
     def _windows(self) -> dict[str, Any]:
@@ -942,16 +962,37 @@ class Plan(PublicNames):
         return found.laid_out(self.rows_per_shard)
 
     def laid_out(self, rows_per_shard: int | None) -> Plan:
-        """The same patches in shards of so many rows; of near 32 MiB by default.
+        """The same patches in shards of so many rows.
+
+        By default near 32 MiB, or the first half, quarter and so on of it, down to a sixteenth,
+        that fits into the memory.
 
         Raises
         ------
         BudgetError
-            If one shard does not fit into the memory.
+            If one shard does not fit into the memory; of shards that were asked for, it names
+            fewer rows that do, if there are.
         """
         units = self.cells.unit_begins(self.images)
+        sizes = self.cells.unit_sizes(units)
         patch_bytes = math.prod(self.patch_shape) * self.dtype.itemsize
-        rows = rows_per_shard or shard_rows(patch_bytes, self.cells.unit_sizes(units))
+        rows = rows_per_shard or shard_rows(patch_bytes, sizes)
+        try:
+            return self._in_shards(rows, units)
+        except BudgetError as error:
+            refused = error
+        for fewer in fewer_rows(rows, sizes) if self.window is None else ():
+            try:
+                found = self._in_shards(fewer, units)
+            except BudgetError as error:
+                refused = refused if rows_per_shard else error
+                continue
+            if rows_per_shard is None:
+                return found
+            raise BudgetError(f"{refused}; rows_per_shard={fewer} fits") from None
+        raise refused
+
+    def _in_shards(self, rows: int, units: Ints | None) -> Plan:
         order = None
         if self.is_aligned and self.order == "spatial":
             order = pack_units(self.cells, units, rows)

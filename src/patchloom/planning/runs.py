@@ -32,6 +32,7 @@ __all__ = [
     "arrange",
     "borders",
     "fetch_bytes",
+    "fewer_rows",
     "pack",
     "pack_units",
     "patches_together",
@@ -149,6 +150,34 @@ def shard_rows(patch_bytes: int, kept: Column) -> int:
     return 1 << (fit.bit_length() - 1)
 
 
+def fewer_rows(rows: int, kept: Column) -> Iterator[int]:
+    """Smaller shards, each of about half as many patches, down to a sixteenth.
+
+    Parameters
+    ----------
+    rows
+        Patches of a shard.
+    kept
+        As of `shard_rows`.
+
+    Yields
+    ------
+    int
+        Whole units while there are any.
+
+    Examples
+    --------
+    >>> list(fewer_rows(511, np.array([73, 20]))), list(fewer_rows(3, np.array([5])))
+    ([219, 73, 64, 32], [2, 1])
+    """
+    largest, least = max(1, int(kept.max(initial=1))), max(1, rows // 16)
+    while rows > least:
+        half = rows // 2 if rows >= 2 * largest else 1 << ((rows - 1).bit_length() - 1)
+        rows = half // largest * largest or half
+        if rows >= least:
+            yield rows
+
+
 def shard_layout(rows: int, patch_bytes: int, kept: Column) -> str:
     """What a chunk and a shard of a store hold, and why.
 
@@ -164,11 +193,12 @@ def shard_layout(rows: int, patch_bytes: int, kept: Column) -> str:
     >>> print(shard_layout(8, 2**20, np.array([4, 4, 4, 4])))
     ... # doctest: +NORMALIZE_WHITESPACE
     a chunk is one patch (1.0 MiB), to be read alone; a shard is one object of 8 patches
-    (8.0 MiB), as asked
+    (8.0 MiB), as asked, or as the memory allows
     """
     n_patches = int(kept.sum(dtype=np.int64))
-    if rows != shard_rows(patch_bytes, kept):
-        why = "as asked"
+    default = shard_rows(patch_bytes, kept)
+    if rows != default:
+        why = "as asked, or as the memory allows" if rows < default else "as asked"
     elif rows >= n_patches:
         why = "all there are"
     elif rows % max(1, int(kept.max(initial=1))):
@@ -358,10 +388,11 @@ def arrange(
     worst = int(needs.max())
     if worst > memory:
         at = int(needs.argmax())
+        lower = f"rows_per_shard ({rows:,}) or " if rows > 1 else ""
         raise BudgetError(
             f"one task must fit into memory={memory:,} bytes, but shards {legs[at]:,} to "
             f"{legs[at + 1] - 1:,} of {rows:,} patches each need {worst:,}; raise memory, lower "
-            f"rows_per_shard ({rows:,}) or the patch size {list(cut.size)}"
+            f"{lower}the patch size {list(cut.size)}"
         )
     # Dask hands a task all its chunks at once: then the task is one leg.
     together = 1 if handed else _legs_of_task(len(needs), length * shard_bytes)

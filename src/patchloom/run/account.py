@@ -89,20 +89,7 @@ class Account:
     @property
     def planned(self) -> dict[str, Any]:
         """What was known beforehand, at the cost of chunks."""
-        plan = self.plan
-        if plan is None:
-            return {}
-        return {
-            "n_images": len(plan.images),
-            "n_candidates": plan.n_patches + sum(plan.rejected.values()),
-            "n_patches": plan.n_patches,
-            "rejected": dict(plan.rejected),
-            "n_shards": plan.n_shards,
-            "rows_per_shard": plan.rows_per_shard,
-            "n_tasks": plan.n_tasks,
-            "planning_reads": plan.planning_reads,
-            "memory": plan.memory,
-        }
+        return {} if self.plan is None else self.plan.figures(count=False)
 
     @property
     def sources(self) -> list[dict[str, Any]]:

@@ -109,7 +109,8 @@ def plan(
     seed
         Fixes every random draw.
     rows_per_shard
-        Patches of one output shard; by default near 32 MiB before compression.
+        Patches of one output shard; by default near 32 MiB before compression, or fewer where
+        such a shard does not fit into the memory.
     window
         Groups that are mixed with one another under ``"shuffled"``, about: one task holds
         them. By default as many as fit into the memory.

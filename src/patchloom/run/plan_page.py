@@ -104,7 +104,7 @@ def plan_page(
     budgets = [budget_of(plan.images[index], len(shown)) for index in shown]
     looks = [_look(plan, *each, most, side) for each in zip(shown, budgets, strict=True)]
     heading = title or "Plan of training patches"
-    figures = _figures(plan)
+    figures = plan.figures(count=plan.n_patches <= _COUNT)
     parts = [
         _head(heading, plan),
         _tiles(plan, counts, figures),
@@ -122,7 +122,7 @@ def plan_page(
 
 def glance(plan: Plan) -> str:
     """What a notebook shows: key figures and the first image's patches; reads nothing."""
-    rows = {label: text for _, label, text in worded(_figures(plan, count=False))}
+    rows = {label: text for _, label, text in worded(plan.figures(count=False))}
     shown = html_table("Plan", rows)
     if not plan.images:
         return shown
@@ -177,26 +177,6 @@ def _counts(plan: Plan) -> _Counts:
         if counted >= _COUNT:
             break
     return _Counts(kept, left, split, counted)
-
-
-def _figures(plan: Plan, count: bool = True) -> Mapping[str, Any]:
-    """What is known of a plan at the cost of its chunks, not of its patches."""
-    if count and plan.n_patches <= _COUNT:
-        return plan.figures()
-    size = int(np.prod(plan.patch_shape)) * plan.dtype.itemsize if plan.images else 0
-    return {
-        "n_images": len(plan.images),
-        "n_candidates": plan.n_patches + sum(plan.rejected.values()),
-        "n_patches": plan.n_patches,
-        "rejected": dict(plan.rejected),
-        "n_shards": plan.n_shards,
-        "rows_per_shard": plan.rows_per_shard,
-        "n_tasks": plan.n_tasks,
-        "bytes_output": plan.n_patches * size,
-        "peak_memory": plan.runs.peak_memory,
-        "memory": plan.memory,
-        "fingerprint": plan.fingerprint,
-    }
 
 
 # -- looking ------------------------------------------------------------------------------

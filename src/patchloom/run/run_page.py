@@ -234,7 +234,9 @@ def _timeline(account: Account) -> str:
 def _asked(account: Account) -> str:
     rows = [[escape(key), _text(key, value)] for key, value in account.asked.items()]
     shown = table("Settings of the plan and of the run, but for those that say nothing", rows)
-    told = {k: v for k, v in account.planned.items() if k != "memory"}
+    told = {
+        k: v for k, v in account.planned.items() if k not in _MEMORY | {"memory", "fingerprint"}
+    }
     if told:
         planned = [[named(key, label), text] for key, label, text in worded(told)]
         shown += table("The whole plan, known before any pixel was read", planned)

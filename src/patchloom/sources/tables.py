@@ -290,13 +290,41 @@ def parquet_table(location: Location, image: str | None) -> Table:
     def read(wanted: Sequence[str]) -> dict[str, Any]:
         names = [name for name in wanted if _is_plain(schema.field(name).type)]
         try:
-            table = RETRYING.call(lambda: data.to_table(columns=names))
+            table = RETRYING.call(lambda: _columns(data, names))
         except Exception as error:
             raise _unreadable(location, error) from error
         return {name: table.column(name) for name in names}
 
     names = tuple(name for name in schema.names if not _UNNAMED.fullmatch(name))
     return Table(repr(location.shown), names, read)
+
+
+def _columns(data: Any, names: Sequence[str]) -> Any:
+    """Columns of a data set; no thread of Arrow takes files of Python (see `arrow_file`)."""
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+    from pyarrow import fs
+
+    if not isinstance(data.filesystem, fs.PyFileSystem):
+        return data.to_table(columns=names)
+    fields = [data.schema.field(name) for name in names]
+    parts = [pa.schema(fields).empty_table()]
+    for fragment in data.get_fragments():
+        keys = ds.get_partition_keys(fragment.partition_expression)
+        with data.filesystem.open_input_file(fragment.path) as source:
+            # Neither ahead nor on many threads: all of it is read by this one.
+            file = pq.ParquetFile(source, pre_buffer=False)
+            stored = [n for n in names if n in file.schema_arrow.names]
+            found = file.read(columns=stored, use_threads=False)
+        n = found.num_rows
+        columns = [
+            found.column(field.name).cast(field.type)
+            if field.name in stored
+            else pa.repeat(pa.scalar(keys.get(field.name), field.type), n)
+            for field in fields
+        ]
+        parts.append(pa.table(columns, pa.schema(fields)))
+    return pa.concat_tables(parts)
 
 
 def _zarr(location: Location, positions: str | None) -> Table:

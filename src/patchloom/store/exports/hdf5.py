@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from patchloom.errors import SourceMissingError
+from patchloom.arrays.h5py_module import h5py_module
 from patchloom.store.exports.contents import Contents, Part
 from patchloom.store.exports.format import Format, Objects, numbered
 
@@ -42,7 +42,7 @@ class Hdf5Format(Format):
 
     def check(self, contents: Contents) -> None:
         """What makes the files is there."""
-        _h5py()
+        h5py_module()
 
     def _name(self, part: int) -> str:
         return "patches.h5" if self.one_file else f"patches-{part:06d}.h5"
@@ -65,7 +65,7 @@ class Hdf5Format(Format):
             yield self._name(part.number), path
 
     def _write(self, path: Path, contents: Contents, part: Part) -> None:
-        h5py = _h5py()
+        h5py = h5py_module()
         how: dict[str, Any] = {"track_times": False}
         if self.compression != "none":
             how |= {"compression": self.compression, "shuffle": True}
@@ -105,13 +105,3 @@ def _column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     if pa.types.is_boolean(column.type) and column.null_count:
         column = column.cast(pa.float64())
     return np.asarray(column.to_numpy())
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise SourceMissingError(
-            "HDF5 files are made by h5py, which is not installed; pip install 'patchloom[hdf5]'"
-        ) from None
-    return h5py
