@@ -1,4 +1,4 @@
-"""How often chunks are decoded along courses of windows that live patches could take, counted.
+"""How often chunks are decoded along courses of windows, the one of live patches last, counted.
 
 A cube of chunks, whose patches reach into the next chunk on each axis, is visited step by step;
 chunks are held up to some number, and those that were used least recently go first. Nothing is

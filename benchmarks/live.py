@@ -31,7 +31,7 @@ THREADS = 2
 """Of both sides."""
 SEVERAL = 4
 """Images that are mixed."""
-FEWER = (1, 2)
+FEWER = (1, 2, 4)
 """Windows besides the one by default."""
 GRID, GRID_SIDE, GRID_STRIDE = 64, 192, 160
 """Patches along each axis of the image that peers read, too; pixels of one, and how far apart."""

@@ -1,4 +1,7 @@
-"""Held: what a process has decoded, bounded in bytes; what was used least recently goes first."""
+"""Held: what a process has decoded, bounded in bytes.
+
+What was let go makes room first, then what was used least recently.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,7 @@ class Held(Generic[Key, Value]):
         self.counts = Counts()
         self._changed = threading.Condition()
         self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._gone: dict[Key, None] = {}
         self._claimed: set[Key] = set()
         self._held = self._reserved = 0
 
@@ -53,8 +57,14 @@ class Held(Generic[Key, Value]):
             found = {key: self._values[key][0] for key in keys if key in self._values}
             for key in found:
                 self._values.move_to_end(key)
+                self._gone.pop(key, None)
             self.counts.hits += len(found)
             return found
+
+    def let_go(self, keys: Iterable[Key]) -> None:
+        """Say of some values that they make room first; one that is asked for again does not."""
+        with self._changed:
+            self._gone.update((key, None) for key in keys if key in self._values)
 
     def claim(self, keys: Sequence[Key], most: int) -> list[Key]:
         """At most so many of some keys whose values are neither held nor being made.
@@ -114,5 +124,6 @@ class Held(Generic[Key, Value]):
 
     def _shrink(self, nbytes: int) -> None:
         while self._values and self._held > nbytes:
-            _, (_, size) = self._values.popitem(last=False)
-            self._held -= size
+            key = next(iter(self._gone or self._values))
+            self._gone.pop(key, None)
+            self._held -= self._values.pop(key)[1]

@@ -39,7 +39,7 @@ class LivePatches(Patches):
     memory
         Bytes of decoded chunks that one reader holds.
     window
-        Blocks that are visited together; by default from 4 to 256.
+        Blocks that are visited together; by default from 4 to 256, and fewer where 4 cost much.
     scaling
         What arrays are scaled with, by name.
     """
@@ -90,7 +90,7 @@ class LivePatches(Patches):
 
     def _unscaled(self) -> LiveReader:
         """What scores are of."""
-        return LiveReader(self._stretches.plan, self.blocks, self.memory)
+        return LiveReader(self._stretches, self.memory)
 
     def _identified(self) -> str:
         # Along other bands other patches have these positions.
@@ -120,10 +120,11 @@ class LivePatches(Patches):
         memory
             Bytes of decoded chunks that it holds; by default those of these patches.
         by_block
-            Of no use here: chunks are decoded when a patch needs them.
+            Whether bands are gone along, as loaders do unless all is mixed: what no later block
+            of a band needs makes room first.
         """
         scaling = {role_of(name): found for name, found in self.applied.items()}
-        return LiveReader(self._stretches.plan, self.blocks, memory or self.memory, scaling)
+        return LiveReader(self._stretches, memory or self.memory, scaling, goes_along=by_block)
 
     def summary(self) -> dict[str, Any]:
         """What an epoch window by window will cost, before anything is read.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,10 +20,11 @@ from patchloom.live.held import Held
 from patchloom.live.opened import Opened, is_in_memory
 from patchloom.live.pieces import Pieces
 from patchloom.live.places import Places
+from patchloom.live.stretches import Stretches
+from patchloom.live.wake import Stretch, Wake
 from patchloom.normalization import Normalization
 from patchloom.planning.incidence import Cut
 from patchloom.planning.lenses import around
-from patchloom.planning.plans import Plan
 from patchloom.planning.runs import fetch_bytes
 from patchloom.run.blocks import batch_blocks, decoded
 from patchloom.run.sharing import alone
@@ -55,24 +57,29 @@ class LiveReader:
 
     Parameters
     ----------
-    plan
-        Its patches.
-    bounds
-        Of the stretches that positions lie in: int64[k + 1].
+    stretches
+        Whose positions are read, of their plan's patches.
     memory
         Bytes of decoded chunks, and of places of patches, that it holds.
     scaling
         What arrays are scaled with, by role.
+    goes_along
+        Whether bands are gone along, so that what lies behind is held no longer.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        bounds: Ints,
+        stretches: Stretches,
         memory: int,
         scaling: dict[str, Normalization] | None = None,
+        *,
+        goes_along: bool = False,
     ) -> None:
-        self._plan, self._bounds, self._scaling = plan, bounds, scaling or {}
+        plan = stretches.plan
+        self._plan, self._bounds, self._scaling = plan, stretches.bounds, scaling or {}
+        self._trails = stretches.trails
+        self._bands = stretches.bands
+        self._wake = Wake(plan.images, stretches.bands, plan.cut) if goes_along else None
         self._opened = Opened(memory // 16)
         self._columns = Held[int, Places](memory // 8)
         self._held = Held[_Name, Pixels](memory - memory // 8 - memory // 16)
@@ -106,19 +113,13 @@ class LiveReader:
         positions = np.asarray(positions, np.int64)
         roles = {name: role_of(name) for name in arrays}
         self._check(positions, roles)
-        groups = [*self._grouped(positions)]
+        touched = dict[int, Stretch]()
+        groups = [*self._grouped(positions, touched)]
         size = self._size(groups)
         out = {name: self._empty(role, len(positions), size) for name, role in roles.items()}
         jobs = [(some, role, out[name]) for some in groups for name, role in roles.items()]
-        if self._pool is None or len(jobs) < 2:
-            for job in jobs:
-                self._fill(*job)
-        else:
-            # All of them, also if one fails: none is left behind at work.
-            done = [self._pool.submit(self._fill, *job) for job in jobs]
-            wait(done)
-            for one in done:
-                one.result()
+        with self._along(touched.values()):
+            self._do(jobs)
         return out
 
     def report(self) -> dict[str, Any]:
@@ -164,8 +165,8 @@ class LiveReader:
                 f"a position is in range({n}), got {int(positions.min())} to {int(positions.max())}"
             )
 
-    def _grouped(self, positions: Ints) -> Iterator[_Some]:
-        """The patches of some positions, image by image."""
+    def _grouped(self, positions: Ints, touched: dict[int, Stretch]) -> Iterator[_Some]:
+        """The patches of some positions, image by image, and the stretches of bands they are of."""
         stretch = np.searchsorted(self._bounds, positions, side="right") - 1
         order = np.argsort(stretch, kind="stable")
         cuts = np.flatnonzero(np.diff(stretch[order])) + 1
@@ -173,11 +174,21 @@ class LiveReader:
         for which in np.split(order, cuts) if len(order) else []:
             k = int(stretch[which[0]])
             whole = self._places(k)
+            if self._wake is not None and 0 in self._bands[whole.image].side:
+                touched[k] = self._stretch(k, whole)
             at = positions[which] - self._bounds[k]
             found.setdefault(whole.image, []).append((which, whole.take(at)))
         for image, parts in found.items():
             which = np.concatenate([one for one, _ in parts])
             yield _Some(image, which, Places.join([places for _, places in parts]))
+
+    def _stretch(self, k: int, places: Places) -> Stretch:
+        """One stretch, among those of its band."""
+        begin, end = self._bounds[k : k + 2].tolist()
+        band = int(np.searchsorted(self._trails, begin, side="right")) - 1
+        first, stop = self._trails[band : band + 2].tolist()
+        sample = int(places.sample[0])
+        return Stretch(band, k, places.image, sample, places.chunk, begin == first, end == stop)
 
     def _places(self, k: int) -> Places:
         """The patches of one stretch."""
@@ -208,7 +219,32 @@ class LiveReader:
         dtype = np.dtype(np.float32) if role in self._scaling else array.dtype
         return np.empty((n, array.layout.n_channels, *size), dtype)
 
+    @contextmanager
+    def _along(self, touched: Iterable[Stretch]) -> Iterator[None]:
+        """While some stretches are read, what they need is not let go."""
+        if self._wake is None:
+            yield
+            return
+        read, gone = self._wake.enter(touched)
+        self._held.let_go(gone)
+        try:
+            yield
+        finally:
+            self._held.let_go(self._wake.leave(read))
+
     # -- pixels -------------------------------------------------------------------------
+
+    def _do(self, jobs: Sequence[tuple[_Some, str, Pixels]]) -> None:
+        """Cut patches, several arrays at once where they are not here."""
+        if self._pool is None or len(jobs) < 2:
+            for job in jobs:
+                self._fill(*job)
+        else:
+            # All of them, also if one fails: none is left behind at work.
+            done = [self._pool.submit(self._fill, *job) for job in jobs]
+            wait(done)
+            for one in done:
+                one.result()
 
     def _fill(self, some: _Some, role: str, out: Pixels) -> None:
         """Cut some patches of one image out of one of its arrays."""

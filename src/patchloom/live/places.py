@@ -31,6 +31,8 @@ class Places:
     """First pixel of what is cut on each spatial axis: int32 or int64[n, ndim]."""
     size: Ints
     """Extent of what is cut: int64[ndim], or int64[n, ndim] where they differ."""
+    chunk: tuple[int, ...]
+    """The chunk of the image that owns the first of them."""
 
     @classmethod
     def of(cls, plan: Plan, low: int, high: int) -> Places:
@@ -44,7 +46,9 @@ class Places:
             sample = sample[:1].copy()
         extent = max(plan.images[part.image].layout.space.shape)
         narrow = np.int32 if extent < _WIDE else np.int64
-        return cls(part.image, sample, corner.astype(narrow), size)
+        space = plan.images[part.image].layout.space
+        chunk = space.unflat(int(plan.cells.cell[part.cell[0]]) % space.n_chunks)
+        return cls(part.image, sample, corner.astype(narrow), size, tuple(chunk.tolist()))
 
     @classmethod
     def join(cls, parts: Sequence[Places]) -> Places:
@@ -55,14 +59,16 @@ class Places:
         if size.ndim > 1:
             size = np.concatenate([part.size for part in parts])
         sample = np.concatenate([part.sample for part in parts])
-        return cls(parts[0].image, sample, np.concatenate([part.corner for part in parts]), size)
+        corner = np.concatenate([part.corner for part in parts])
+        return cls(parts[0].image, sample, corner, size, parts[0].chunk)
 
     def take(self, where: Ints) -> Places:
         """Some of them, in full."""
         size = self.size if self.size.ndim == 1 else self.size[where]
         alike = len(self.sample) == 1
         sample = np.full(len(where), self.sample[0]) if alike else self.sample[where]
-        return Places(self.image, sample, self.corner[where].astype(np.int64), size)
+        corner = self.corner[where].astype(np.int64)
+        return Places(self.image, sample, corner, size, self.chunk)
 
     @property
     def nbytes(self) -> int:

@@ -39,7 +39,8 @@ def stream(
         a ``DataLoader``); a number, or text such as ``"4 GiB"``.
     window
         Blocks that are mixed together. Of fewer each may be larger, and fewer chunks are decoded
-        again. By default as many as cost few of these, from 256 down to 4.
+        again. By default as many as cost few of these, from 256 down to 4, or to 1 where that
+        brings decodes to 1.1 for each needed chunk.
     normalize
         What the images, or arrays by name (``"images"``, ``"targets"``), are scaled with: they are
         float32 then. None gives pixels as the sources hold them.
