@@ -27,8 +27,8 @@ __all__ = ["WINDOWS", "Bands", "Stretches", "advice"]
 
 WINDOWS = (256, 128, 64, 32, 16, 12, 8, 6, 4)
 """Stretches of a window: as many of these as cost few chunks that are decoded again."""
-_NARROW = (*WINDOWS, 3, 2, 1)
-"""Those of rows: fewer where 4 cost many."""
+_NARROW = (*WINDOWS, 3)
+"""Those of rows: fewer where 4 cost many, but a batch of one or two places is no sample."""
 AMPLE = 1.08
 """Decodes for each needed chunk, as it is estimated, that are few."""
 FEW = 1.1
