@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import queue
 import shutil
@@ -214,7 +215,7 @@ class Comparison:
     seconds
         After which a run is stopped.
     once
-        A side whose first run took longer is run once.
+        A peer whose first run took longer is run once.
     scratch
         Folder for what is written.
     requests
@@ -233,7 +234,9 @@ class Comparison:
         """Check every side, run all of them in turns, and say what came out."""
         job = self.scratch / "job.json"
         job.write_text(json.dumps(asked.job))
-        runs = [_Runs(side, self.once) for side in sides]
+        runs = [
+            _Runs(side, math.inf if side.name in (FLOOR, OURS) else self.once) for side in sides
+        ]
         if what == "cut":
             for run in runs:
                 self._check(asked, job, run)
@@ -583,7 +586,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each side, in turns")
     parser.add_argument("--seconds", type=float, default=120.0, help="after which a run is stopped")
     parser.add_argument(
-        "--once", type=float, default=6.0, help="sides whose run takes longer are run once"
+        "--once", type=float, default=6.0, help="peers whose run takes longer are run once"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks images, or their number")
     parser.add_argument(
