@@ -233,8 +233,8 @@ def test_batches_that_grow_are_made_one_by_one() -> None:
     made: list[int] = []
 
     def grow(batch: Batch) -> Batch:
-        made.append(int(batch["image"].max()))
-        return {"x": np.zeros(2**10 if made[-1] < 100 else 2**20, "u1"), "k": made[-1]}
+        made.append(k := int(batch["image"].max()))
+        return {"x": np.zeros(2**10 if k < 100 else 2**20, "u1"), "k": k}
 
     batches = many.batches(1, shuffle=False, transform=grow, memory=4 * 2**20, threads=4)
     for batch in batches:
