@@ -183,7 +183,9 @@ def test_a_column_is_not_called_like_an_array() -> None:
         PIXELS, axes="CYX", weights=np.ones((48, 40)), sample={"weights": 1}
     )
     with pytest.raises(ConfigError, match=r"other names than arrays, got \['weights'\]"):
-        patchloom.materialize(patchloom.plan(images, GRID), "memory://named.zarr", progress=False)
+        patchloom.materialize(
+            patchloom.plan(images, GRID), "memory://roles-named.zarr", progress=False
+        )
 
 
 def test_saved_plans_keep_all_roles(tmp_path: Path) -> None:

@@ -789,8 +789,8 @@ def test_a_store_tells_median_mad_and_bars() -> None:
     pixels = np.random.default_rng(0).integers(0, 900, (2, 32, 32), dtype="uint16")
     images = patchloom.open_images(pixels, axes="CYX", ids=["a"])
     plan = patchloom.plan(images, {"name": "sequential", "patch_size": [16, 16]})
-    patchloom.materialize(plan, "memory://told.zarr", progress=False)
-    store = patchloom.open_patches("memory://told.zarr")
+    patchloom.materialize(plan, "memory://statistics-told.zarr", progress=False)
+    store = patchloom.open_patches("memory://statistics-told.zarr")
     for c, channel in enumerate(pixels.astype("float64")):
         row = store.statistics.isel(image=0, channel=c)
         assert row["median"].item() == np.median(channel)
