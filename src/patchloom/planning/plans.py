@@ -685,7 +685,6 @@ class Plan(PublicNames):
             Whether to tell also what may cost as much as looking at each patch: of chunks and
             decodes, splits, and how windows mix.
         """
-        size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
         return {
             "n_images": len(self.images),
             "n_candidates": self.n_patches + sum(self.rejected.values()),
@@ -703,7 +702,7 @@ class Plan(PublicNames):
             **({"layout": self._layout} if count else {}),
             "n_tasks": self.n_tasks,
             **(self._counted() if count else {}),
-            "bytes_output": self.n_patches * size,
+            "bytes_output": self.n_patches * self._patch_bytes,
             "peak_memory": self.runs.peak_memory,
             "memory": self.memory,
             **(self._windows() if count and self.order == "shuffled" else {}),
@@ -711,10 +710,14 @@ class Plan(PublicNames):
         }
 
     @property
+    def _patch_bytes(self) -> int:
+        """Bytes of the image of a patch, as it is stored before compression."""
+        return math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
+
+    @property
     def _layout(self) -> str:
-        size = math.prod(self.patch_shape) * self.dtype.itemsize if self.images else 0
         sizes = self.cells.unit_sizes(self.cells.unit_begins(self.images))
-        return shard_layout(self.rows_per_shard, size, sizes)
+        return shard_layout(self.rows_per_shard, self._patch_bytes, sizes)
 
     def _counted(self) -> dict[str, Any]:
         needed, reads = self.chunks_needed, self.chunk_reads
@@ -728,12 +731,11 @@ class Plan(PublicNames):
     def _windows(self) -> dict[str, Any]:
         """What a window of a shuffled plan holds, how many there are, and how well they mix."""
         rows = min(self.window_rows, self.n_patches)
-        nbytes = math.prod(self.patch_shape) * self.dtype.itemsize
         groups = min(len(self.groups), max(1, round(rows / max(1.0, self.groups.mean_rows))))
         return {
             "window_groups": groups,
             "window_rows": rows,
-            "window_bytes": rows * nbytes,
+            "window_bytes": rows * self._patch_bytes,
             "n_windows": -(-self.n_patches // self.window_rows) if rows else 0,
             "shuffle": self._mixed,
         }
@@ -975,8 +977,7 @@ class Plan(PublicNames):
         """
         units = self.cells.unit_begins(self.images)
         sizes = self.cells.unit_sizes(units)
-        patch_bytes = math.prod(self.patch_shape) * self.dtype.itemsize
-        rows = rows_per_shard or shard_rows(patch_bytes, sizes)
+        rows = rows_per_shard or shard_rows(self._patch_bytes, sizes)
         try:
             return self._in_shards(rows, units)
         except BudgetError as error:
